@@ -1,0 +1,123 @@
+//! How a run ends. Errors classify themselves; a handler just uses `?`.
+
+use std::{error::Error, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What a handler returns when its work is done.
+#[derive(Debug, Clone, Default)]
+pub struct Success {
+    /// What the client reads as `result`; at most 64 KiB of JSON.
+    pub result: Option<Value>,
+    /// The file that the job publishes with its success.
+    pub file: Option<PublishedFile>,
+}
+
+impl Success {
+    /// Done, with a result for the client.
+    #[must_use]
+    pub fn with(result: Value) -> Self {
+        Self { result: Some(result), file: None }
+    }
+}
+
+/// A file in object storage that becomes visible with the settle that finishes its job.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct PublishedFile {
+    /// The object's key; it carries the claim's token, so no two runs write the same object.
+    pub object_key: String,
+    /// The name that a browser saves it under.
+    pub file_name: String,
+    /// Its media type.
+    pub content_type: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The SHA-256 of its bytes.
+    pub sha256: [u8; 32],
+    /// When it is deleted.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// What kind of trouble a failure is; decides whether the job is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// May pass by itself: tried again with backoff.
+    Transient,
+    /// The other side said when to come back: tried again no sooner.
+    Limited,
+    /// Trying again can't help.
+    Permanent,
+}
+
+/// A run that did not succeed, in words for the job's owner and with the chain of causes for the operator.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Whether trying again may help.
+    pub class: FailureClass,
+    /// Stable word for programs: `timeout`, `panic`, `payload_invalid`, `source_unavailable` …
+    pub code: &'static str,
+    /// One sentence for a person: what, where, and what to do. Never a secret.
+    pub message: String,
+    /// What lay beneath, outermost first; for operators, not sent to end users.
+    pub causes: Vec<String>,
+    /// The pause that the other side asked for (`Retry-After`).
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// May pass: tried again by the kind's policy.
+    #[must_use]
+    pub fn transient(code: &'static str, message: impl Into<String>) -> Self {
+        Self { class: FailureClass::Transient, code, message: message.into(), causes: Vec::new(), retry_after: None }
+    }
+
+    /// Trying again can't help.
+    #[must_use]
+    pub fn permanent(code: &'static str, message: impl Into<String>) -> Self {
+        Self { class: FailureClass::Permanent, ..Self::transient(code, message) }
+    }
+
+    /// The other side asked to come back after `pause`.
+    #[must_use]
+    pub fn limited(code: &'static str, message: impl Into<String>, pause: Duration) -> Self {
+        Self { class: FailureClass::Limited, retry_after: Some(pause), ..Self::transient(code, message) }
+    }
+
+    /// Adds the chain of an error's causes: `error` itself first, then its sources, at most eight of 1,000 characters.
+    #[must_use]
+    pub fn caused_by(mut self, error: &(dyn Error + 'static)) -> Self {
+        let mut next = Some(error);
+        while let (Some(cause), true) = (next, self.causes.len() < 8) {
+            self.causes.push(cause.to_string().chars().take(1_000).collect());
+            next = cause.source();
+        }
+        self
+    }
+}
+
+/// How a run ended, as settle writes it.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// Done.
+    Succeeded(Success),
+    /// Not done; the class, the attempts left and a wish to cancel decide what follows.
+    Failed(Failure),
+    /// Its `start_by` had passed when it was claimed; nothing ran.
+    Expired,
+    /// Its owner cancelled it and it stopped.
+    Cancelled,
+    /// Claimed and not run, or stopped by our own shutdown: returned to its queue; costs no attempt.
+    HandedBack,
+}
+
+impl From<Result<Success, Failure>> for Outcome {
+    fn from(result: Result<Success, Failure>) -> Self {
+        match result {
+            Ok(success) => Self::Succeeded(success),
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The kinds of jobs: what each is, the same for whoever creates one and whoever runs one.
+//!
+//! A kind is one file here (payload, validation, queue, policy, estimate: the wire contract), one file of the same name in
+//! the worker's `handlers/` (how it is done) and, where clients get a door of its own, one in the API's `routes/`. Names
+//! are dotted and permanent; a renamed kind keeps its old name as an alias. A payload evolves by added fields with
+//! defaults: whoever creates a job is held to the letter (unknown fields are refused), whoever runs one reads what it knows.
+//!
+//! To add a kind: its file, a `mod` line and a line in [`Registry::new`]; then its handler (a test fails without it).
+
+mod export;
+mod probe;
+
+use std::{collections::HashMap, time::Duration};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+pub use export::{ExportCreate, ExportFormat};
+pub use probe::{ProbeOutcome, ProbeRun};
+
+use crate::{job::Policy, queue::Queue, tenant::Manifest};
+
+/// The largest payload, in bytes of JSON (design §3).
+pub const PAYLOAD_LIMIT: usize = 256 * 1024;
+
+/// One thing that is wrong with an input, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Violation {
+    /// RFC 6901 pointer into the body, such as `/payload/dataset`.
+    pub pointer: String,
+    /// What is wrong and what to send instead.
+    pub detail: String,
+}
+
+impl Violation {
+    /// What is wrong at a place.
+    #[must_use]
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), detail: detail.into() }
+    }
+}
+
+/// A kind of job, by its payload.
+pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The permanent, dotted name.
+    const NAME: &'static str;
+    /// Former names that still arrive.
+    const ALIASES: &'static [&'static str] = &[];
+    /// The queue it runs in unless the payload says otherwise.
+    const QUEUE: Queue;
+    /// How often and how patiently it is tried.
+    const POLICY: Policy = Policy::DEFAULT;
+    /// How long it is thought to take from acceptance to result, before anything was measured (R3).
+    const ESTIMATE: Duration;
+
+    /// The queue of this very job.
+    fn queue(&self) -> Queue {
+        Self::QUEUE
+    }
+
+    /// What is wrong with the payload by itself. Pointers are relative to the payload.
+    fn violations(&self) -> Vec<Violation> {
+        Vec::new()
+    }
+
+    /// What is wrong with the payload for this tenant and owner.
+    fn violations_for(&self, _tenant: &Manifest, _owner: Option<&str>) -> Vec<Violation> {
+        Vec::new()
+    }
+
+    /// A payload that uses every field, for the tests that hold all kinds to the contract.
+    fn sample() -> Self;
+}
+
+/// A payload that was found right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
+    /// The queue the job goes to.
+    pub queue: Queue,
+}
+
+/// Checks a payload for a tenant and owner.
+type Check = fn(&Value, &Manifest, Option<&str>) -> Result<Checked, Vec<Violation>>;
+
+/// What is known of a kind without its type.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// The permanent name.
+    pub name: &'static str,
+    /// Former names.
+    pub aliases: &'static [&'static str],
+    /// The default queue.
+    pub queue: Queue,
+    /// The policy.
+    pub policy: Policy,
+    /// The estimate before anything was measured.
+    pub estimate: Duration,
+    /// Checks a payload as its creator sent it.
+    pub check: Check,
+    /// A payload that uses every field.
+    pub sample: fn() -> Value,
+}
+
+impl Entry {
+    fn of<K: Kind>() -> Self {
+        Self {
+            name: K::NAME,
+            aliases: K::ALIASES,
+            queue: K::QUEUE,
+            policy: K::POLICY,
+            estimate: K::ESTIMATE,
+            check: check::<K>,
+            sample: || serde_json::to_value(K::sample()).unwrap_or_default(),
+        }
+    }
+}
+
+/// The kinds that this installation knows, by name and alias.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    entries: Vec<Entry>,
+    by_name: HashMap<&'static str, usize>,
+}
+
+impl Registry {
+    /// All kinds; `probe.run` only where the installation allows it.
+    #[must_use]
+    pub fn new(probe: bool) -> Self {
+        let mut entries = vec![Entry::of::<ExportCreate>()];
+        if probe {
+            entries.push(Entry::of::<ProbeRun>());
+        }
+        let mut by_name = HashMap::new();
+        for (index, entry) in entries.iter().enumerate() {
+            for name in entry.aliases.iter().chain([&entry.name]) {
+                by_name.entry(*name).or_insert(index);
+            }
+        }
+        Self { entries, by_name }
+    }
+
+    /// The kind of a name or a former name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(*self.by_name.get(name)?)
+    }
+
+    /// All kinds.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+}
+
+/// Reads a payload to the letter: every unknown field and the first ill-typed one is named by its pointer.
+fn check<K: Kind>(payload: &Value, tenant: &Manifest, owner: Option<&str>) -> Result<Checked, Vec<Violation>> {
+    let mut violations = nul_characters(payload);
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(payload, &mut track);
+    let typed: Result<K, _> = serde_ignored::deserialize(tracked, |path| unknown.push(path.to_string()));
+    violations.extend(unknown.iter().map(|path| {
+        Violation::new(format!("/{}", path.replace('.', "/")), format!("`{path}` is not a field of `{}`; remove it", K::NAME))
+    }));
+    match typed {
+        Err(error) => {
+            let path = track.path().to_string();
+            let pointer = if path == "." { String::new() } else { format!("/{}", path.replace('.', "/")) };
+            violations.push(Violation::new(pointer, error.to_string()));
+            Err(violations)
+        }
+        Ok(typed) => {
+            violations.extend(typed.violations());
+            if violations.is_empty() {
+                violations.extend(typed.violations_for(tenant, owner));
+            }
+            if violations.is_empty() { Ok(Checked { queue: typed.queue() }) } else { Err(violations) }
+        }
+    }
+}
+
+/// Postgres stores no NUL character in text or JSON, so none is accepted.
+fn nul_characters(value: &Value) -> Vec<Violation> {
+    fn walk(value: &Value, pointer: &str, found: &mut Vec<Violation>) {
+        match value {
+            Value::String(text) if text.contains('\0') => {
+                found.push(Violation::new(pointer, "contains a NUL character (\\u0000), which can't be stored; remove it"));
+            }
+            Value::Array(items) => {
+                items.iter().enumerate().for_each(|(index, item)| walk(item, &format!("{pointer}/{index}"), found));
+            }
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    if name.contains('\0') {
+                        found.push(Violation::new(pointer, "a field's name contains a NUL character (\\u0000); remove it"));
+                    }
+                    walk(field, &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")), found);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    walk(value, "", &mut found);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_dotted_and_samples_survive_json() {
+        let registry = Registry::new(true);
+        let mut seen = HashSet::new();
+        for entry in registry.entries() {
+            for name in entry.aliases.iter().chain([&entry.name]) {
+                assert!(seen.insert(*name), "{name} names two kinds");
+                let parts: Vec<_> = name.split('.').collect();
+                assert!(parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
+            }
+        }
+        fn survives<K: Kind>() {
+            let before = serde_json::to_string(&K::sample()).unwrap();
+            let typed: K = serde_json::from_str(&before).unwrap();
+            assert_eq!(serde_json::to_string(&typed).unwrap(), before, "{}", K::NAME);
+        }
+        survives::<ExportCreate>();
+        survives::<ProbeRun>();
+    }
+
+    #[test]
+    fn unknown_and_ill_typed_fields_are_named() {
+        let registry = Registry::new(true);
+        let probe = registry.find("probe.run").unwrap();
+        let manifest = Manifest::default();
+        let wrong = (probe.check)(&serde_json::json!({"sleep_ms": "long", "colour": 1}), &manifest, None).unwrap_err();
+        assert!(wrong.iter().any(|violation| violation.pointer == "/sleep_ms"), "{wrong:?}");
+        let wrong = (probe.check)(&serde_json::json!({"colour": 1, "pad": "a\u{0}b"}), &manifest, None).unwrap_err();
+        assert_eq!(wrong.iter().map(|violation| violation.pointer.as_str()).collect::<Vec<_>>(), ["/pad", "/colour"]);
+    }
+}

@@ -1,0 +1,83 @@
+//! `probe.run`: a job that does what it is told, for drills, canaries, benchmarks and outside observers.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Kind, Violation};
+use crate::{job::Policy, queue::Queue};
+
+/// The payload of `probe.run`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct ProbeRun {
+    /// The queue to run in; `analytics` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Queue>,
+    /// How long to run, in milliseconds; at most an hour.
+    #[serde(default)]
+    pub sleep_ms: u64,
+    /// How to end.
+    #[serde(default)]
+    pub outcome: ProbeOutcome,
+    /// Where to POST `{job_id, attempt, phase, at}` when it starts and when it finishes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback_url: Option<String>,
+    /// Ballast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad: Option<String>,
+}
+
+/// How a probe ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeOutcome {
+    /// It succeeds.
+    #[default]
+    Ok,
+    /// It fails in passing, at every attempt.
+    Retry,
+    /// It fails for good.
+    Fail,
+    /// Its handler panics.
+    Panic,
+    /// It ends the worker's process.
+    Exit,
+}
+
+/// The longest a probe may sleep.
+const LONGEST_SLEEP: Duration = Duration::from_secs(3_600);
+
+impl Kind for ProbeRun {
+    const NAME: &'static str = "probe.run";
+    const QUEUE: Queue = Queue::Analytics;
+    const POLICY: Policy = Policy { timeout: Duration::from_secs(3_660), ..Policy::DEFAULT };
+    const ESTIMATE: Duration = Duration::from_secs(1);
+
+    fn queue(&self) -> Queue {
+        self.queue.unwrap_or(Self::QUEUE)
+    }
+
+    fn violations(&self) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        if u128::from(self.sleep_ms) > LONGEST_SLEEP.as_millis() {
+            violations.push(Violation::new("/sleep_ms", format!("{} ms is too long; at most {}", self.sleep_ms, LONGEST_SLEEP.as_millis())));
+        }
+        if let Some(url) = &self.callback_url
+            && !(url.starts_with("http://") || url.starts_with("https://"))
+        {
+            violations.push(Violation::new("/callback_url", "must be an http:// or https:// address"));
+        }
+        violations
+    }
+
+    fn sample() -> Self {
+        Self {
+            queue: Some(Queue::Email),
+            sleep_ms: 5,
+            outcome: ProbeOutcome::Retry,
+            callback_url: Some("http://127.0.0.1:9/".into()),
+            pad: Some("x".into()),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Step 5, claim: `queued` rows become `running` under a fresh token, by one compare-and-set for a whole read. A duplicate
+//! delivery finds nothing to claim.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgPool, Row};
+use uuid::Uuid;
+
+use super::LedgerError;
+use crate::{
+    job::{JobId, Priority},
+    queue::Queue,
+    random,
+};
+
+/// A job that this process holds.
+#[derive(Debug, Clone)]
+pub struct ClaimedJob {
+    /// The job.
+    pub id: JobId,
+    /// What proves the claim.
+    pub token: i64,
+    /// Whose product.
+    pub tenant: i32,
+    /// Which end user's, if any.
+    pub owner: Option<String>,
+    /// Its kind, as stored.
+    pub kind: String,
+    /// Its queue.
+    pub queue: Queue,
+    /// Its priority.
+    pub priority: Priority,
+    /// The payload as JSON text.
+    pub payload: String,
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+    /// When it was due.
+    pub run_at: DateTime<Utc>,
+    /// When it is no longer worth starting.
+    pub start_by: Option<DateTime<Utc>>,
+    /// When this run began.
+    pub started_at: DateTime<Utc>,
+    /// This attempt's number, from 1.
+    pub attempt: u16,
+    /// Attempts it may take in all.
+    pub attempts_allowed: u16,
+    /// Processes that died under it.
+    pub crashes: u16,
+}
+
+/// Claims those of `jobs` that are still queued.
+///
+/// The caller's pool commits asynchronously ([`super::Sessions::Claims`]).
+///
+/// # Errors
+/// [`LedgerError`]; when the answer was lost the rows may be ours all the same: recovery gives back what a worker owns and
+/// does not hold.
+pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Utc>) -> Result<Vec<ClaimedJob>, LedgerError> {
+    let token = random::token();
+    let mut ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
+    // One order for all batches that lock several rows, so that they queue up and don't deadlock.
+    ids.sort_unstable();
+    ids.dedup();
+    let rows = sqlx::query(
+        "WITH claimed AS (
+            UPDATE job_state s
+            SET state = 2, reason = 0, token = $2, worker = $3, started_at = $4, changed_at = $4,
+                attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
+            FROM unnest($1::uuid[]) AS wanted (id)
+            WHERE s.job_id = wanted.id AND s.state = 1
+            RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.crashes
+        )
+        SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.crashes,
+               j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by
+        FROM claimed c JOIN job j ON j.id = c.job_id",
+    )
+    .bind(&ids)
+    .bind(token)
+    .bind(worker)
+    .bind(now)
+    .fetch_all(pool)
+    .await?;
+
+    rows.into_iter()
+        .map(|row| {
+            let queue: String = row.try_get("queue")?;
+            let priority: i16 = row.try_get("priority")?;
+            let count = |column: &str| row.try_get::<i16, _>(column).map(|value| u16::try_from(value).unwrap_or(0));
+            Ok(ClaimedJob {
+                id: JobId(row.try_get("job_id")?),
+                token,
+                tenant: row.try_get("tenant_id")?,
+                owner: row.try_get("owner")?,
+                kind: row.try_get("kind")?,
+                queue: Queue::from_name(&queue).ok_or(LedgerError::Unknown { what: "queue", value: queue })?,
+                priority: Priority::from_code(priority).unwrap_or(Priority::Normal),
+                payload: row.try_get("payload")?,
+                created_at: row.try_get("created_at")?,
+                run_at: row.try_get("run_at")?,
+                start_by: row.try_get("start_by")?,
+                started_at: now,
+                attempt: count("attempt")?,
+                attempts_allowed: count("attempts_allowed")?,
+                crashes: count("crashes")?,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,127 @@
+//! The ledger: every accepted job in Postgres, and the only statements that change one.
+//!
+//! What must stay true, whatever crashes or races:
+//! - a job accepted (its insert committed) is never lost: each state is found by somebody ([`dispatch`] finds what waits,
+//!   [`recover`] what was handed over and went missing);
+//! - one live claim: `running` is entered by a compare-and-set with a fresh token ([`claim`]), and only who holds that token
+//!   settles it ([`settle`]);
+//! - terminal stays terminal, until a person asks for a retry ([`change`]);
+//! - `version` only grows.
+//!
+//! A job is in `job_waiting` exactly while it waits, in `job_dispatched` exactly while it is queued or running.
+//! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
+
+pub mod change;
+pub mod claim;
+pub mod dispatch;
+pub mod effects;
+pub mod find;
+pub mod insert;
+pub mod recover;
+pub mod settle;
+
+use std::{str::FromStr, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// The longest one statement of ours may run on the server (R6: queries are ended after 30 s).
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A fault between us and the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The address can't be used at all.
+    #[error("{setting} is not a Postgres address")]
+    Address {
+        /// The setting that holds it.
+        setting: &'static str,
+        /// What is wrong; never the address itself, which holds a password.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// Postgres did not answer, or not in time, or is full: worth trying again.
+    #[error("the database is not available now")]
+    Unavailable(#[source] sqlx::Error),
+    /// Postgres refused the statement: a fault of ours, or of the data in it.
+    #[error("the database refused a statement")]
+    Refused(#[source] sqlx::Error),
+    /// A row says what this program does not understand; a newer version wrote it.
+    #[error("a row holds {what} {value}, which this version does not know; upgrade it")]
+    Unknown {
+        /// Which column's meaning.
+        what: &'static str,
+        /// The value.
+        value: String,
+    },
+}
+
+impl LedgerError {
+    /// Whether trying the same again later may work.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    /// Whether the statement's data was at fault: a batch is then split, so that one bad member fails alone.
+    #[must_use]
+    pub fn is_about_data(&self) -> bool {
+        // SQLSTATE class 22, data exception; 54, program limit exceeded. <https://www.postgresql.org/docs/15/errcodes-appendix.html>
+        matches!(self, Self::Refused(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("54")))
+    }
+}
+
+impl From<sqlx::Error> for LedgerError {
+    fn from(error: sqlx::Error) -> Self {
+        let passing = match &error {
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
+            // 08 connection, 40 rollback (deadlock, serialization), 53 resources, 55P03 lock not available, 57 operator
+            // intervention (shutdown, statement timeout), 25006 read-only after a failover.
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "55P03" || code == "25006"
+            }),
+            _ => false,
+        };
+        if passing { Self::Unavailable(error) } else { Self::Refused(error) }
+    }
+}
+
+/// What a pool of connections is for; decides what its sessions are set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sessions {
+    /// The API's: nothing set, so that a transaction pooler may stand between.
+    Plain,
+    /// The engine's settles and sweeps: plans kept, commits durable.
+    Engine,
+    /// Claims: what they write may be lost with the server, since a settle matches the token and recovery hands the job over
+    /// again. So they need not wait for the disk.
+    Claims,
+}
+
+/// Opens a pool lazily: it connects at first use and fails an acquire after five seconds.
+///
+/// # Errors
+/// [`LedgerError::Address`].
+pub fn pool(setting: &'static str, url: &SecretString, sessions: Sessions, size: u32) -> Result<PgPool, LedgerError> {
+    let mut options = PgConnectOptions::from_str(url.expose_secret())
+        .map_err(|source| LedgerError::Address { setting, source })?
+        .application_name("offstage");
+    if sessions != Sessions::Plain {
+        // The engine's statements take arrays of any length and always want the same plan, through the keys: planning them
+        // anew each time costs more than running them.
+        let timeout = STATEMENT_TIMEOUT.as_millis().to_string();
+        options = options.options([("plan_cache_mode", "force_generic_plan"), ("statement_timeout", timeout.as_str())]);
+        if sessions == Sessions::Claims {
+            options = options.options([("synchronous_commit", "off")]);
+        }
+    }
+    Ok(PgPoolOptions::new()
+        .max_connections(size)
+        .acquire_timeout(Duration::from_secs(5))
+        .idle_timeout(Duration::from_secs(600))
+        .test_before_acquire(false)
+        .connect_lazy_with(options))
+}

@@ -1,0 +1,226 @@
+//! Step 7, settle: the one place where a run's outcome becomes the job's state. In batches; each member counts only if its
+//! token still holds the claim.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+use sqlx::{PgPool, Row};
+
+use super::{LedgerError, claim::ClaimedJob};
+use crate::{
+    job::{Failure, FailureClass, JobId, Outcome, Policy, PublishedFile, State},
+    queue::push::Handover,
+    random,
+};
+
+/// The largest result that stands in the database, in bytes of JSON (design §3); larger ones belong in a file.
+pub const RESULT_LIMIT: usize = 64 * 1024;
+
+/// The longest pause that another side's `Retry-After` may impose on a job.
+pub const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3_600);
+
+/// What a run's end makes of its job: decided here, written by [`settle`].
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    claim: Claim,
+    state: State,
+    /// 1 when the run gives its attempt back.
+    gives_back: i16,
+    run_at: Option<DateTime<Utc>>,
+    /// The word in `job_attempt`; `None` when the run leaves no record (it never began).
+    outcome: Option<&'static str>,
+    error: Option<Value>,
+    result: Option<Value>,
+    file: Option<PublishedFile>,
+    finished_at: DateTime<Utc>,
+}
+
+/// What of a claim a settle needs.
+#[derive(Debug, Clone)]
+struct Claim {
+    id: JobId,
+    token: i64,
+    handover: Handover,
+}
+
+impl Settlement {
+    /// Decides by outcome, policy and attempts.
+    #[must_use]
+    pub fn decide(job: &ClaimedJob, policy: &Policy, outcome: Outcome, now: DateTime<Utc>) -> Self {
+        let claim = Claim { id: job.id, token: job.token, handover: Handover { job: job.id, queue: job.queue, priority: job.priority } };
+        let plain = Self {
+            claim,
+            state: State::Succeeded,
+            gives_back: 0,
+            run_at: None,
+            outcome: None,
+            error: None,
+            result: None,
+            file: None,
+            finished_at: now,
+        };
+        match outcome {
+            Outcome::Succeeded(success) => {
+                let size = success.result.as_ref().map_or(0, |result| result.to_string().len());
+                if size > RESULT_LIMIT {
+                    let failure = Failure::permanent(
+                        "result_too_large",
+                        format!("the result has {size} bytes of JSON, {RESULT_LIMIT} are allowed; write it to a file instead"),
+                    );
+                    return Self { state: State::Failed, outcome: Some("failed"), error: Some(error_json(&failure)), ..plain };
+                }
+                Self { outcome: Some("succeeded"), result: success.result, file: success.file, ..plain }
+            }
+            Outcome::Failed(failure) => {
+                let again = failure.class != FailureClass::Permanent && job.attempt < job.attempts_allowed;
+                let error = Some(error_json(&failure));
+                if !again {
+                    return Self { state: State::Failed, outcome: Some("failed"), error, ..plain };
+                }
+                let own = policy.backoff.pause(job.attempt, random::fraction());
+                let asked = failure.retry_after.unwrap_or_default().min(LONGEST_REQUESTED_PAUSE);
+                let pause = TimeDelta::from_std(own.max(asked)).unwrap_or(TimeDelta::days(1));
+                Self { state: State::Waiting, run_at: Some(now + pause), outcome: Some("retry"), error, ..plain }
+            }
+            Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
+            Outcome::Cancelled => Self { state: State::Cancelled, outcome: Some("cancelled"), ..plain },
+            Outcome::HandedBack => Self { state: State::Queued, gives_back: 1, ..plain },
+        }
+    }
+
+    /// The job it settles.
+    #[must_use]
+    pub const fn job(&self) -> JobId {
+        self.claim.id
+    }
+
+    /// Fails the job in place of an outcome that the database would not take.
+    #[must_use]
+    pub fn refused(self) -> Self {
+        let failure = Failure::permanent("result_refused", "the database refused the job's result or error; see the worker's log");
+        Self { state: State::Failed, outcome: Some("failed"), error: Some(error_json(&failure)), result: None, file: None, run_at: None, ..self }
+    }
+}
+
+fn error_json(failure: &Failure) -> Value {
+    // Postgres stores no NUL; what the outside said may hold one.
+    let clean = |text: &str| text.replace('\0', "\u{fffd}").chars().take(4_000).collect::<String>();
+    json!({
+        "code": failure.code,
+        "class": failure.class,
+        "message": clean(&failure.message),
+        "causes": failure.causes.iter().map(|cause| clean(cause)).collect::<Vec<_>>(),
+    })
+}
+
+/// A job as a settle left it.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The job.
+    pub job: JobId,
+    /// Its state now: a retry of a job that was to be cancelled is cancelled.
+    pub state: State,
+    /// When it runs again, if it waits.
+    pub run_at: DateTime<Utc>,
+    /// The handover that must follow, if it was handed back.
+    pub handover: Option<Handover>,
+}
+
+/// Writes a batch. Who is missing in the answer had lost its claim; its outcome changed nothing.
+///
+/// # Errors
+/// [`LedgerError`]: nothing of the batch is known to be written; settling again is harmless, since the token is gone with
+/// the first time.
+pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
+    // One order for all batches that lock several rows, so that they queue up and don't deadlock.
+    let mut batch: Vec<&Settlement> = batch.iter().collect();
+    batch.sort_unstable_by_key(|settlement| settlement.claim.id);
+    let batch = batch.as_slice();
+    fn column<'a, T>(batch: &[&'a Settlement], value: impl Fn(&'a Settlement) -> T) -> Vec<T> {
+        batch.iter().map(|settlement| value(settlement)).collect()
+    }
+    let rows = sqlx::query(
+        "WITH outcome AS (
+            SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
+                                 $9::text[], $10::timestamptz[], $11::text[], $12::smallint[])
+                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority)
+        ), settled AS (
+            UPDATE job_state s
+            SET state = CASE WHEN s.cancel_requested AND o.state IN (0, 1) THEN 5 ELSE o.state END,
+                reason = CASE WHEN o.state = 0 AND NOT s.cancel_requested THEN 2 ELSE 0 END,
+                attempt = s.attempt - o.gives_back,
+                run_at = coalesce(o.run_at, s.run_at),
+                finished_at = CASE WHEN o.state > 2 OR s.cancel_requested THEN o.finished_at END,
+                changed_at = o.finished_at,
+                token = 0,
+                version = s.version + 1
+            FROM outcome o
+            WHERE s.job_id = o.id AND s.token = o.token AND s.state = 2
+            RETURNING s.job_id, s.tenant_id, s.state, s.run_at, s.runs, s.attempt, s.started_at, s.worker,
+                      o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority
+        ), attempts AS (
+            INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
+            SELECT job_id, runs, attempt, tenant_id, started_at, finished_at, worker, outcome, error::jsonb FROM settled WHERE outcome IS NOT NULL
+        ), left_dispatched AS (
+            DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id AND s.state <> 1
+        ), to_waiting AS (
+            INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
+            SELECT job_id, tenant_id, run_at, priority, 2, queue FROM settled WHERE state = 0
+        ), results AS (
+            INSERT INTO job_result (job_id, tenant_id, result)
+            SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
+        ), files AS (
+            INSERT INTO job_file (job_id, tenant_id, object_key, file_name, content_type, bytes, sha256, completed_at, expires_at)
+            SELECT s.job_id, s.tenant_id, f.object_key, f.file_name, f.content_type, f.bytes, decode(f.sha256, 'hex'), s.finished_at, f.expires_at
+            FROM settled s,
+                 jsonb_to_record(s.file::jsonb) AS f (object_key text, file_name text, content_type text, bytes bigint, sha256 text, expires_at timestamptz)
+            WHERE s.state = 3 AND s.file IS NOT NULL
+        ), unsuccessful AS (
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state)
+            SELECT job_id, tenant_id, state FROM settled WHERE state > 3
+        )
+        SELECT job_id, state, run_at FROM settled",
+    )
+    .bind(column(batch, |settlement| settlement.claim.id.0))
+    .bind(column(batch, |settlement| settlement.claim.token))
+    .bind(column(batch, |settlement| settlement.state.code()))
+    .bind(column(batch, |settlement| settlement.gives_back))
+    .bind(column(batch, |settlement| settlement.run_at))
+    .bind(column(batch, |settlement| settlement.outcome))
+    .bind(column(batch, |settlement| settlement.error.as_ref().map(Value::to_string)))
+    .bind(column(batch, |settlement| settlement.result.as_ref().map(Value::to_string)))
+    .bind(column(batch, |settlement| settlement.file.as_ref().map(file_json)))
+    .bind(column(batch, |settlement| settlement.finished_at))
+    .bind(column(batch, |settlement| settlement.claim.handover.queue.name()))
+    .bind(column(batch, |settlement| settlement.claim.handover.priority.code()))
+    .fetch_all(pool)
+    .await?;
+
+    rows.into_iter()
+        .map(|row| {
+            let job = JobId(row.try_get("job_id")?);
+            let code: i16 = row.try_get("state")?;
+            let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
+            let handover = batch
+                .binary_search_by_key(&job, |settlement| settlement.claim.id)
+                .ok()
+                .and_then(|index| batch.get(index))
+                .map(|settlement| settlement.claim.handover)
+                .filter(|_| state == State::Queued);
+            Ok(Settled { job, state, run_at: row.try_get("run_at")?, handover })
+        })
+        .collect()
+}
+
+fn file_json(file: &PublishedFile) -> String {
+    json!({
+        "object_key": file.object_key,
+        "file_name": file.file_name,
+        "content_type": file.content_type,
+        "bytes": file.bytes,
+        "sha256": hex::encode(file.sha256),
+        "expires_at": file.expires_at,
+    })
+    .to_string()
+}

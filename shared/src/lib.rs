@@ -1,0 +1,14 @@
+//! What the API and the worker must agree on: the contract of every job kind, the ledger in Postgres, the queues in Redis,
+//! and the settings both read. A module enters here when both sides need it; nothing here knows HTTP or a handler.
+
+pub mod clock;
+pub mod config;
+pub mod job;
+pub mod keys;
+pub mod kinds;
+pub mod ledger;
+pub mod queue;
+pub mod random;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tenant;

@@ -1,0 +1,53 @@
+//! Every name we use in Redis, in one place.
+//!
+//! | name | what | lost when emptied |
+//! |---|---|---|
+//! | `{prefix:queue}:high`, `:normal`, `:low` | stream of a queue's jobs; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
+//! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
+//! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
+//!
+//! The braces make one Cluster slot of a queue's streams, so one command may read them all.
+
+use crate::{job::Priority, queue::Queue};
+
+/// The consumer group that all workers of a queue read as.
+pub const GROUP: &str = "workers";
+
+/// The field of an entry that carries the job's id.
+pub const JOB_FIELD: &str = "j";
+
+/// The names under one prefix, so that several installations can share a Redis.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// The stream of a queue's jobs of one priority.
+    #[must_use]
+    pub fn stream(&self, queue: Queue, priority: Priority) -> String {
+        format!("{{{}:{}}}:{}", self.prefix, queue.name(), priority.word())
+    }
+
+    /// The streams of a queue, in the order of priority.
+    #[must_use]
+    pub fn streams(&self, queue: Queue) -> [String; 3] {
+        [Priority::High, Priority::Normal, Priority::Low].map(|priority| self.stream(queue, priority))
+    }
+
+    /// The channel that wakes dispatchers.
+    #[must_use]
+    pub fn wake(&self) -> String {
+        format!("{}:wake", self.prefix)
+    }
+
+    /// The channel that tells of changed jobs.
+    #[must_use]
+    pub fn changes(&self) -> String {
+        format!("{}:changes", self.prefix)
+    }
+}

@@ -1,0 +1,386 @@
+//! Reading a queue's streams as one consumer of its group: blocking, no polling, and never more than asked for.
+//!
+//! `COUNT` of `XREADGROUP` counts per stream, so while there is plenty the three streams are asked separately, with shares
+//! that favour the higher priority and never starve the lower; when a queue runs dry, one blocking read waits on all.
+
+use std::time::Duration;
+
+use redis::{
+    FromRedisValue, RedisError, Value,
+    aio::{ConnectionManager, MultiplexedConnection},
+};
+use uuid::Uuid;
+
+use super::{
+    Queue, QueueError, Redis,
+    keys::{GROUP, JOB_FIELD, Keys},
+};
+use crate::job::JobId;
+
+/// How long a read waits for an entry before it looks at the world again.
+pub const BLOCK: Duration = Duration::from_secs(5);
+
+/// Shares of the room for high, normal and low priority while all three have plenty.
+const SHARES: [usize; 3] = [6, 3, 1];
+
+/// An entry of a stream, read and not yet acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// Which of the queue's streams, by index into [`Keys::streams`].
+    pub stream: usize,
+    /// The entry's own id there.
+    pub entry: String,
+    /// The job it names; `None` for an entry that no version of ours wrote.
+    pub job: Option<JobId>,
+}
+
+/// Reads one queue. Reconnects by itself: an error means "not now", the next call tries again.
+#[derive(Debug)]
+pub struct Reader {
+    redis: Redis,
+    queue: Queue,
+    consumer: String,
+    streams: [String; 3],
+    connection: Option<MultiplexedConnection>,
+    /// Which streams gave all that they were asked for at the last read: those get the shares.
+    plenty: [bool; 3],
+    /// Turns of small reads, so that a room of one is shared as well.
+    turn: usize,
+}
+
+impl Reader {
+    /// A reader of `queue` under a consumer's name that no other process uses.
+    #[must_use]
+    pub fn new(redis: Redis, queue: Queue, consumer: String) -> Self {
+        let streams = redis.keys().streams(queue);
+        Self { redis, queue, consumer, streams, connection: None, plenty: [false; 3], turn: 0 }
+    }
+
+    /// The queue it reads.
+    #[must_use]
+    pub const fn queue(&self) -> Queue {
+        self.queue
+    }
+
+    /// Whether it holds a connection that worked at its last use.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Up to `room` entries, of the blocking read two more at most; waits up to [`BLOCK`] for the first. Empty when none came.
+    /// Cancel-safe only by dropping the reader: an answer on its way is then found by recovery.
+    ///
+    /// # Errors
+    /// [`QueueError::Redis`]; the connection is dropped, and the next call makes a new one and the groups where missing.
+    pub async fn read(&mut self, room: usize) -> Result<Vec<Delivery>, QueueError> {
+        if self.connection.is_none() {
+            let mut connection = self.redis.blocking(BLOCK).await?;
+            make_groups(&mut connection, &self.streams).await?;
+            self.connection = Some(connection);
+        }
+        let outcome = self.read_connected(room).await;
+        match outcome {
+            Ok(found) => Ok(found),
+            // The stream was deleted (a FLUSHALL) under the group or under a blocked read: make it again from its start.
+            Err(error) if is_group_missing(&error) => {
+                if let Some(connection) = self.connection.as_mut()
+                    && let Err(error) = make_groups(connection, &self.streams).await
+                {
+                    self.connection = None;
+                    return Err(error);
+                }
+                Ok(Vec::new())
+            }
+            Err(error) => {
+                self.connection = None;
+                Err(QueueError::Redis { action: "read a queue", source: error })
+            }
+        }
+    }
+
+    async fn read_connected(&mut self, room: usize) -> Result<Vec<Delivery>, RedisError> {
+        if self.plenty.iter().any(|plenty| *plenty) {
+            let found = self.read_shares(room).await?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        let each = (room / 3).max(1);
+        let found = self.ask(&[(0, each), (1, each), (2, each)], Some(BLOCK)).await?;
+        for (index, plenty) in self.plenty.iter_mut().enumerate() {
+            *plenty = found.iter().filter(|delivery| delivery.stream == index).count() >= each;
+        }
+        Ok(found)
+    }
+
+    /// One read a stream, each with its share of the room.
+    async fn read_shares(&mut self, room: usize) -> Result<Vec<Delivery>, RedisError> {
+        self.turn = (self.turn + 1) % SHARES.iter().sum::<usize>();
+        let shares = shares(room, self.plenty, self.turn);
+        let mut found = Vec::with_capacity(room);
+        for (index, share) in shares.into_iter().enumerate() {
+            if share == 0 {
+                continue;
+            }
+            let part = self.ask(&[(index, share)], None).await?;
+            if let Some(plenty) = self.plenty.get_mut(index) {
+                *plenty = part.len() >= share;
+            }
+            found.extend(part);
+        }
+        Ok(found)
+    }
+
+    /// `XREADGROUP` of some streams with the same count each.
+    async fn ask(&mut self, streams: &[(usize, usize)], block: Option<Duration>) -> Result<Vec<Delivery>, RedisError> {
+        let Some(connection) = self.connection.as_mut() else { return Ok(Vec::new()) };
+        let count = streams.first().map_or(1, |(_, count)| *count);
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(GROUP).arg(&self.consumer).arg("COUNT").arg(count);
+        if let Some(block) = block {
+            command.arg("BLOCK").arg(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
+        }
+        command.arg("STREAMS");
+        for (index, _) in streams {
+            command.arg(&self.streams[*index]);
+        }
+        for _ in streams {
+            command.arg(">");
+        }
+        let answer: Option<Vec<(String, Vec<(String, Value)>)>> = command.query_async(connection).await?;
+        Ok(answer
+            .into_iter()
+            .flatten()
+            .flat_map(|(name, entries)| {
+                let stream = self.streams.iter().position(|stream| *stream == name).unwrap_or(1);
+                entries.into_iter().map(move |(entry, fields)| Delivery { stream, entry, job: job_of(fields) })
+            })
+            .collect())
+    }
+}
+
+/// The room's shares for the three streams: those with plenty share by weight, the others get one to be noticed by. A room
+/// too small for that goes to one stream, by turns in the proportion of the weights.
+fn shares(room: usize, plenty: [bool; 3], turn: usize) -> [usize; 3] {
+    let wanting: Vec<usize> = (0..3).filter(|index| plenty.get(*index) == Some(&true)).collect();
+    let mut shares = [0; 3];
+    if room < 6 {
+        let mut place = turn;
+        for (index, weight) in SHARES.iter().enumerate() {
+            if place < *weight {
+                // Its turn, but if it has nothing the room goes to the first that has.
+                let chosen = if wanting.contains(&index) { index } else { wanting.first().copied().unwrap_or(index) };
+                if let Some(share) = shares.get_mut(chosen) {
+                    *share = room;
+                }
+                return shares;
+            }
+            place -= weight;
+        }
+        return shares;
+    }
+    let probes = 3 - wanting.len();
+    let total: usize = wanting.iter().filter_map(|index| SHARES.get(*index)).sum();
+    let mut left = room - probes;
+    for index in 0..3 {
+        let share = match (wanting.contains(&index), wanting.last() == Some(&index)) {
+            (false, _) => 1,
+            (true, true) => left,
+            (true, false) => ((room - probes) * SHARES.get(index).copied().unwrap_or(1) / total.max(1)).max(1),
+        };
+        if wanting.contains(&index) {
+            left = left.saturating_sub(share);
+        }
+        if let Some(slot) = shares.get_mut(index) {
+            *slot = share;
+        }
+    }
+    shares
+}
+
+fn job_of(fields: Value) -> Option<JobId> {
+    let fields: Vec<Vec<u8>> = Vec::from_redis_value(fields).ok()?;
+    let mut pairs = fields.chunks_exact(2);
+    let value = pairs.find_map(|pair| if let [name, value] = pair { (name == JOB_FIELD.as_bytes()).then_some(value) } else { None })?;
+    Uuid::from_slice(value).ok().map(JobId)
+}
+
+/// Makes each stream's group where it is missing, from the start of the stream: what was pushed before counts.
+async fn make_groups(connection: &mut MultiplexedConnection, streams: &[String]) -> Result<(), QueueError> {
+    for stream in streams {
+        let made: Result<(), RedisError> =
+            redis::cmd("XGROUP").arg("CREATE").arg(stream).arg(GROUP).arg("0").arg("MKSTREAM").query_async(connection).await;
+        match made {
+            Ok(()) => {}
+            Err(error) if error.code() == Some("BUSYGROUP") => {}
+            Err(source) => return Err(QueueError::Redis { action: "make a consumer group", source }),
+        }
+    }
+    Ok(())
+}
+
+/// `NOGROUP`: the stream or group is gone. `UNBLOCKED`: it went while a read was blocked on it (Redis 7).
+fn is_group_missing(error: &RedisError) -> bool {
+    matches!(error.code(), Some("NOGROUP" | "UNBLOCKED"))
+}
+
+/// Takes entries off their streams for good: `XACK` and `XDEL` of each stream in one round trip.
+///
+/// # Errors
+/// [`QueueError::Redis`]; the entries stay, are delivered again some day, and lose at the claim.
+pub async fn remove(connection: &mut ConnectionManager, keys: &Keys, queue: Queue, deliveries: &[Delivery]) -> Result<(), QueueError> {
+    let mut pipeline = redis::pipe();
+    for (index, stream) in keys.streams(queue).into_iter().enumerate() {
+        let entries: Vec<&str> =
+            deliveries.iter().filter(|delivery| delivery.stream == index).map(|delivery| delivery.entry.as_str()).collect();
+        if !entries.is_empty() {
+            pipeline.cmd("XACK").arg(&stream).arg(GROUP).arg(&entries).ignore();
+            pipeline.cmd("XDEL").arg(&stream).arg(&entries).ignore();
+        }
+    }
+    pipeline.query_async(connection).await.map_err(QueueError::during("acknowledge jobs"))
+}
+
+/// The jobs in a queue's streams now, read or not: what recovery need not push again.
+///
+/// # Errors
+/// [`QueueError::Redis`].
+pub async fn jobs_in_streams(connection: &mut ConnectionManager, keys: &Keys, queue: Queue) -> Result<Vec<JobId>, QueueError> {
+    const PAGE: usize = 2_000;
+    let mut jobs = Vec::new();
+    for stream in keys.streams(queue) {
+        let mut from = "-".to_owned();
+        loop {
+            let page: Vec<(String, Value)> = redis::cmd("XRANGE")
+                .arg(&stream)
+                .arg(&from)
+                .arg("+")
+                .arg("COUNT")
+                .arg(PAGE)
+                .query_async(connection)
+                .await
+                .map_err(QueueError::during("read a stream"))?;
+            let full = page.len() == PAGE;
+            if let Some((last, _)) = page.last() {
+                from = format!("({last}");
+            }
+            jobs.extend(page.into_iter().filter_map(|(_, fields)| job_of(fields)));
+            if !full {
+                break;
+            }
+        }
+    }
+    Ok(jobs)
+}
+
+/// Takes over up to `limit` entries a stream that somebody read longer than `idle` ago and never removed: their reader died
+/// between reading and claiming. The caller claims them as if it had read them.
+///
+/// # Errors
+/// [`QueueError::Redis`]; a missing group is no error, there is nothing to take then.
+pub async fn take_abandoned(
+    connection: &mut ConnectionManager,
+    keys: &Keys,
+    queue: Queue,
+    consumer: &str,
+    idle: Duration,
+    limit: usize,
+) -> Result<Vec<Delivery>, QueueError> {
+    let mut taken = Vec::new();
+    for (index, stream) in keys.streams(queue).into_iter().enumerate() {
+        let answer: Result<(String, Vec<(String, Value)>, Value), RedisError> = redis::cmd("XAUTOCLAIM")
+            .arg(&stream)
+            .arg(GROUP)
+            .arg(consumer)
+            .arg(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX))
+            .arg("0-0")
+            .arg("COUNT")
+            .arg(limit)
+            .query_async(connection)
+            .await;
+        match answer {
+            Ok((_, entries, _)) => {
+                taken.extend(entries.into_iter().map(|(entry, fields)| Delivery { stream: index, entry, job: job_of(fields) }));
+            }
+            Err(error) if is_group_missing(&error) => {}
+            Err(source) => return Err(QueueError::Redis { action: "take abandoned entries", source }),
+        }
+    }
+    Ok(taken)
+}
+
+/// Forgets consumers that are not in `alive` and hold nothing, so that the group does not grow with every process that ever was.
+///
+/// # Errors
+/// [`QueueError::Redis`]; a missing stream is no error.
+pub async fn forget_consumers(connection: &mut ConnectionManager, keys: &Keys, queue: Queue, alive: &[String]) -> Result<(), QueueError> {
+    for stream in keys.streams(queue) {
+        let answer: Result<Vec<std::collections::HashMap<String, Value>>, RedisError> =
+            redis::cmd("XINFO").arg("CONSUMERS").arg(&stream).arg(GROUP).query_async(connection).await;
+        let consumers = match answer {
+            Ok(consumers) => consumers,
+            Err(error) if is_group_missing(&error) || error.to_string().contains("no such key") => continue,
+            Err(source) => return Err(QueueError::Redis { action: "list consumers", source }),
+        };
+        for consumer in consumers {
+            let name = consumer.get("name").cloned().and_then(|name| String::from_redis_value(name).ok());
+            let pending = consumer.get("pending").cloned().and_then(|pending| u64::from_redis_value(pending).ok());
+            if let (Some(name), Some(0)) = (name, pending)
+                && !alive.contains(&name)
+            {
+                redis::cmd("XGROUP")
+                    .arg("DELCONSUMER")
+                    .arg(&stream)
+                    .arg(GROUP)
+                    .arg(&name)
+                    .query_async::<Value>(connection)
+                    .await
+                    .map_err(QueueError::during("forget a consumer"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The pause before reconnecting after `failures` in a row: 50 ms doubling to 2 s, so that a Redis that returns is used within
+/// seconds, spread by half so that a fleet does not return as one.
+#[must_use]
+pub fn reconnect_pause(failures: u32, spread: f64) -> Duration {
+    Duration::from_millis(50).saturating_mul(1 << failures.min(6)).min(Duration::from_secs(2)).mul_f64(0.5 + spread / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_fill_the_room_and_starve_nobody() {
+        for room in 1..200 {
+            for mask in 1..8_u8 {
+                let plenty = [mask & 1 != 0, mask & 2 != 0, mask & 4 != 0];
+                let mut served = [0; 3];
+                for turn in 0..10 {
+                    let shares = shares(room, plenty, turn);
+                    assert_eq!(shares.iter().sum::<usize>(), room, "room {room} of {plenty:?} at turn {turn}: {shares:?}");
+                    for (total, share) in served.iter_mut().zip(shares) {
+                        *total += share;
+                    }
+                }
+                for (index, has) in plenty.into_iter().enumerate() {
+                    assert!(!has || served[index] > 0, "{index} is starved: room {room}, {plenty:?}");
+                }
+                if mask == 7 {
+                    assert!(served[0] >= served[1] && served[1] >= served[2]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reconnecting_starts_quickly_and_stays_bounded() {
+        assert!(reconnect_pause(0, 1.0) <= Duration::from_millis(50));
+        assert!(reconnect_pause(u32::MAX, 1.0) <= Duration::from_secs(2));
+        assert!(reconnect_pause(3, 0.0) >= Duration::from_millis(150));
+    }
+}
