@@ -10,7 +10,8 @@
 -- foreign key's trigger would cost more than the insert it guards.
 --
 -- Codes (`shared/src/job`): state 0 waiting, 1 queued, 2 running, 3 succeeded, 4 failed, 5 cancelled, 6 expired;
--- priority 0 high, 1 normal, 2 low; reason 0 none, 1 not due, 2 backing off, 3 window.
+-- priority 0 high, 1 normal, 2 low; reason 0 none, 1 not due, 2 backing off, 3 window,
+-- 4 snoozed.
 
 CREATE TABLE job (
     id          uuid PRIMARY KEY,               -- UUIDv7: its order is the order of creation
@@ -154,3 +155,5 @@ GRANT UPDATE ON job_state TO offstage_api;
 GRANT UPDATE (downloads) ON job_file TO offstage_api;
 GRANT INSERT, DELETE ON job_waiting, job_dispatched, job_unsuccessful TO offstage_api;
 GRANT SELECT, INSERT ON job_cancel TO offstage_api;
+GRANT UPDATE (reason) ON job_waiting TO offstage_api; -- what locking a row of the backlog asks for
+

@@ -109,6 +109,8 @@ coded! {
         BackingOff = 2, "backing_off";
         /// Its queue's stream is full for now; it stands in the backlog.
         Window = 3, "window";
+        /// Its handler, or the worker, asked to be called again later; that used no attempt.
+        Snoozed = 4, "snoozed";
     }
 }
 

@@ -105,6 +105,8 @@ pub enum Outcome {
     Succeeded(Success),
     /// Not done; the class, the attempts left and a wish to cancel decide what follows.
     Failed(Failure),
+    /// Not now: it runs again after the pause, and this run used no attempt.
+    Snoozed(Duration),
     /// Its `start_by` had passed when it was claimed; nothing ran.
     Expired,
     /// Its owner cancelled it and it stopped.

@@ -43,6 +43,8 @@ pub struct ClaimedJob {
     pub attempt: u16,
     /// Attempts it may take in all.
     pub attempts_allowed: u16,
+    /// Runs so far, counted or not, this one included.
+    pub runs: i32,
     /// Processes that died under it.
     pub crashes: u16,
 }
@@ -67,9 +69,9 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
             FROM unnest($1::uuid[]) AS wanted (id)
             WHERE s.job_id = wanted.id AND s.state = 1
-            RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.crashes
+            RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes
         )
-        SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.crashes,
+        SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by
         FROM claimed c JOIN job j ON j.id = c.job_id",
     )
@@ -100,6 +102,7 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 started_at: now,
                 attempt: count("attempt")?,
                 attempts_allowed: count("attempts_allowed")?,
+                runs: row.try_get("runs")?,
                 crashes: count("crashes")?,
             })
         })

@@ -9,7 +9,7 @@ use sqlx::{PgPool, Row};
 
 use super::{LedgerError, claim::ClaimedJob};
 use crate::{
-    job::{Failure, FailureClass, JobId, Outcome, Policy, PublishedFile, State},
+    job::{Failure, FailureClass, JobId, Outcome, Policy, PublishedFile, Reason, State},
     queue::push::Handover,
     random,
 };
@@ -25,6 +25,7 @@ pub const LONGEST_REQUESTED_PAUSE: Duration = Duration::from_secs(24 * 3_600);
 pub struct Settlement {
     claim: Claim,
     state: State,
+    reason: Reason,
     /// 1 when the run gives its attempt back.
     gives_back: i16,
     run_at: Option<DateTime<Utc>>,
@@ -52,6 +53,7 @@ impl Settlement {
         let plain = Self {
             claim,
             state: State::Succeeded,
+            reason: Reason::None,
             gives_back: 0,
             run_at: None,
             outcome: None,
@@ -81,7 +83,11 @@ impl Settlement {
                 let own = policy.backoff.pause(job.attempt, random::fraction());
                 let asked = failure.retry_after.unwrap_or_default().min(LONGEST_REQUESTED_PAUSE);
                 let pause = TimeDelta::from_std(own.max(asked)).unwrap_or(TimeDelta::days(1));
-                Self { state: State::Waiting, run_at: Some(now + pause), outcome: Some("retry"), error, ..plain }
+                Self { state: State::Waiting, reason: Reason::BackingOff, run_at: Some(now + pause), outcome: Some("retry"), error, ..plain }
+            }
+            Outcome::Snoozed(pause) => {
+                let pause = TimeDelta::from_std(pause.min(LONGEST_REQUESTED_PAUSE)).unwrap_or(TimeDelta::days(1));
+                Self { state: State::Waiting, reason: Reason::Snoozed, gives_back: 1, run_at: Some(now + pause), ..plain }
             }
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
             Outcome::Cancelled => Self { state: State::Cancelled, outcome: Some("cancelled"), ..plain },
@@ -99,7 +105,7 @@ impl Settlement {
     #[must_use]
     pub fn refused(self) -> Self {
         let failure = Failure::permanent("result_refused", "the database refused the job's result or error; see the worker's log");
-        Self { state: State::Failed, outcome: Some("failed"), error: Some(error_json(&failure)), result: None, file: None, run_at: None, ..self }
+        Self { state: State::Failed, outcome: Some("failed"), error: Some(error_json(&failure)), result: None, file: None, run_at: None, reason: Reason::None, ..self }
     }
 }
 
@@ -143,12 +149,12 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     let rows = sqlx::query(
         "WITH outcome AS (
             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
-                                 $9::text[], $10::timestamptz[], $11::text[], $12::smallint[])
-                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority)
+                                 $9::text[], $10::timestamptz[], $11::text[], $12::smallint[], $13::smallint[])
+                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason)
         ), settled AS (
             UPDATE job_state s
             SET state = CASE WHEN s.cancel_requested AND o.state IN (0, 1) THEN 5 ELSE o.state END,
-                reason = CASE WHEN o.state = 0 AND NOT s.cancel_requested THEN 2 ELSE 0 END,
+                reason = CASE WHEN s.cancel_requested THEN 0 ELSE o.reason END,
                 attempt = s.attempt - o.gives_back,
                 run_at = coalesce(o.run_at, s.run_at),
                 finished_at = CASE WHEN o.state > 2 OR s.cancel_requested THEN o.finished_at END,
@@ -157,7 +163,7 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
                 version = s.version + 1
             FROM outcome o
             WHERE s.job_id = o.id AND s.token = o.token AND s.state = 2
-            RETURNING s.job_id, s.tenant_id, s.state, s.run_at, s.runs, s.attempt, s.started_at, s.worker,
+            RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, s.runs, s.attempt, s.started_at, s.worker,
                       o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority
         ), attempts AS (
             INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
@@ -166,7 +172,7 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
             DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id AND s.state <> 1
         ), to_waiting AS (
             INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
-            SELECT job_id, tenant_id, run_at, priority, 2, queue FROM settled WHERE state = 0
+            SELECT job_id, tenant_id, run_at, priority, reason, queue FROM settled WHERE state = 0
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
@@ -194,6 +200,7 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     .bind(column(batch, |settlement| settlement.finished_at))
     .bind(column(batch, |settlement| settlement.claim.handover.queue.name()))
     .bind(column(batch, |settlement| settlement.claim.handover.priority.code()))
+    .bind(column(batch, |settlement| settlement.reason.code()))
     .fetch_all(pool)
     .await?;
 

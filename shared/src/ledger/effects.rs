@@ -1,0 +1,101 @@
+//! The effect ledger: what a run is about to do outside, written before it does it, and what the outside answered.
+//!
+//! A handler calls [`intend`] before each outward step; the insert succeeds only under a live claim, so a worker whose claim
+//! was taken over is fenced off here. Also the running job's own notes: its progress.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::{PgPool, Row};
+
+use super::{LedgerError, claim::ClaimedJob};
+use crate::job::JobId;
+
+/// What the ledger says of an effect that a run intends.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Intent {
+    /// Go ahead: it was never intended before.
+    New,
+    /// An earlier run intended it; the receipt tells whether it is known to be done.
+    Known {
+        /// What the outside answered, if that was written down.
+        receipt: Option<Value>,
+    },
+    /// The claim is gone: do nothing, somebody else has the job.
+    Fenced,
+}
+
+/// Writes down that a run is about to do something outside.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn intend(pool: &PgPool, job: &ClaimedJob, key: &str, intent: &Value, now: DateTime<Utc>) -> Result<Intent, LedgerError> {
+    let row = sqlx::query(
+        "WITH live AS (
+            SELECT job_id, tenant_id FROM job_state WHERE job_id = $1 AND token = $2 AND state = 2 FOR SHARE
+        ), fresh AS (
+            INSERT INTO effect (job_id, key, tenant_id, token, intended_at, intent)
+            SELECT job_id, $3, tenant_id, $2, $4, $5 FROM live
+            ON CONFLICT (job_id, key) DO NOTHING RETURNING job_id
+        )
+        SELECT EXISTS (SELECT 1 FROM live) AS live, EXISTS (SELECT 1 FROM fresh) AS fresh,
+               (SELECT receipt FROM effect WHERE job_id = $1 AND key = $3) AS receipt",
+    )
+    .bind(job.id.0)
+    .bind(job.token)
+    .bind(key)
+    .bind(now)
+    .bind(intent)
+    .fetch_one(pool)
+    .await?;
+    let live: bool = row.try_get("live")?;
+    let fresh: bool = row.try_get("fresh")?;
+    Ok(match (live, fresh) {
+        (false, _) => Intent::Fenced,
+        (true, true) => Intent::New,
+        (true, false) => Intent::Known { receipt: row.try_get("receipt")? },
+    })
+}
+
+/// Writes down what the outside answered.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn receipt(pool: &PgPool, job: JobId, key: &str, receipt: &Value, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE effect SET state = 1, receipt = $3, finished_at = $4 WHERE job_id = $1 AND key = $2")
+        .bind(job.0)
+        .bind(key)
+        .bind(receipt)
+        .bind(now)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Strikes an effect out that was undone, or never came about.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn forget(pool: &PgPool, job: JobId, key: &str) -> Result<(), LedgerError> {
+    sqlx::query("DELETE FROM effect WHERE job_id = $1 AND key = $2").bind(job.0).bind(key).execute(pool).await?;
+    Ok(())
+}
+
+/// Notes how far a running job is. Answers whether the claim still stands.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn progress(pool: &PgPool, job: &ClaimedJob, done: u64, total: Option<u64>, now: DateTime<Utc>) -> Result<bool, LedgerError> {
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let changed = sqlx::query(
+        "UPDATE job_state SET progress_done = $3, progress_total = $4, changed_at = $5, version = version + 1
+         WHERE job_id = $1 AND token = $2 AND state = 2",
+    )
+    .bind(job.id.0)
+    .bind(job.token)
+    .bind(number(done))
+    .bind(total.map(number))
+    .bind(now)
+    .execute(pool)
+    .await?;
+    Ok(changed.rows_affected() == 1)
+}

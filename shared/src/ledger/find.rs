@@ -1,0 +1,275 @@
+//! Step 9's reading side: one job, or a page of them, as clients see it. Every list is read by an index whatever the filter.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::{PgConnection, Row, postgres::PgRow};
+use uuid::Uuid;
+
+use super::LedgerError;
+use crate::job::{JobId, Priority, Reason, State};
+
+/// A job as it stands.
+#[derive(Debug, Clone)]
+pub struct FoundJob {
+    /// Its id.
+    pub id: JobId,
+    /// Its kind.
+    pub kind: String,
+    /// Its queue.
+    pub queue: String,
+    /// Its priority.
+    pub priority: Priority,
+    /// Which end user's.
+    pub owner: Option<String>,
+    /// Where it is.
+    pub state: State,
+    /// Why it waits.
+    pub reason: Reason,
+    /// Grows with each visible change.
+    pub version: i32,
+    /// Counted runs so far, the present one included.
+    pub attempt: i16,
+    /// Counted runs it may take.
+    pub attempts_allowed: i16,
+    /// Whether somebody asked to cancel it.
+    pub cancel_requested: bool,
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+    /// When it is or was due.
+    pub run_at: DateTime<Utc>,
+    /// When it is no longer worth starting.
+    pub start_by: Option<DateTime<Utc>>,
+    /// When its latest run began.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// Units done by the present run.
+    pub progress_done: Option<i64>,
+    /// Units there are, where known.
+    pub progress_total: Option<i64>,
+    /// The payload.
+    pub payload: Value,
+    /// The result.
+    pub result: Option<Value>,
+    /// What went wrong at the latest run: `{code, class, message, causes}`.
+    pub error: Option<Value>,
+}
+
+/// A run of a job.
+#[derive(Debug, Clone)]
+pub struct FoundAttempt {
+    /// Runs, counted or not, from 1.
+    pub run: i32,
+    /// The counted attempt it was or would have been.
+    pub attempt: i16,
+    /// When it began.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: DateTime<Utc>,
+    /// `succeeded`, `retry`, `failed`, `cancelled` or `crashed`.
+    pub outcome: String,
+    /// What went wrong.
+    pub error: Option<Value>,
+}
+
+/// Which jobs a list shows. Newest first.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only this kind's.
+    pub kind: Option<String>,
+    /// Only in this state.
+    pub state: Option<State>,
+    /// Only this owner's.
+    pub owner: Option<String>,
+    /// Accepted at or after.
+    pub created_from: Option<DateTime<Utc>>,
+    /// Accepted before.
+    pub created_before: Option<DateTime<Utc>>,
+    /// Only those before this job in the list's order: the last of the page before.
+    pub after: Option<JobId>,
+}
+
+/// The columns that [`FoundJob`] reads, from `j` (job) and `s` (`job_state`).
+macro_rules! job_columns {
+    () => {
+        "j.id, j.kind, j.queue, j.priority, j.owner, j.created_at, j.start_by, j.payload,
+         s.state, s.reason, s.version, s.attempt, s.attempts_allowed, s.cancel_requested, s.run_at, s.started_at, s.finished_at,
+         s.progress_done, s.progress_total,
+         (SELECT r.result FROM job_result r WHERE r.job_id = j.id) AS result,
+         (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state IN (0, 1, 2, 4) ORDER BY a.run DESC LIMIT 1) AS error"
+    };
+}
+
+/// What every list filters by: `$1` tenant, `$2` kind, `$3` state, `$4` owner, `$5` lowest id, `$6` id below which, `$7` and `$8`
+/// the exact times, `$9` how many.
+macro_rules! list_conditions {
+    () => {
+        "j.tenant_id = $1 AND ($2::text IS NULL OR j.kind = $2) AND ($3::smallint IS NULL OR s.state = $3) AND ($4::text IS NULL OR j.owner = $4)
+         AND j.id >= $5 AND j.id < $6 AND j.created_at >= $7 AND j.created_at < $8"
+    };
+}
+
+/// One job of a tenant, and of `owner` where one is given.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn job(connection: &mut PgConnection, tenant: i32, owner: Option<&str>, id: JobId) -> Result<Option<FoundJob>, LedgerError> {
+    let row = sqlx::query(concat!(
+        "SELECT ",
+        job_columns!(),
+        " FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.id = $1 AND j.tenant_id = $2 AND ($3::text IS NULL OR j.owner = $3)"
+    ))
+    .bind(id.0)
+    .bind(tenant)
+    .bind(owner)
+    .fetch_optional(connection)
+    .await?;
+    row.as_ref().map(found).transpose()
+}
+
+/// The version of a job, if the tenant (and `owner` where one is given) has it: what a waiting client asks again and again.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn attempts(connection: &mut PgConnection, tenant: i32, id: JobId) -> Result<Vec<FoundAttempt>, LedgerError> {
+    let rows = sqlx::query(
+        "SELECT run, attempt, started_at, finished_at, outcome, error FROM job_attempt WHERE job_id = $1 AND tenant_id = $2 ORDER BY run DESC LIMIT 100",
+    )
+    .bind(id.0)
+    .bind(tenant)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(FoundAttempt {
+                run: row.try_get("run")?,
+                attempt: row.try_get("attempt")?,
+                started_at: row.try_get("started_at")?,
+                finished_at: row.try_get("finished_at")?,
+                outcome: row.try_get("outcome")?,
+                error: row.try_get("error")?,
+            })
+        })
+        .collect()
+}
+
+/// A page of a tenant's jobs, newest first, at most `limit`.
+///
+/// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or each kind's index, merged.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, limit: i64) -> Result<Vec<FoundJob>, LedgerError> {
+    let query = if filter.owner.is_some() {
+        sqlx::query(concat!(
+            "SELECT ",
+            job_columns!(),
+            " FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.owner IS NOT NULL AND ",
+            list_conditions!(),
+            " ORDER BY j.id DESC LIMIT $9"
+        ))
+    } else {
+        match filter.state {
+            Some(State::Waiting) => sqlx::query(concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM job_waiting f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
+                 WHERE f.tenant_id = $1 AND f.job_id >= $5 AND f.job_id < $6 AND ",
+                list_conditions!(),
+                " ORDER BY f.job_id DESC LIMIT $9"
+            )),
+            Some(State::Queued | State::Running) => sqlx::query(concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM job_dispatched f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
+                 WHERE f.tenant_id = $1 AND f.job_id >= $5 AND f.job_id < $6 AND ",
+                list_conditions!(),
+                " ORDER BY f.job_id DESC LIMIT $9"
+            )),
+            Some(State::Failed | State::Cancelled | State::Expired) => sqlx::query(concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
+                 WHERE f.tenant_id = $1 AND f.state = $3 AND f.job_id >= $5 AND f.job_id < $6 AND ",
+                list_conditions!(),
+                " ORDER BY f.job_id DESC LIMIT $9"
+            )),
+            Some(State::Succeeded) | None => sqlx::query(concat!(
+                "WITH RECURSIVE kinds (kind) AS (
+                    (SELECT kind FROM job WHERE tenant_id = $1 ORDER BY kind LIMIT 1)
+                    UNION ALL
+                    SELECT (SELECT n.kind FROM job n WHERE n.tenant_id = $1 AND n.kind > k.kind ORDER BY n.kind LIMIT 1)
+                    FROM kinds k WHERE k.kind IS NOT NULL
+                 )
+                 SELECT p.* FROM kinds k CROSS JOIN LATERAL (
+                    SELECT ",
+                job_columns!(),
+                "   FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.kind = k.kind AND ",
+                list_conditions!(),
+                "   ORDER BY j.id DESC LIMIT $9
+                 ) p WHERE k.kind IS NOT NULL AND ($2::text IS NULL OR k.kind = $2) ORDER BY p.id DESC LIMIT $9"
+            )),
+        }
+    };
+    let from = filter.created_from.unwrap_or(DateTime::<Utc>::MIN_UTC);
+    let before = filter.created_before.unwrap_or(DateTime::<Utc>::MAX_UTC);
+    let below = first_id_after(before).min(filter.after.map_or(Uuid::max(), |id| id.0));
+    // Postgres' timestamps end before chrono's.
+    let earliest = from.max(DateTime::UNIX_EPOCH);
+    let latest = before.min(DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::<Utc>::MAX_UTC));
+    let rows = query
+        .bind(tenant)
+        .bind(filter.kind.as_deref())
+        .bind(filter.state.map(State::code))
+        .bind(filter.owner.as_deref())
+        .bind(first_id(from))
+        .bind(below)
+        .bind(earliest)
+        .bind(latest)
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(found).collect()
+}
+
+/// The lowest `UUIDv7` of a time's millisecond (RFC 9562 §5.7: 48 bits of Unix milliseconds lead).
+fn first_id(time: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0).min((1 << 48) - 1);
+    Uuid::from_u128(u128::from(millis) << 80)
+}
+
+/// Higher than every id of a time's millisecond.
+fn first_id_after(time: DateTime<Utc>) -> Uuid {
+    let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0).saturating_add(1);
+    if millis >= 1 << 48 { Uuid::max() } else { Uuid::from_u128(u128::from(millis) << 80) }
+}
+
+fn found(row: &PgRow) -> Result<FoundJob, LedgerError> {
+    let coded = |what: &'static str, code: i16| LedgerError::Unknown { what, value: code.to_string() };
+    let state: i16 = row.try_get("state")?;
+    let reason: i16 = row.try_get("reason")?;
+    let priority: i16 = row.try_get("priority")?;
+    Ok(FoundJob {
+        id: JobId(row.try_get("id")?),
+        kind: row.try_get("kind")?,
+        queue: row.try_get("queue")?,
+        priority: Priority::from_code(priority).ok_or_else(|| coded("priority", priority))?,
+        owner: row.try_get("owner")?,
+        state: State::from_code(state).ok_or_else(|| coded("state", state))?,
+        reason: Reason::from_code(reason).ok_or_else(|| coded("reason", reason))?,
+        version: row.try_get("version")?,
+        attempt: row.try_get("attempt")?,
+        attempts_allowed: row.try_get("attempts_allowed")?,
+        cancel_requested: row.try_get("cancel_requested")?,
+        created_at: row.try_get("created_at")?,
+        run_at: row.try_get("run_at")?,
+        start_by: row.try_get("start_by")?,
+        started_at: row.try_get("started_at")?,
+        finished_at: row.try_get("finished_at")?,
+        progress_done: row.try_get("progress_done")?,
+        progress_total: row.try_get("progress_total")?,
+        payload: row.try_get("payload")?,
+        result: row.try_get("result")?,
+        error: row.try_get("error")?,
+    })
+}

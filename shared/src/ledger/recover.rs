@@ -1,0 +1,331 @@
+//! Step 8, recover: who is alive, and what went missing between Postgres, Redis and a process.
+//!
+//! All times here are Postgres' own (`clock_timestamp()`), so replicas need not agree on a clock, and none of this depends on
+//! business time. A worker that stays silent for [`DEAD_AFTER`] is dead; it stops its own work at [`FENCE_AFTER`] by its
+//! monotonic clock, so that two processes never believe that they hold one job.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgPool, Row};
+use uuid::Uuid;
+
+use super::LedgerError;
+use crate::{
+    job::{JobId, Priority, State},
+    queue::{Queue, push::Handover},
+};
+
+/// Between two heartbeats of a worker.
+pub const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// After so long without an answered heartbeat, counted from when the last good one was sent, a worker stops its own work.
+pub const FENCE_AFTER: Duration = Duration::from_secs(4);
+/// After so long without a heartbeat, by Postgres' clock, others take a worker's jobs over. The two seconds above
+/// [`FENCE_AFTER`] are for the slowest way from Postgres to the fenced worker's tasks.
+pub const DEAD_AFTER: Duration = Duration::from_secs(6);
+/// A queued job that has not reached its stream by then may have been lost on the way.
+pub const PUSHED_WITHIN: Duration = Duration::from_secs(2);
+/// Processes that may die under a job: the first may have died of a neighbour; since then it ran as the only suspect.
+pub const CRASHES_ALLOWED: i16 = 3;
+
+/// Enters this process.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn register(connection: &mut PgConnection, worker: Uuid, name: &str, queues: &[Queue], version: &str) -> Result<(), LedgerError> {
+    let queues: Vec<&str> = queues.iter().map(|queue| queue.name()).collect();
+    sqlx::query(
+        "INSERT INTO worker (id, name, queues, version, started_at, seen_at) VALUES ($1, $2, $3, $4, clock_timestamp(), clock_timestamp())
+         ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()",
+    )
+    .bind(worker)
+    .bind(name)
+    .bind(queues)
+    .bind(version)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The answer to a heartbeat.
+#[derive(Debug, Clone, Default)]
+pub struct Beat {
+    /// Whether the ledger still knows this process. If not, it was declared dead and its jobs were taken over.
+    pub known: bool,
+    /// Jobs of this worker whose owners want them cancelled.
+    pub cancels: Vec<JobId>,
+}
+
+/// Says that this process is alive.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn beat(connection: &mut PgConnection, worker: Uuid) -> Result<Beat, LedgerError> {
+    let row = sqlx::query(
+        "WITH beat AS (UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1 RETURNING id)
+         SELECT EXISTS (SELECT 1 FROM beat) AS known, ARRAY (SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000) AS cancels",
+    )
+    .bind(worker)
+    .fetch_one(connection)
+    .await?;
+    let cancels: Vec<Uuid> = row.try_get("cancels")?;
+    Ok(Beat { known: row.try_get("known")?, cancels: cancels.into_iter().map(JobId).collect() })
+}
+
+/// The wishes to cancel what this worker runs, asked outside the heartbeat because somebody was told of one.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn cancels(pool: &PgPool, worker: Uuid) -> Result<Vec<JobId>, LedgerError> {
+    let jobs: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000").bind(worker).fetch_all(pool).await?;
+    Ok(jobs.into_iter().map(JobId).collect())
+}
+
+/// Leaves in good order: this process holds nothing any more.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn deregister(pool: &PgPool, worker: Uuid) -> Result<(), LedgerError> {
+    sqlx::query("DELETE FROM worker WHERE id = $1").bind(worker).execute(pool).await?;
+    Ok(())
+}
+
+/// The workers that are alive.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn living_workers(pool: &PgPool) -> Result<Vec<Uuid>, LedgerError> {
+    Ok(sqlx::query_scalar("SELECT id FROM worker").fetch_all(pool).await?)
+}
+
+/// The workers that have been silent for [`DEAD_AFTER`].
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn dead_workers(pool: &PgPool) -> Result<Vec<Uuid>, LedgerError> {
+    Ok(sqlx::query_scalar("SELECT id FROM worker WHERE seen_at < clock_timestamp() - make_interval(secs => $1)")
+        .bind(DEAD_AFTER.as_secs_f64())
+        .fetch_all(pool)
+        .await?)
+}
+
+/// The owners of running jobs that are no workers any more: a claim whose commit came after its worker had left.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn vanished_workers(pool: &PgPool) -> Result<Vec<Uuid>, LedgerError> {
+    Ok(sqlx::query_scalar(
+        "SELECT DISTINCT s.worker FROM job_dispatched d JOIN job_state s ON s.job_id = d.job_id
+         WHERE s.state = 2 AND s.worker IS NOT NULL AND NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = s.worker)",
+    )
+    .fetch_all(pool)
+    .await?)
+}
+
+/// A job taken from a dead worker or given back by a living one.
+#[derive(Debug, Clone)]
+pub struct Recovered {
+    /// The job.
+    pub job: JobId,
+    /// What it is now.
+    pub state: State,
+    /// The push that must follow, if it is queued again.
+    pub handover: Option<Handover>,
+}
+
+/// Takes up to `limit` running jobs over from workers that are dead: back to `queued` without costing an attempt, cancelled
+/// if that was wished, failed as poison after [`CRASHES_ALLOWED`] crashes and one more. Writes the crashed run down.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: i64) -> Result<Vec<Recovered>, LedgerError> {
+    let rows = sqlx::query(
+        "WITH lost AS (
+            SELECT s.job_id, d.queue, d.priority
+            FROM job_dispatched d JOIN job_state s ON s.job_id = d.job_id
+            WHERE s.state = 2 AND s.worker = ANY ($1)
+              -- Judged again under the row's lock: a worker that came back in time keeps its jobs.
+              AND NOT EXISTS (SELECT 1 FROM worker w WHERE w.id = s.worker AND w.seen_at >= clock_timestamp() - make_interval(secs => $5))
+            ORDER BY s.job_id LIMIT $3 FOR UPDATE OF s SKIP LOCKED
+        ), taken AS (
+            UPDATE job_state s
+            SET state = CASE WHEN s.cancel_requested THEN 5 WHEN s.crashes >= $4 THEN 4 ELSE 1 END,
+                crashes = s.crashes + 1,
+                attempt = CASE WHEN s.cancel_requested OR s.crashes >= $4 THEN s.attempt ELSE s.attempt - 1 END,
+                token = 0, changed_at = $2, version = s.version + 1,
+                finished_at = CASE WHEN s.cancel_requested OR s.crashes >= $4 THEN $2 END
+            FROM lost l WHERE s.job_id = l.job_id
+            RETURNING s.job_id, s.tenant_id, s.state, s.runs, s.attempt, s.started_at, s.worker, s.crashes, l.queue, l.priority
+        ), runs AS (
+            INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
+            SELECT job_id, runs, attempt, tenant_id, started_at, $2, worker, CASE WHEN state = 5 THEN 'cancelled' ELSE 'crashed' END,
+                   CASE WHEN state = 4
+                        THEN jsonb_build_object('code', 'poison', 'class', 'permanent', 'causes', '[]'::jsonb, 'message',
+                             format('%s worker processes died while running this job; look at the last ones'' logs before retrying it', crashes))
+                        ELSE jsonb_build_object('code', 'worker_lost', 'class', 'transient', 'causes', '[]'::jsonb, 'message',
+                             'the worker process that ran this job died or lost its connections')
+                   END
+            FROM taken
+        ), again AS (
+            UPDATE job_dispatched d SET dispatched_at = now() FROM taken t WHERE d.job_id = t.job_id AND t.state = 1
+        ), gone AS (
+            DELETE FROM job_dispatched d USING taken t WHERE d.job_id = t.job_id AND t.state <> 1
+        ), unsuccessful AS (
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state) SELECT job_id, tenant_id, state FROM taken WHERE state <> 1
+        )
+        SELECT job_id, state, queue, priority FROM taken",
+    )
+    .bind(dead)
+    .bind(now)
+    .bind(limit)
+    .bind(CRASHES_ALLOWED)
+    .bind(DEAD_AFTER.as_secs_f64())
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(recovered).collect()
+}
+
+/// Forgets dead workers whose jobs have all been taken over.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn forget_workers(pool: &PgPool, dead: &[Uuid]) -> Result<(), LedgerError> {
+    sqlx::query("DELETE FROM worker WHERE id = ANY ($1) AND seen_at < clock_timestamp() - make_interval(secs => $2)")
+        .bind(dead)
+        .bind(DEAD_AFTER.as_secs_f64())
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// The claims that the ledger says a worker holds.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn claims_of(pool: &PgPool, worker: Uuid) -> Result<Vec<(JobId, i64)>, LedgerError> {
+    let rows: Vec<(Uuid, i64)> = sqlx::query_as(
+        "SELECT s.job_id, s.token FROM job_dispatched d JOIN job_state s ON s.job_id = d.job_id WHERE s.state = 2 AND s.worker = $1",
+    )
+    .bind(worker)
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|(job, token)| (JobId(job), token)).collect())
+}
+
+/// Gives claims back that the worker owns and does not hold (the answer to its claim was lost on the way): queued again, no
+/// attempt used.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn give_back(pool: &PgPool, claims: &[(JobId, i64)], now: DateTime<Utc>) -> Result<Vec<Recovered>, LedgerError> {
+    let jobs: Vec<Uuid> = claims.iter().map(|(job, _)| job.0).collect();
+    let tokens: Vec<i64> = claims.iter().map(|(_, token)| *token).collect();
+    let rows = sqlx::query(
+        "WITH given AS (
+            UPDATE job_state s
+            SET state = CASE WHEN s.cancel_requested THEN 5 ELSE 1 END, attempt = s.attempt - 1, token = 0, changed_at = $3,
+                version = s.version + 1, finished_at = CASE WHEN s.cancel_requested THEN $3 END
+            FROM unnest($1::uuid[], $2::bigint[]) AS c (id, token)
+            WHERE s.job_id = c.id AND s.token = c.token AND s.state = 2
+            RETURNING s.job_id, s.tenant_id, s.state
+        ), again AS (
+            UPDATE job_dispatched d SET dispatched_at = now() FROM given g WHERE d.job_id = g.job_id AND g.state = 1
+        ), gone AS (
+            DELETE FROM job_dispatched d USING given g WHERE d.job_id = g.job_id AND g.state <> 1
+        ), unsuccessful AS (
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state) SELECT job_id, tenant_id, state FROM given WHERE state <> 1
+        )
+        SELECT g.job_id, g.state, j.queue, j.priority FROM given g JOIN job j ON j.id = g.job_id",
+    )
+    .bind(jobs)
+    .bind(tokens)
+    .bind(now)
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(recovered).collect()
+}
+
+fn recovered(row: &sqlx::postgres::PgRow) -> Result<Recovered, LedgerError> {
+    let job = JobId(row.try_get("job_id")?);
+    let code: i16 = row.try_get("state")?;
+    let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
+    let handover = if state == State::Queued { Some(handover(job, row)?) } else { None };
+    Ok(Recovered { job, state, handover })
+}
+
+fn handover(job: JobId, row: &sqlx::postgres::PgRow) -> Result<Handover, LedgerError> {
+    let queue: String = row.try_get("queue")?;
+    let priority: i16 = row.try_get("priority")?;
+    Ok(Handover {
+        job,
+        queue: Queue::from_name(&queue).ok_or(LedgerError::Unknown { what: "queue", value: queue })?,
+        priority: Priority::from_code(priority).unwrap_or(Priority::Normal),
+    })
+}
+
+/// Jobs of a queue that were handed over longer than [`PUSHED_WITHIN`] ago: queued still, or running by now.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn handed_over(pool: &PgPool, queue: Queue) -> Result<Vec<JobId>, LedgerError> {
+    let jobs: Vec<Uuid> =
+        sqlx::query_scalar("SELECT job_id FROM job_dispatched WHERE queue = $1 AND dispatched_at < now() - make_interval(secs => $2)")
+            .bind(queue.name())
+            .bind(PUSHED_WITHIN.as_secs_f64())
+            .fetch_all(pool)
+            .await?;
+    Ok(jobs.into_iter().map(JobId).collect())
+}
+
+/// Of jobs that are in no stream, those that are queued and so belong in one; their time of handover starts anew.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn missing(pool: &PgPool, jobs: &[JobId]) -> Result<Vec<Handover>, LedgerError> {
+    let jobs: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
+    let rows = sqlx::query(
+        "UPDATE job_dispatched d SET dispatched_at = now() FROM job_state s
+         WHERE d.job_id = ANY ($1) AND s.job_id = d.job_id AND s.state = 1
+         RETURNING d.job_id, d.queue, d.priority",
+    )
+    .bind(jobs)
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(|row| handover(JobId(row.try_get("job_id")?), row)).collect()
+}
+
+/// Takes a periodic duty for `period` if nobody has it: how replicas share what needs doing once a period, without a leader.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn take_duty(pool: &PgPool, name: &'static str, worker: Uuid, period: Duration) -> Result<bool, LedgerError> {
+    let taken = sqlx::query(
+        "INSERT INTO duty AS d (name, taken_until, worker) VALUES ($1, clock_timestamp() + make_interval(secs => $3), $2)
+         ON CONFLICT (name) DO UPDATE SET taken_until = excluded.taken_until, worker = excluded.worker
+         WHERE d.taken_until <= clock_timestamp()",
+    )
+    .bind(name)
+    .bind(worker)
+    .bind(period.as_secs_f64())
+    .execute(pool)
+    .await?;
+    Ok(taken.rows_affected() == 1)
+}
+
+/// Forgets what has served its purpose, a bounded bite at a time: expired idempotency keys, and wishes to cancel what no
+/// longer runs.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn tidy(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, LedgerError> {
+    let keys = sqlx::query(
+        "DELETE FROM idempotency_key k USING (SELECT tenant_id, owner, key FROM idempotency_key WHERE expires_at <= $1 LIMIT 5000 FOR UPDATE SKIP LOCKED) e
+         WHERE k.tenant_id = e.tenant_id AND k.owner = e.owner AND k.key = e.key",
+    )
+    .bind(now)
+    .execute(pool)
+    .await?;
+    let wishes =
+        sqlx::query("DELETE FROM job_cancel c USING job_state s WHERE s.job_id = c.job_id AND s.state <> 2").execute(pool).await?;
+    Ok(keys.rows_affected() + wishes.rows_affected())
+}

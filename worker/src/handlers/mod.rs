@@ -1,0 +1,180 @@
+//! How each kind of job is done: one file a kind, of the same name as its contract in `shared/src/kinds`.
+//!
+//! A handler is an `async fn run(payload, context) -> Result<Success, Failure>`. It may be dropped at any await (timeout,
+//! cancellation, a lost lease) and run again elsewhere, so what it does outside goes through [`JobContext::intend`], and it
+//! holds no state but what it can lose. Errors classify themselves into a [`Failure`]; the handler just uses `?`.
+
+mod export;
+mod probe;
+
+use std::{collections::HashMap, pin::Pin, sync::Arc};
+
+use serde_json::Value;
+use shared::{
+    clock::Clock,
+    config::{Probe, Sources},
+    job::{Failure, Policy, Success},
+    kinds::{ExportCreate, Kind, ProbeRun, Registry},
+    ledger::{
+        LedgerError,
+        claim::ClaimedJob,
+        effects::{self, Intent},
+    },
+};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+
+use crate::clients::Clients;
+
+/// What handlers may use, one for the process.
+#[derive(Debug)]
+pub struct Services {
+    /// The ledger.
+    pub pool: PgPool,
+    /// Business time.
+    pub clock: Clock,
+    /// The outside world.
+    pub clients: Clients,
+    /// Addresses of the sources that datasets read.
+    pub sources: Sources,
+    /// What probes may do.
+    pub probe: Probe,
+}
+
+/// One run of one job, as its handler sees it.
+#[derive(Debug, Clone)]
+pub struct JobContext {
+    /// The claim: id, tenant, owner, attempt …
+    pub job: Arc<ClaimedJob>,
+    /// What it may use.
+    pub services: Arc<Services>,
+    /// Cancelled when the owner wants the job cancelled: stop soon and tidily; who does not is dropped.
+    pub cancelled: CancellationToken,
+}
+
+impl JobContext {
+    /// Notes how far the job is, for whoever follows it. Answers `false` when the claim is gone: stop then.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer; progress is a courtesy, so a caller may well ignore it.
+    pub async fn progress(&self, done: u64, total: Option<u64>) -> Result<bool, Failure> {
+        effects::progress(&self.services.pool, &self.job, done, total, self.services.clock.now()).await.map_err(ledger_failure)
+    }
+
+    /// Writes down what this run is about to do outside, before it does it; and fences it off when its claim is gone.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer or the claim is gone.
+    pub async fn intend(&self, key: &str, intent: &Value) -> Result<Intent, Failure> {
+        match effects::intend(&self.services.pool, &self.job, key, intent, self.services.clock.now()).await.map_err(ledger_failure)? {
+            Intent::Fenced => Err(Failure::transient("claim_lost", "another worker took this job over; this run stops")),
+            known => Ok(known),
+        }
+    }
+
+    /// Writes down what the outside answered.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer: the effect is then known as intended only.
+    pub async fn receipt(&self, key: &str, receipt: &Value) -> Result<(), Failure> {
+        effects::receipt(&self.services.pool, self.job.id, key, receipt, self.services.clock.now()).await.map_err(ledger_failure)
+    }
+
+    /// Strikes an effect out that was undone.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer.
+    pub async fn forget_effect(&self, key: &str) -> Result<(), Failure> {
+        effects::forget(&self.services.pool, self.job.id, key).await.map_err(ledger_failure)
+    }
+}
+
+fn ledger_failure(error: LedgerError) -> Failure {
+    Failure::transient("ledger_unavailable", "the job database did not answer; the job is tried again").caused_by(&error)
+}
+
+/// A run under way.
+pub type Run = Pin<Box<dyn Future<Output = Result<Success, Failure>> + Send>>;
+
+/// A kind's handler, its payload's type forgotten.
+#[derive(Clone)]
+pub struct Handler {
+    /// The kind's name.
+    pub name: &'static str,
+    /// The kind's policy.
+    pub policy: Policy,
+    run: Arc<dyn Fn(JobContext) -> Run + Send + Sync>,
+}
+
+impl Handler {
+    fn of<K: Kind, F>(run: fn(K, JobContext) -> F) -> Self
+    where
+        F: Future<Output = Result<Success, Failure>> + Send + 'static,
+    {
+        let run = move |context: JobContext| -> Run {
+            match serde_json::from_str::<K>(&context.job.payload) {
+                Ok(payload) => Box::pin(run(payload, context)),
+                Err(error) => {
+                    let failure = Failure::permanent("payload_invalid", format!("this worker can't read the job's payload: {error}"));
+                    Box::pin(std::future::ready(Err(failure)))
+                }
+            }
+        };
+        Self { name: K::NAME, policy: K::POLICY, run: Arc::new(run) }
+    }
+
+    /// Starts a run; nothing happens until it is polled.
+    #[must_use]
+    pub fn run(&self, context: JobContext) -> Run {
+        (self.run)(context)
+    }
+}
+
+/// The handlers of this process, by kind and by a kind's former names.
+#[derive(Clone)]
+pub struct Handlers {
+    by_name: HashMap<&'static str, Handler>,
+}
+
+impl Handlers {
+    /// All handlers; `probe.run`'s only where the installation allows it.
+    #[must_use]
+    pub fn new(probe: bool) -> Self {
+        let mut handlers = vec![Handler::of::<ExportCreate, _>(export::run)];
+        if probe {
+            handlers.push(Handler::of::<ProbeRun, _>(probe::run));
+        }
+        let registry = Registry::new(probe);
+        let mut by_name = HashMap::new();
+        for handler in handlers {
+            for alias in registry.find(handler.name).map_or(&[][..], |entry| entry.aliases) {
+                by_name.insert(*alias, handler.clone());
+            }
+            by_name.insert(handler.name, handler);
+        }
+        Self { by_name }
+    }
+
+    /// The handler of a kind.
+    #[must_use]
+    pub fn find(&self, kind: &str) -> Option<&Handler> {
+        self.by_name.get(kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_handler_and_every_handler_a_kind() {
+        for probe in [false, true] {
+            let registry = Registry::new(probe);
+            let kinds: BTreeSet<_> = registry.entries().flat_map(|entry| entry.aliases.iter().copied().chain([entry.name])).collect();
+            let handlers: BTreeSet<_> = Handlers::new(probe).by_name.into_keys().collect();
+            assert_eq!(kinds, handlers);
+        }
+    }
+}
