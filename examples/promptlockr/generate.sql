@@ -37,7 +37,7 @@ RETURN overlay(overlay(overlay(md5(name)
 CREATE FUNCTION pg_temp.user_id(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN overlay(overlay(md5('user ' || n) PLACING '4' FROM 13) PLACING '8' FROM 17)::uuid;
 
--- ASCII, printable or escaped, wherever a character is invisible, joins others or changes the direction of the line.
+-- Characters that are invisible, join others or turn the line's direction are written as escapes.
 CREATE TEMPORARY TABLE hard_text (n int GENERATED ALWAYS AS IDENTITY, text text NOT NULL) ON COMMIT DROP;
 INSERT INTO hard_text (text) VALUES
     -- Formulas: a spreadsheet runs what begins so.

@@ -44,6 +44,6 @@ CREATE TABLE packages (
 );
 
 -- The packages dataset can be narrowed to one section.
-CREATE INDEX packages_by_section ON packages (section, package, architecture, version);
+CREATE INDEX packages_by_section ON packages (section);
 
 GRANT SELECT ON packages TO offstage_source;

@@ -129,11 +129,15 @@ CREATE INDEX comments_by_prompt ON comments (prompt_id, created_at);
 CREATE INDEX comments_by_author ON comments (author_id);
 
 -- The role that exports read under may read every table, those to come too, and write nothing. By default every role of the
--- cluster may connect to a database and make temporary tables in it: that goes as well.
+-- cluster may connect to a database, make temporary tables in it and create large objects: that goes as well, the last
+-- where this script has the right to take it away (it is a superuser's).
 DO $$
 BEGIN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO offstage_source', current_database());
+    IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC;
+    END IF;
 END
 $$;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
