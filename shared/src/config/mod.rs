@@ -1,0 +1,152 @@
+//! Every setting of Offstage, read from `OFFSTAGE_*` variables, checked, and handed out by section.
+//!
+//! What must stay true: all that is wrong is reported at once, each by its variable's name and with what to write instead;
+//! a secret's value never appears in an error, a log or `Debug`; settings that contradict each other are found here, at
+//! the start, and not at three in the morning. A program reads only the sections it needs: [`ApiConfig`],
+//! [`WorkerConfig`], [`OwnerConfig`].
+//!
+//! A variable that is set to nothing counts as not set, which is how compose files and manifests leave one out.
+
+mod process;
+mod stores;
+mod variables;
+
+pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources};
+pub use stores::{Database, Redis, S3};
+pub use variables::{ConfigError, SettingProblem, Variables};
+
+use std::time::Duration;
+
+use variables::Reader;
+
+/// Settings of `api serve`.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Postgres, as the role `offstage_api`.
+    pub database: Database,
+    /// Redis.
+    pub redis: Redis,
+    /// Object storage.
+    pub s3: S3,
+    /// Where to listen (`OFFSTAGE_LISTEN`).
+    pub listen: Listen,
+    /// The log.
+    pub log: Log,
+    /// Whether `probe.run` is a kind here.
+    pub probe: Probe,
+    /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
+    pub window: u32,
+    /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`).
+    pub idempotency: Duration,
+    /// How long requests under way may take to finish at shutdown (`OFFSTAGE_SHUTDOWN_GRACE_SECONDS`).
+    pub shutdown_grace: Duration,
+    /// What is suspicious but allowed; to be logged once the log runs.
+    pub warnings: Vec<String>,
+}
+
+impl ApiConfig {
+    /// Reads and checks the settings of `api serve`.
+    ///
+    /// # Errors
+    /// All that is missing or wrong, at once.
+    pub fn read(variables: &Variables) -> Result<Self, ConfigError> {
+        let mut reader = Reader::new(variables);
+        let database = Database::read(&mut reader, "OFFSTAGE_API_DATABASE_URL", Some(("OFFSTAGE_API_POOL", 20)));
+        let redis = Redis::read(&mut reader);
+        let s3 = S3::read(&mut reader);
+        let listen = Listen::read(&mut reader, "OFFSTAGE_LISTEN", 8080);
+        let log = Log::read(&mut reader);
+        let probe = Probe::read(&mut reader);
+        let window = process::window(&mut reader);
+        let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
+        let shutdown_grace = process::shutdown_grace(&mut reader);
+        stores::warn_of_shared_role(&mut reader, "OFFSTAGE_API_DATABASE_URL", "offstage_api");
+        let warnings = reader.finish()?;
+        let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
+            return Err(ConfigError::incomplete());
+        };
+        Ok(Self { database, redis, s3, listen, log, probe, window, idempotency, shutdown_grace, warnings })
+    }
+}
+
+/// Settings of `worker`.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Postgres, as the role `offstage_engine`.
+    pub database: Database,
+    /// Redis.
+    pub redis: Redis,
+    /// Object storage.
+    pub s3: S3,
+    /// Where health and metrics are served (`OFFSTAGE_WORKER_LISTEN`).
+    pub listen: Listen,
+    /// The log.
+    pub log: Log,
+    /// Which queues to serve, how many jobs of each at once.
+    pub queues: Queues,
+    /// Whether `probe.run` is a kind here.
+    pub probe: Probe,
+    /// The databases that datasets are read from.
+    pub sources: Sources,
+    /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
+    pub window: u32,
+    /// How long running jobs may take to finish at shutdown (`OFFSTAGE_SHUTDOWN_GRACE_SECONDS`).
+    pub shutdown_grace: Duration,
+    /// What is suspicious but allowed; to be logged once the log runs.
+    pub warnings: Vec<String>,
+}
+
+impl WorkerConfig {
+    /// Reads and checks the settings of `worker`. `queues` is the command line's `--queues`, which goes before the variable.
+    ///
+    /// # Errors
+    /// All that is missing or wrong, at once.
+    pub fn read(variables: &Variables, queues: Option<&str>) -> Result<Self, ConfigError> {
+        let mut reader = Reader::new(variables);
+        let database = Database::read(&mut reader, "OFFSTAGE_ENGINE_DATABASE_URL", Some(("OFFSTAGE_ENGINE_POOL", 16)));
+        let redis = Redis::read(&mut reader);
+        let s3 = S3::read(&mut reader);
+        let listen = Listen::read(&mut reader, "OFFSTAGE_WORKER_LISTEN", 9090);
+        let log = Log::read(&mut reader);
+        let queues = Queues::read(&mut reader, queues);
+        let probe = Probe::read(&mut reader);
+        let sources = Sources::read(&mut reader);
+        let window = process::window(&mut reader);
+        let shutdown_grace = process::shutdown_grace(&mut reader);
+        stores::warn_of_shared_role(&mut reader, "OFFSTAGE_ENGINE_DATABASE_URL", "offstage_engine");
+        let warnings = reader.finish()?;
+        let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
+            return Err(ConfigError::incomplete());
+        };
+        Ok(Self { database, redis, s3, listen, log, queues, probe, sources, window, shutdown_grace, warnings })
+    }
+}
+
+/// Settings of the commands that act as the database's owner: `api migrate`, `api tenant apply`, `api key …`.
+#[derive(Clone, Debug)]
+pub struct OwnerConfig {
+    /// Postgres, as its owner (`OFFSTAGE_DATABASE_URL`).
+    pub database: Database,
+    /// The log.
+    pub log: Log,
+    /// What is suspicious but allowed; to be logged once the log runs.
+    pub warnings: Vec<String>,
+}
+
+impl OwnerConfig {
+    /// Reads and checks the owner's settings.
+    ///
+    /// # Errors
+    /// All that is missing or wrong, at once.
+    pub fn read(variables: &Variables) -> Result<Self, ConfigError> {
+        let mut reader = Reader::new(variables);
+        let database = Database::read(&mut reader, "OFFSTAGE_DATABASE_URL", None);
+        let log = Log::read(&mut reader);
+        let warnings = reader.finish()?;
+        let Some(database) = database else { return Err(ConfigError::incomplete()) };
+        Ok(Self { database, log, warnings })
+    }
+}
+
+#[cfg(test)]
+mod tests;

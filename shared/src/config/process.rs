@@ -1,0 +1,195 @@
+//! How a process runs: where it listens, what it logs, which queues it serves, what it may do.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    stores,
+    variables::{Reader, SOURCE_PREFIX},
+};
+use crate::queue::Queue;
+
+/// An address to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The address; port 0 lets the operating system choose, and the log tells which it chose.
+    pub address: SocketAddr,
+}
+
+impl Listen {
+    pub(super) fn read(reader: &mut Reader<'_>, variable: &str, default_port: u16) -> Option<Self> {
+        let Some(value) = reader.optional(variable) else {
+            return Some(Self { address: (Ipv4Addr::LOCALHOST, default_port).into() });
+        };
+        let Ok(address) = value.parse() else {
+            reader.problem(variable, format!("`{value}` is not an IP address and a port; write for example 0.0.0.0:{default_port} or [::]:{default_port}"));
+            return None;
+        };
+        Some(Self { address })
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The log.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// What is logged, as `tracing-subscriber` filters are written: `info`, `warn,shared::ledger=debug`.
+    pub filter: String,
+    /// How it is written.
+    pub format: LogFormat,
+}
+
+impl Log {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let filter = reader.optional("OFFSTAGE_LOG").unwrap_or("info").to_owned();
+        if let Err(error) = EnvFilter::builder().parse(&filter) {
+            reader.problem("OFFSTAGE_LOG", format!("`{filter}` is not a filter ({error}); write for example `info` or `info,sqlx=warn`"));
+        }
+        let words = [("json", LogFormat::Json), ("text", LogFormat::Text)];
+        Self { filter, format: reader.word("OFFSTAGE_LOG_FORMAT", LogFormat::Json, &words) }
+    }
+}
+
+/// Where `probe.run` may call back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeCallbacks {
+    /// Nowhere.
+    Off,
+    /// This machine's loopback addresses only.
+    Loopback,
+}
+
+/// The kind `probe.run`, for drills, canaries and benchmarks. Off by default: a probe can end the process it runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Whether the kind exists.
+    pub enabled: bool,
+    /// Where it may call back to.
+    pub callbacks: ProbeCallbacks,
+}
+
+impl Probe {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let enabled = reader.word("OFFSTAGE_PROBE", false, &[("on", true), ("off", false)]);
+        let words = [("off", ProbeCallbacks::Off), ("loopback", ProbeCallbacks::Loopback)];
+        let callbacks = reader.word("OFFSTAGE_PROBE_CALLBACKS", ProbeCallbacks::Off, &words);
+        if callbacks == ProbeCallbacks::Loopback && !enabled {
+            reader.warn("OFFSTAGE_PROBE_CALLBACKS has no effect without OFFSTAGE_PROBE=on");
+        }
+        Self { enabled, callbacks }
+    }
+}
+
+/// Which queues a worker serves, and how many jobs of each at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// The queues with their concurrency, at least one of each.
+    pub concurrency: BTreeMap<Queue, usize>,
+}
+
+/// The most jobs of one queue at once. Jobs are tasks and not threads, so the bound is memory: some thousands fit (R5).
+const MOST_AT_ONCE: usize = 4_096;
+
+impl Queues {
+    pub(super) fn read(reader: &mut Reader<'_>, command_line: Option<&str>) -> Self {
+        let (variable, list) = match command_line.map(str::trim).filter(|list| !list.is_empty()) {
+            Some(list) => ("--queues", Some(list)),
+            None => ("OFFSTAGE_QUEUES", reader.optional("OFFSTAGE_QUEUES")),
+        };
+        let mut concurrency = BTreeMap::new();
+        match list {
+            None | Some("all") => concurrency.extend(Queue::ALL.map(|queue| (queue, queue.default_concurrency()))),
+            Some(list) => {
+                for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+                    match Queue::from_name(name) {
+                        Some(queue) => _ = concurrency.insert(queue, queue.default_concurrency()),
+                        None => reader.problem(variable, format!("there is no queue `{name}`; there are {}", queue_names())),
+                    }
+                }
+                if concurrency.is_empty() {
+                    reader.problem(variable, "names no queue; leave it out to serve all");
+                }
+            }
+        }
+        let Some(budgets) = reader.optional("OFFSTAGE_CONCURRENCY") else { return Self { concurrency } };
+        for entry in budgets.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let parsed = entry.split_once('=').and_then(|(name, number)| {
+                let number = number.trim().parse().ok().filter(|number| (1..=MOST_AT_ONCE).contains(number))?;
+                Some((name.trim(), number))
+            });
+            let Some((name, number)) = parsed else {
+                reader.problem(
+                    "OFFSTAGE_CONCURRENCY",
+                    format!("`{entry}` is not a queue and a number from 1 to {MOST_AT_ONCE}; write for example exports=2,email=32"),
+                );
+                continue;
+            };
+            match Queue::from_name(name) {
+                None => reader.problem("OFFSTAGE_CONCURRENCY", format!("there is no queue `{name}`; there are {}", queue_names())),
+                Some(queue) => match concurrency.get_mut(&queue) {
+                    Some(budget) => *budget = number,
+                    None => reader.warn(format!("OFFSTAGE_CONCURRENCY has no effect on `{name}`: this worker doesn't serve it")),
+                },
+            }
+        }
+        Self { concurrency }
+    }
+}
+
+fn queue_names() -> String {
+    Queue::ALL.map(Queue::name).join(", ")
+}
+
+/// The databases that datasets are read from: every `OFFSTAGE_SOURCE_*` variable, by its name, which manifests refer to.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    urls: BTreeMap<String, SecretString>,
+}
+
+impl Sources {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let mut urls = BTreeMap::new();
+        for (name, value) in reader.beginning_with(SOURCE_PREFIX).collect::<Vec<_>>() {
+            if stores::is_postgres_url(value) {
+                urls.insert(name.to_owned(), SecretString::from(value));
+            } else {
+                reader.problem(name, "is not a Postgres URL; write postgres://reader:password@host:5432/product, of a role that can't write");
+            }
+        }
+        Self { urls }
+    }
+
+    /// The URL that a variable holds.
+    #[must_use]
+    pub fn url(&self, variable: &str) -> Option<&SecretString> {
+        self.urls.get(variable)
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Sources {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        Self { urls: pairs.into_iter().map(|(name, url)| (name.into(), SecretString::from(url.into()))).collect() }
+    }
+}
+
+pub(super) fn window(reader: &mut Reader<'_>) -> u32 {
+    reader.number_in("OFFSTAGE_WINDOW", 10_000, 100..=1_000_000)
+}
+
+pub(super) fn shutdown_grace(reader: &mut Reader<'_>) -> Duration {
+    Duration::from_secs(reader.number("OFFSTAGE_SHUTDOWN_GRACE_SECONDS", 25, 0, 3_600))
+}

@@ -1,0 +1,351 @@
+//! The manifest: what a tenant is, declared in one `tenant.toml`.
+//!
+//! Applying is strict: an unknown name, an ill-typed value or a contradiction is refused with its line, all of them at
+//! once. Loading what was applied is lenient towards names it does not know, since a newer program may have applied it;
+//! everything else is checked again.
+
+mod lines;
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use aws_lc_rs::digest;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+use super::dataset::{Dataset, MOST_PARAMETERS, Origin, Parameter, ParameterType, Source};
+use lines::Lines;
+
+/// The longest manifest, in bytes.
+const LONGEST: usize = 1024 * 1024;
+
+/// The longest name of a tenant, a source, a dataset or a parameter.
+const LONGEST_NAME: usize = 63;
+
+/// What the variables of sources begin with. A manifest can name no other, or a tenant's dataset could be pointed at
+/// Offstage's own database.
+const SOURCE_VARIABLE: &str = "OFFSTAGE_SOURCE_";
+
+/// A tenant's manifest, checked. The default declares nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Manifest {
+    /// The tenant's name.
+    pub name: String,
+    /// The databases that datasets are read from.
+    pub sources: BTreeMap<String, Source>,
+    /// What can be exported.
+    pub datasets: BTreeMap<String, Dataset>,
+    declaration: Declaration,
+}
+
+impl Manifest {
+    /// Reads a `tenant.toml`.
+    ///
+    /// # Errors
+    /// All that is wrong with it, by line.
+    pub fn from_toml(text: &str) -> Result<Self, ManifestError> {
+        if text.len() > LONGEST {
+            return Err(ManifestError::whole(format!("has {} bytes; {LONGEST} are the most", text.len())));
+        }
+        let lines = Lines::new(text);
+        let mut unknown = Vec::new();
+        let read = toml::Deserializer::parse(text).and_then(|deserializer| {
+            serde_ignored::deserialize::<_, _, Declaration>(deserializer, |path| unknown.push(lines::path_of(&path)))
+        });
+        let declaration = read.map_err(|error| ManifestError {
+            problems: vec![ManifestProblem {
+                line: error.span().map(|span| lines.at(span.start)),
+                path: String::new(),
+                detail: error.message().to_owned(),
+            }],
+        })?;
+        let mut faults: Vec<Fault> = unknown
+            .into_iter()
+            .map(|path| Fault { path, offset: 0, detail: "is not part of a manifest; check its spelling or remove it".into() })
+            .collect();
+        let checked = Self::check(declaration, &mut faults);
+        match checked {
+            Some(manifest) if faults.is_empty() => Ok(manifest),
+            _ => {
+                let mut problems: Vec<_> = faults.into_iter().map(|fault| fault.into_problem(Some(&lines))).collect();
+                problems.sort_by_key(|problem| problem.line);
+                Err(ManifestError { problems })
+            }
+        }
+    }
+
+    /// Reads a manifest as it was stored when it was applied.
+    ///
+    /// # Errors
+    /// All that this program can't work with, by path.
+    pub fn from_stored(stored: Value) -> Result<Self, ManifestError> {
+        let declaration: Declaration =
+            serde_json::from_value(stored).map_err(|error| ManifestError::whole(format!("can't be read as stored: {error}")))?;
+        let mut faults = Vec::new();
+        match Self::check(declaration, &mut faults) {
+            Some(manifest) if faults.is_empty() => Ok(manifest),
+            _ => Err(ManifestError { problems: faults.into_iter().map(|fault| fault.into_problem(None)).collect() }),
+        }
+    }
+
+    /// The manifest as it is stored.
+    #[must_use]
+    pub fn to_stored(&self) -> Value {
+        // A tree of strings, numbers and maps with string keys: nothing in it that JSON can't hold.
+        serde_json::to_value(&self.declaration).unwrap_or_default()
+    }
+
+    /// SHA-256 of the stored form, by which an unchanged manifest is recognised. Comments and the order of tables don't
+    /// count; maps are sorted and fields stand in the order of the code.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let text = serde_json::to_vec(&self.declaration).unwrap_or_default();
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
+        bytes
+    }
+
+    fn check(declaration: Declaration, faults: &mut Vec<Fault>) -> Option<Self> {
+        let name = declaration.tenant.name.clone();
+        check_name(&name, &["tenant", "name"], faults);
+        let mut sources = BTreeMap::new();
+        for (key, source) in &declaration.sources {
+            check_name(key, &["sources", key], faults);
+            sources.insert(key.clone(), source.check(key, faults));
+        }
+        let mut datasets = BTreeMap::new();
+        for (key, dataset) in &declaration.datasets {
+            check_name(key, &["datasets", key], faults);
+            if !declaration.sources.contains_key(&dataset.source) {
+                let known: Vec<_> = declaration.sources.keys().map(String::as_str).collect();
+                let detail = match known.as_slice() {
+                    [] => format!("there is no source `{}`; declare it as [sources.{}]", dataset.source, dataset.source),
+                    known => format!("there is no source `{}`; there are: {}", dataset.source, known.join(", ")),
+                };
+                faults.push(Fault::new(&["datasets", key, "source"], detail));
+            }
+            if let Some(checked) = dataset.check(key, faults) {
+                datasets.insert(key.clone(), checked);
+            }
+        }
+        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, declaration })
+    }
+}
+
+/// The manifest as it is written and stored, not yet checked. A field that is absent is not stored, so that a program
+/// which knows more fields makes the same digest.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Declaration {
+    tenant: TenantDeclaration,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    sources: BTreeMap<String, SourceDeclaration>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    datasets: BTreeMap<String, DatasetDeclaration>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct TenantDeclaration {
+    name: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct SourceDeclaration {
+    url_env: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    statement_timeout_seconds: Option<u64>,
+}
+
+impl SourceDeclaration {
+    fn check(&self, key: &str, faults: &mut Vec<Fault>) -> Source {
+        let rest = self.url_env.strip_prefix(SOURCE_VARIABLE);
+        let legal = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        if !rest.is_some_and(|rest| !rest.is_empty() && rest.len() <= 100 && rest.bytes().all(legal)) {
+            let detail = if self.url_env.contains("://") {
+                // Not repeated: it may hold a password.
+                format!("must name the variable that holds the URL, not the URL itself; write for example \"{SOURCE_VARIABLE}MAIN_URL\"")
+            } else {
+                format!(
+                    "`{}` must be {SOURCE_VARIABLE} and then capital letters, digits or `_`; write for example \"{SOURCE_VARIABLE}MAIN_URL\"",
+                    self.url_env
+                )
+            };
+            faults.push(Fault::new(&["sources", key, "url_env"], detail));
+        }
+        // An hour is as long as an export may take, and long enough to hold back a database's vacuum.
+        let seconds = self.statement_timeout_seconds.unwrap_or(600);
+        if !(1..=3_600).contains(&seconds) {
+            faults.push(Fault::new(&["sources", key, "statement_timeout_seconds"], format!("is {seconds}; 1 to 3600 are allowed")));
+        }
+        Source { url_env: self.url_env.clone(), statement_timeout: Duration::from_secs(seconds) }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct DatasetDeclaration {
+    source: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    description: String,
+    sql: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    parameters: BTreeMap<String, ParameterDeclaration>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct ParameterDeclaration {
+    #[serde(rename = "type")]
+    kind: ParameterType,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<From>,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "default_value")]
+    default: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum From {
+    Owner,
+}
+
+/// TOML has dates and times of its own; here they are the strings they are written as.
+fn default_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Time(toml::value::Datetime),
+        Other(Value),
+    }
+    Ok(Some(match Written::deserialize(deserializer)? {
+        Written::Time(time) => Value::from(time.to_string()),
+        Written::Other(value) => value,
+    }))
+}
+
+impl DatasetDeclaration {
+    fn check(&self, key: &str, faults: &mut Vec<Fault>) -> Option<Dataset> {
+        let before = faults.len();
+        if self.parameters.len() > MOST_PARAMETERS {
+            let detail = format!("has {} parameters; {MOST_PARAMETERS} are the most", self.parameters.len());
+            faults.push(Fault::new(&["datasets", key, "parameters"], detail));
+        }
+        let mut parameters = BTreeMap::new();
+        for (name, declaration) in &self.parameters {
+            let path = ["datasets", key, "parameters", name];
+            check_name(name, &path, faults);
+            match declaration.check() {
+                Ok(parameter) => _ = parameters.insert(name.clone(), parameter),
+                Err((field, detail)) => {
+                    let path: Vec<_> = path.into_iter().chain([field]).collect();
+                    faults.push(Fault::new(&path, detail));
+                    // Stands in, so that its uses in the SQL are not reported as undeclared.
+                    parameters.insert(name.clone(), Parameter { kind: declaration.kind, origin: Origin::Required });
+                }
+            }
+        }
+        match Dataset::new(self.source.clone(), self.description.clone(), parameters, &self.sql) {
+            Ok(dataset) => {
+                for name in dataset.unused_parameters() {
+                    faults.push(Fault::new(&["datasets", key, "parameters", name], "is declared, but `sql` doesn't use it; remove it"));
+                }
+                (faults.len() == before).then_some(dataset)
+            }
+            Err(sql) => {
+                let path: Vec<String> = ["datasets", key, "sql"].map(str::to_owned).into();
+                faults.extend(sql.into_iter().map(|fault| Fault { path: path.clone(), offset: fault.offset, detail: fault.detail }));
+                None
+            }
+        }
+    }
+}
+
+impl ParameterDeclaration {
+    /// The parameter, or the field that is wrong and why.
+    fn check(&self) -> Result<Parameter, (&'static str, String)> {
+        let origin = match (self.from, &self.default) {
+            (Some(From::Owner), Some(_)) => {
+                return Err(("default", "has no effect beside `from = \"owner\"`; remove it".into()));
+            }
+            (Some(From::Owner), None) if !self.kind.can_be_owner() => {
+                let detail = format!("an owner can be text, integer, bigint or uuid, not {}", self.kind.sql_name());
+                return Err(("from", detail));
+            }
+            (Some(From::Owner), None) => Origin::Owner,
+            (None, Some(value)) => Origin::Default(self.kind.text_of(value).map_err(|detail| ("default", detail))?),
+            (None, None) => Origin::Required,
+        };
+        Ok(Parameter { kind: self.kind, origin })
+    }
+}
+
+fn check_name(name: &str, path: &[&str], faults: &mut Vec<Fault>) {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    if !begins || name.len() > LONGEST_NAME || !name.bytes().all(legal) {
+        let detail = format!("`{name}` must begin with a lower-case letter and have only lower-case letters, digits and `_`, at most {LONGEST_NAME}");
+        faults.push(Fault::new(path, detail));
+    }
+}
+
+/// Something wrong at a place of the manifest's tree.
+struct Fault {
+    path: Vec<String>,
+    /// Bytes from the start of the value's text: where in the SQL it is.
+    offset: usize,
+    detail: String,
+}
+
+impl Fault {
+    fn new(path: &[&str], detail: impl Into<String>) -> Self {
+        Self { path: path.iter().map(|part| (*part).to_owned()).collect(), offset: 0, detail: detail.into() }
+    }
+
+    fn into_problem(self, lines: Option<&Lines<'_>>) -> ManifestProblem {
+        ManifestProblem {
+            line: lines.and_then(|lines| lines.of(&self.path, self.offset)),
+            path: self.path.join("."),
+            detail: self.detail,
+        }
+    }
+}
+
+/// One thing that is wrong with a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestProblem {
+    /// The line, counted from 1, where the manifest is a file.
+    pub line: Option<usize>,
+    /// The place in the tree, such as `datasets.prompts.sql`; empty where the file is no TOML at all.
+    pub path: String,
+    /// What is wrong and what to write instead.
+    pub detail: String,
+}
+
+/// All that is wrong with a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ManifestError {
+    /// Each problem, by line.
+    pub problems: Vec<ManifestProblem>,
+}
+
+impl ManifestError {
+    fn whole(detail: String) -> Self {
+        Self { problems: vec![ManifestProblem { line: None, path: String::new(), detail }] }
+    }
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the manifest can't be used:")?;
+        for ManifestProblem { line, path, detail } in &self.problems {
+            f.write_str("\n  ")?;
+            if let Some(line) = line {
+                write!(f, "line {line}: ")?;
+            }
+            if !path.is_empty() {
+                write!(f, "{path}: ")?;
+            }
+            f.write_str(detail)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

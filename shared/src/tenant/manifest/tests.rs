@@ -1,0 +1,150 @@
+use serde_json::json;
+
+use super::*;
+
+const PROMPTLOCKR: &str = r#"
+[tenant]
+name = "promptlockr"
+
+[sources.main]
+url_env = "OFFSTAGE_SOURCE_PROMPTLOCKR_URL"
+statement_timeout_seconds = 600
+
+[datasets.prompts]
+source = "main"
+description = "All prompts of one owner"
+sql = """
+SELECT id, title
+FROM prompt
+WHERE owner_id = :owner AND created_at >= :since AND tag = ANY(:tags) AND day >= :day
+ORDER BY id
+"""
+[datasets.prompts.parameters]
+owner = { type = "text", from = "owner" }
+since = { type = "timestamptz", default = 1970-01-01T00:00:00Z }
+day = { type = "date", default = "2020-02-29" }
+tags = { type = "text[]", default = ["a", "b"] }
+"#;
+
+fn problems(text: &str) -> Vec<(Option<usize>, String, String)> {
+    let error = Manifest::from_toml(text).unwrap_err();
+    error.problems.into_iter().map(|problem| (problem.line, problem.path, problem.detail)).collect()
+}
+
+fn only_problem(text: &str) -> (usize, String, String) {
+    let mut problems = problems(text);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    let (line, path, detail) = problems.remove(0);
+    (line.unwrap(), path, detail)
+}
+
+/// The example with one part of it replaced.
+fn with(part: &str, other: &str) -> String {
+    assert!(PROMPTLOCKR.contains(part), "{part}");
+    PROMPTLOCKR.replacen(part, other, 1)
+}
+
+#[test]
+fn a_whole_manifest() {
+    let manifest = Manifest::from_toml(PROMPTLOCKR).unwrap();
+    assert_eq!(manifest.name, "promptlockr");
+    let source = &manifest.sources["main"];
+    assert_eq!((source.url_env.as_str(), source.statement_timeout.as_secs()), ("OFFSTAGE_SOURCE_PROMPTLOCKR_URL", 600));
+    let dataset = &manifest.datasets["prompts"];
+    assert!(dataset.sql().contains("owner_id = ($1::text) AND created_at >= (($2::text)::timestamptz)"), "{}", dataset.sql());
+    let values = dataset.bind(&serde_json::Map::new(), Some("ada")).unwrap();
+    let values: Vec<_> = values.into_iter().flatten().collect();
+    assert_eq!(values, ["ada", "1970-01-01T00:00:00.000000Z", "{\"a\",\"b\"}", "2020-02-29"]);
+}
+
+#[test]
+fn what_is_stored_reads_back_the_same() {
+    let manifest = Manifest::from_toml(PROMPTLOCKR).unwrap();
+    let back = Manifest::from_stored(manifest.to_stored()).unwrap();
+    assert_eq!(back.digest(), manifest.digest());
+    assert_eq!(back.datasets, manifest.datasets);
+    assert_eq!(back.sources, manifest.sources);
+    // Comments and the tables' order are not what it says.
+    let moved = with("[sources.main]\nurl_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"\nstatement_timeout_seconds = 600\n", "# moved\n")
+        + "[sources.main]\nstatement_timeout_seconds = 600\nurl_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"\n";
+    assert_eq!(Manifest::from_toml(&moved).unwrap().digest(), manifest.digest());
+    assert_ne!(Manifest::from_toml(&with("= 600", "= 601")).unwrap().digest(), manifest.digest());
+}
+
+#[test]
+fn a_newer_programs_manifest_is_read_as_far_as_known() {
+    let mut stored = Manifest::from_toml(PROMPTLOCKR).unwrap().to_stored();
+    stored["plans"] = json!({"free": {}});
+    stored["datasets"]["prompts"]["cache"] = json!(true);
+    assert!(Manifest::from_stored(stored.clone()).is_ok());
+    stored["datasets"]["prompts"]["source"] = json!("gone");
+    let problems = Manifest::from_stored(stored).unwrap_err().problems;
+    assert_eq!((problems[0].line, problems[0].path.as_str()), (None, "datasets.prompts.source"));
+}
+
+#[test]
+fn nonsense_is_refused_with_its_line() {
+    for (part, other, line, path, detail) in [
+        ("name = \"promptlockr\"", "name = \"Prompt Lockr\"", 3, "tenant.name", "must begin with a lower-case letter"),
+        ("[tenant]", "[tenant", 2, "", "unclosed table"),
+        ("source = \"main\"", "source = \"other\"", 10, "datasets.prompts.source", "there is no source `other`; there are: main"),
+        ("url_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"", "url_env = \"OFFSTAGE_DATABASE_URL\"", 6, "sources.main.url_env", "must be OFFSTAGE_SOURCE_"),
+        ("= 600", "= 0", 7, "sources.main.statement_timeout_seconds", "is 0"),
+        ("statement_timeout_seconds", "statement_timeout", 7, "sources.main.statement_timeout", "is not part of a manifest"),
+        ("= 600", "= \"600\"", 7, "", "invalid type: string \"600\""),
+        ("description", "descripton", 11, "datasets.prompts.descripton", "is not part of a manifest"),
+        (":since", ":sinse", 15, "datasets.prompts.sql", "`:sinse` is not declared"),
+        ("ORDER BY id", "; DELETE FROM prompt", 16, "datasets.prompts.sql", "one statement"),
+        ("type = \"date\"", "type = \"day\"", 21, "", "unknown variant `day`"),
+        ("1970-01-01T00:00:00Z", "1970-01-01", 20, "datasets.prompts.parameters.since.default", "must be a moment"),
+        ("from = \"owner\"", "from = \"caller\"", 19, "", "unknown variant `caller`"),
+        ("from = \"owner\"", "from = \"owner\", default = \"x\"", 19, "datasets.prompts.parameters.owner.default", "has no effect"),
+        ("type = \"text\", from", "type = \"date\", from", 19, "datasets.prompts.parameters.owner.from", "an owner can be"),
+        ("tags = { type = \"text[]\", default = [\"a\", \"b\"] }", "tags = { type = \"text[]\", default = [1] }", 22, "datasets.prompts.parameters.tags.default", "must be a list of strings"),
+        ("[datasets.prompts]\n", "[datasets.\"2\"]\nsource = \"main\"\nsql = \"SELECT 1\"\n[datasets.prompts]\n", 9, "datasets.2", "must begin"),
+    ] {
+        let (found_line, found_path, found_detail) = only_problem(&with(part, other));
+        assert_eq!((found_line, found_path.as_str()), (line, path), "{other}: {found_detail}");
+        assert!(found_detail.contains(detail), "{other}: {found_detail}");
+    }
+}
+
+#[test]
+fn all_problems_come_at_once() {
+    let text = with("AND tag = ANY(:tags)", "AND :x = :y")
+        .replace("name = \"promptlockr\"", "name = \"\"\nplan = \"free\"")
+        .replace("[sources.main]", "[sources.Main]");
+    let error = Manifest::from_toml(&text).unwrap_err();
+    let places: Vec<_> = error.problems.iter().map(|problem| (problem.line.unwrap(), problem.path.as_str())).collect();
+    assert_eq!(
+        places,
+        [
+            (3, "tenant.name"),
+            (4, "tenant.plan"),
+            (6, "sources.Main"),
+            (11, "datasets.prompts.source"),
+            (16, "datasets.prompts.sql"),
+            (16, "datasets.prompts.sql"),
+        ]
+    );
+    assert!(error.to_string().contains("\n  line 4: tenant.plan: is not part of a manifest"), "{error}");
+}
+
+#[test]
+fn an_unused_parameter_is_a_mistake() {
+    let (line, path, _) = only_problem(&with(" AND tag = ANY(:tags)", ""));
+    assert_eq!((line, path.as_str()), (22, "datasets.prompts.parameters.tags"));
+}
+
+#[test]
+fn a_url_in_the_manifest_is_refused_and_not_repeated() {
+    let error = Manifest::from_toml(&with("OFFSTAGE_SOURCE_PROMPTLOCKR_URL", "postgres://reader:hunter2@db/x")).unwrap_err().to_string();
+    assert!(error.contains("line 6") && !error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn a_tenant_alone_is_a_manifest_and_nothing_is_not() {
+    assert!(Manifest::from_toml("[tenant]\nname = \"a\"\n").is_ok());
+    assert!(problems("")[0].2.contains("missing field `tenant`"));
+    assert!(problems(&"#".repeat(LONGEST + 1))[0].2.contains("1048577 bytes"));
+}

@@ -1,0 +1,13 @@
+//! Tenants: the products that share an installation. Each is data, not code: a manifest, applied by the operator, read by
+//! the API (may this be asked for?) and by workers (how is it done?).
+//!
+//! What must stay true: a manifest in the database was checked when it was applied and is checked again when it is read;
+//! it holds no secret; and a statement of the API sees one tenant's rows, because it runs in [`transaction`].
+
+mod dataset;
+mod manifest;
+mod store;
+
+pub use dataset::{Dataset, Origin, Parameter, ParameterType, Source};
+pub use manifest::{Manifest, ManifestError, ManifestProblem};
+pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, transaction};
