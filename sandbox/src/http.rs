@@ -1,0 +1,59 @@
+//! Asking a program on this machine over HTTP, as far as the sandbox itself needs it: is it ready, is a key still good.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, header};
+use hyper_util::rt::TokioIo;
+
+/// More than any answer the sandbox asks for.
+const BODY_LIMIT: usize = 1024 * 1024;
+
+/// An answer: status code and body.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+/// One request on a connection of its own. All of it, with connecting and reading, takes at most `deadline`.
+pub(crate) async fn ask(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    bearer: Option<&str>,
+    body: String,
+    deadline: Duration,
+) -> std::io::Result<Answer> {
+    let asking = async {
+        let stream = tokio::net::TcpStream::connect(address).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, address.to_string())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONNECTION, "close");
+        if let Some(bearer) = bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        }
+        let request = request.body(Full::new(Bytes::from(body))).map_err(std::io::Error::other)?;
+        let exchange = async {
+            let response = sender.send_request(request).await.map_err(std::io::Error::other)?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), BODY_LIMIT).collect().await.map_err(std::io::Error::other)?;
+            Ok(Answer { status, body: String::from_utf8_lossy(&body.to_bytes()).into_owned() })
+        };
+        // The connection does its work only while it is polled, and ends with the exchange.
+        let mut connection = std::pin::pin!(connection);
+        let mut exchange = std::pin::pin!(exchange);
+        tokio::select! {
+            biased;
+            answer = &mut exchange => answer,
+            _ = &mut connection => exchange.await,
+        }
+    };
+    tokio::time::timeout(deadline, asking).await?
+}

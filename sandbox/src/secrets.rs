@@ -1,0 +1,72 @@
+//! The passwords of one sandbox: random, in a file that its owner alone may read.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::directory::write_secret;
+use crate::error::{Doing, Error, Result};
+use crate::random;
+
+/// Made once for a directory and found there again. No `Debug`: they are for connection URLs and nothing else.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Secrets {
+    /// Of the cluster's superuser, `postgres`.
+    pub(crate) superuser: String,
+    /// Of `offstage`, which owns the product's database and runs its migrations.
+    pub(crate) owner: String,
+    /// Of `offstage_api`.
+    pub(crate) api: String,
+    /// Of `offstage_engine`.
+    pub(crate) engine: String,
+    /// Of `offstage_source`, which may read the example's tables.
+    pub(crate) source: String,
+    /// Of `promptlockr`, which owns the example's database.
+    pub(crate) product: String,
+    pub(crate) redis: String,
+    pub(crate) s3_key_id: String,
+    pub(crate) s3_secret: String,
+}
+
+impl Secrets {
+    pub(crate) fn new() -> Result<Self> {
+        let password = || random::characters(32);
+        Ok(Self {
+            superuser: password()?,
+            owner: password()?,
+            api: password()?,
+            engine: password()?,
+            source: password()?,
+            product: password()?,
+            redis: password()?,
+            s3_key_id: random::characters(20)?,
+            s3_secret: random::characters(40)?,
+        })
+    }
+
+    /// Those kept in `path`, or new ones that are then kept there.
+    pub(crate) fn kept_in(path: &Path) -> Result<Self> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| {
+                Error::Invalid(format!("{} is not what the sandbox wrote ({error}): restore it, or remove its whole directory to start anew", path.display()))
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let secrets = Self::new()?;
+                secrets.keep_in(path)?;
+                Ok(secrets)
+            }
+            Err(error) => Err(error).doing(|| format!("read {}", path.display())),
+        }
+    }
+
+    pub(crate) fn keep_in(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| Error::Invalid(error.to_string()))?;
+        write_secret(path, &text)
+    }
+}
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secrets")
+    }
+}

@@ -1,0 +1,15 @@
+//! The services that the product talks to, one file or folder each, all with the same verbs:
+//!
+//! | verb | effect |
+//! |---|---|
+//! | `start` | runs it at the same address as before, returns when it answers |
+//! | `stop` | ends it in order |
+//! | `kill9` | ends it as a power cut would |
+//! | `pause`, `resume` | it stands still with its connections open, and goes on |
+//!
+//! What speaks HTTP-like protocols from inside this process (S3 now; mail, push and AI later) also has
+//! [`faults`](crate::faults): it can be told to fail, hang, drop and slow down, and records what it was asked.
+
+pub mod postgres;
+pub mod redis;
+pub mod s3;

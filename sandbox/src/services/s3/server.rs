@@ -1,0 +1,147 @@
+//! The listening side: connections, and the faults before the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::service::S3Service;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::operation;
+use crate::faults::{Body, Fault, Faults, Metered, Request};
+
+/// Connections at a time; more wait in the kernel.
+const CONNECTIONS: usize = 1_000;
+/// The longest that a request is held back by a pause or a hang.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) service: S3Service,
+    pub(super) faults: Faults,
+    pub(super) paused: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Serves until `stop` is cancelled, then cuts what is open.
+    pub(super) async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let accept = async {
+                let slot = Arc::clone(&slots).acquire_owned().await;
+                (slot, listener.accept().await)
+            };
+            let (slot, accepted) = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = accept => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let (server, connection) = (self.clone(), stop.child_token());
+                    tokio::spawn(async move {
+                        server.connection(stream, connection).await;
+                        drop(slot);
+                    });
+                }
+                // Out of descriptors, most likely: others may end meanwhile.
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    async fn connection(self, stream: TcpStream, token: CancellationToken) {
+        // Small answers must not wait for the client's acknowledgement of the one before.
+        let _ = stream.set_nodelay(true);
+        let cut = token.clone();
+        let service = service_fn(move |request| {
+            let (server, token) = (self.clone(), token.clone());
+            async move { server.answer(request, token).await }
+        });
+        let serving = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            () = cut.cancelled() => {}
+            // A connection's error is its client's affair.
+            _ = serving => {}
+        }
+    }
+
+    /// An error cuts the connection.
+    async fn answer(mut self, request: hyper::Request<Incoming>, connection: CancellationToken) -> std::io::Result<Response<Body>> {
+        let operation = operation::name(request.method(), request.uri().path(), request.uri().query());
+        let (number, fault) = self.faults.decide(Request {
+            operation: operation.to_owned(),
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+        });
+        // An error means that the sandbox has gone.
+        let _ = tokio::time::timeout(LONGEST_WAIT, self.paused.wait_for(|paused| !paused)).await?;
+        match fault {
+            Some(Fault::Status(status)) => {
+                self.faults.answered(number, status);
+                return refusal(status, request.uri().path());
+            }
+            Some(Fault::Hang) => {
+                let _ = tokio::time::timeout(LONGEST_WAIT, self.faults.hang()).await;
+                return Err(cut("let go after a hang"));
+            }
+            Some(Fault::Drop { after_bytes: 0 }) => return Err(cut("cut by a fault")),
+            _ => {}
+        }
+
+        let passed = matches!(fault, Some(Fault::Drop { .. } | Fault::Slow { .. }));
+        let (wrap_request, wrap_response) = Metered::pair(fault, &connection);
+        let request = request.map(|body| {
+            if passed {
+                s3s::Body::http_body_unsync(wrap_request(Box::pin(body.map_err(std::io::Error::other))))
+            } else {
+                s3s::Body::from(body)
+            }
+        });
+        let response = self.service.call(request).await.map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+        if fault == Some(Fault::LoseAnswer) {
+            return Err(cut("the answer is lost by a fault"));
+        }
+        self.faults.answered(number, response.status().as_u16());
+        Ok(response.map(|body| -> Body {
+            let body: Body = Box::pin(body.map_err(std::io::Error::other));
+            if passed { Box::pin(wrap_response(body)) } else { body }
+        }))
+    }
+}
+
+fn cut(reason: &str) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::ConnectionAborted, reason)
+}
+
+/// An error as S3 words it: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>.
+fn refusal(status: u16, path: &str) -> std::io::Result<Response<Body>> {
+    let (code, message) = match status {
+        400 => ("InvalidRequest", "Invalid Request"),
+        403 => ("AccessDenied", "Access Denied"),
+        404 => ("NoSuchBucket", "The specified bucket does not exist"),
+        429 | 503 => ("SlowDown", "Please reduce your request rate."),
+        _ => ("InternalError", "We encountered an internal error. Please try again."),
+    };
+    let resource: String = path.chars().filter(|letter| !matches!(letter, '<' | '>' | '&')).collect();
+    let text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+         <Resource>{resource}</Resource><RequestId>sandbox</RequestId></Error>"
+    );
+    let body: Body = Box::pin(http_body_util::Full::new(Bytes::from(text)).map_err(|never| match never {}));
+    Response::builder()
+        .status(StatusCode::from_u16(status).map_err(std::io::Error::other)?)
+        .header(header::CONTENT_TYPE, "application/xml")
+        // The body was not read, so the connection can't be used again.
+        .header(header::CONNECTION, "close")
+        .body(body)
+        .map_err(std::io::Error::other)
+}

@@ -1,0 +1,259 @@
+//! The whole of it: services, programs, and what tests need at hand.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::sync::broadcast;
+
+use crate::directory::{Directory, make};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::process::{Event, Process};
+use crate::programs::{Launch, Programs};
+use crate::secrets::Secrets;
+use crate::services::postgres::{Durability, Postgres};
+use crate::services::redis::Redis;
+use crate::services::s3::S3;
+
+/// From the start of a program to its `/health/ready`.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// A test's own connections to the database.
+const POOL_SIZE: u32 = 5;
+
+/// What a sandbox is to be like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    durability: Durability,
+    directory: Option<PathBuf>,
+    programs: Option<PathBuf>,
+    migrated: bool,
+}
+
+impl Options {
+    /// For one test: everything new, small and quick, in a directory that goes with it, the database migrated.
+    #[must_use]
+    pub fn test() -> Self {
+        Self { durability: Durability::Fast, directory: None, programs: None, migrated: true }
+    }
+
+    /// For work that goes on tomorrow: data in `directory`, durable, found there again.
+    #[must_use]
+    pub fn lasting(directory: impl Into<PathBuf>) -> Self {
+        Self { durability: Durability::Lasting, directory: Some(directory.into()), programs: None, migrated: true }
+    }
+
+    /// Where `api` and `worker` lie, when not beside the running program.
+    #[must_use]
+    pub fn programs(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.programs = Some(directory.into());
+        self
+    }
+
+    /// Leaves the product's database empty; `api` need not be built.
+    #[must_use]
+    pub fn without_migrations(mut self) -> Self {
+        self.migrated = false;
+        self
+    }
+}
+
+/// A running miniature world. Dropping it ends every process at once; [`Sandbox::stop`] does so in order.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// The private Postgres.
+    pub postgres: Postgres,
+    /// The private Redis.
+    pub redis: Redis,
+    /// The private S3.
+    pub s3: S3,
+    pool: PgPool,
+    programs: Programs,
+    started: Mutex<Vec<Process>>,
+    // Dropped last, in this order: processes end before their directory goes.
+    host: Host,
+    directory: Directory,
+}
+
+impl Sandbox {
+    /// Starts the three services and returns when they answer and the database is migrated.
+    ///
+    /// # Errors
+    /// When a program is missing or does not come up; the message says what to do.
+    pub async fn start(options: Options) -> Result<Self> {
+        let programs = match options.programs {
+            Some(directory) => Programs::at(directory),
+            None => Programs::beside_us()?,
+        };
+        let cache = programs.cache();
+        let directory = match (&options.directory, options.durability) {
+            (Some(path), _) => Directory::lasting(path)?,
+            (None, _) => {
+                make(&cache)?;
+                Directory::temporary(&cache)?
+            }
+        };
+        let host = Host::new()?;
+        let secrets = Secrets::kept_in(&directory.path().join("secrets.json"))?;
+        let durability = options.durability;
+        let migrations = options.migrated.then_some(&programs);
+        let (postgres, redis, s3) = tokio::try_join!(
+            Postgres::open(&directory, durability, &cache, &host, migrations),
+            Redis::open(&directory, durability, &secrets.redis, &host),
+            S3::open(&directory, &secrets.s3_key_id, &secrets.s3_secret, host.runtime()?.clone()),
+        )?;
+        if options.migrated && durability == Durability::Lasting {
+            programs.migrate(&host, &postgres.owner_url(), &directory.log("migrate")).await?;
+            postgres.open_logins().await?;
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(POOL_SIZE)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_lazy(&postgres.owner_url())?;
+        Ok(Self { postgres, redis, s3, pool, programs, started: Mutex::default(), host, directory })
+    }
+
+    /// One `api serve`, ready; restarted when it dies.
+    ///
+    /// # Errors
+    /// When it does not get ready within a minute; with its log's end.
+    pub async fn api(&self) -> Result<Process> {
+        self.start_api(Launch::new()).await
+    }
+
+    /// One `worker`, ready; restarted when it dies.
+    ///
+    /// # Errors
+    /// As [`Sandbox::api`].
+    pub async fn worker(&self) -> Result<Process> {
+        self.start_worker(Launch::new()).await
+    }
+
+    /// One more `api serve`, as `launch` says. They are named `api-1`, `api-2` …
+    ///
+    /// # Errors
+    /// As [`Sandbox::api`].
+    pub async fn start_api(&self, launch: Launch) -> Result<Process> {
+        let program = self.programs.api()?;
+        self.launch("api", program, "OFFSTAGE_LISTEN", launch.first("serve")).await
+    }
+
+    /// One more `worker`, as `launch` says. They are named `worker-1`, `worker-2` …
+    ///
+    /// # Errors
+    /// As [`Sandbox::api`].
+    pub async fn start_worker(&self, launch: Launch) -> Result<Process> {
+        let program = self.programs.worker()?;
+        self.launch("worker", program, "OFFSTAGE_WORKER_LISTEN", launch).await
+    }
+
+    async fn launch(&self, kind: &str, program: PathBuf, listen: &str, launch: Launch) -> Result<Process> {
+        let process = {
+            let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = started.iter().filter(|process| process.name().starts_with(kind)).count() + 1;
+            let name = format!("{kind}-{number}");
+            let spec = launch.spec(&name, program, listen, self.env(), self.directory.log(&name))?;
+            let process = self.host.supervise(spec)?;
+            started.push(process.clone());
+            process
+        };
+        process.start().await?;
+        process.wait_ready(READY_WITHIN).await?;
+        Ok(process)
+    }
+
+    /// Every `api` and `worker` started so far.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Process> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// `api ARGUMENTS`, as an operator would run it: with the owner's database.
+    ///
+    /// # Errors
+    /// When it ends with another code than 0; with what it printed.
+    pub async fn run_api(&self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Output> {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        self.programs.run_api(&self.host, arguments, self.env(), &self.directory.log("commands")).await
+    }
+
+    /// `api tenant apply MANIFEST`.
+    ///
+    /// # Errors
+    /// When the manifest is refused; with what `api` said.
+    pub async fn apply_tenant(&self, manifest: &Path) -> Result<()> {
+        self.run_api(["tenant".into(), "apply".into(), manifest.as_os_str().to_owned()]).await.map(drop)
+    }
+
+    /// `api key create`: a key of the tenant with these scopes (comma separated; `*` is all).
+    ///
+    /// # Errors
+    /// When there is no such tenant or scope; with what `api` said.
+    pub async fn create_key(&self, tenant: &str, name: &str, scopes: &str) -> Result<String> {
+        let output = self.run_api(["key", "create", "--tenant", tenant, "--name", name, "--scopes", scopes, "--json"]).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .map_err(|error| Error::Invalid(format!("`api key create --json` did not print JSON: {error}")))?;
+        let key = answer.get("key").and_then(serde_json::Value::as_str);
+        key.map(str::to_owned).ok_or_else(|| Error::Invalid("`api key create --json` printed no \"key\"".to_owned()))
+    }
+
+    /// The settings that `api` and `worker` are started with, all of them.
+    #[must_use]
+    pub fn env(&self) -> BTreeMap<String, String> {
+        let mut environment = self.postgres.environment();
+        environment.extend(self.redis.environment());
+        environment.extend(self.s3.environment());
+        environment.insert("OFFSTAGE_PROBE".to_owned(), "on".to_owned());
+        environment.insert("OFFSTAGE_PROBE_CALLBACKS".to_owned(), "loopback".to_owned());
+        environment.insert("OFFSTAGE_LOG_FORMAT".to_owned(), "text".to_owned());
+        environment
+    }
+
+    /// The product's database, as its owner; up to five connections.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Where data and logs lie.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where the logs lie, one file a process.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.directory.logs()
+    }
+
+    /// Deaths and restarts from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.host.events()
+    }
+
+    /// Ends everything in order: programs with their grace, then the services.
+    ///
+    /// # Errors
+    /// Never as things are; what does not end in time is killed.
+    pub async fn stop(self) -> Result<()> {
+        self.pool.close().await;
+        futures_util::future::join_all(self.processes().iter().map(Process::stop)).await;
+        let (postgres, redis) = tokio::join!(self.postgres.stop(), self.redis.stop());
+        self.s3.stop();
+        postgres.and(redis).map(drop)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.host.close();
+    }
+}
