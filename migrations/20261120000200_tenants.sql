@@ -59,7 +59,10 @@ CREATE FUNCTION touch_api_key(p_id uuid, p_now timestamptz) RETURNS void
         WHERE id = p_id AND (last_used_at IS NULL OR last_used_at < p_now - interval '1 minute')
     $$;
 
+-- A function's owner must be able to create in its schema, at the moment it becomes the owner.
+GRANT CREATE ON SCHEMA public TO offstage_engine;
 ALTER FUNCTION find_api_key(bytea) OWNER TO offstage_engine;
 ALTER FUNCTION touch_api_key(uuid, timestamptz) OWNER TO offstage_engine;
+REVOKE CREATE ON SCHEMA public FROM offstage_engine;
 REVOKE ALL ON FUNCTION find_api_key(bytea), touch_api_key(uuid, timestamptz) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION find_api_key(bytea), touch_api_key(uuid, timestamptz) TO offstage_api;

@@ -75,8 +75,11 @@ BEGIN
 END
 $$;
 
+-- A function's owner must be able to create in its schema, at the moment it becomes the owner.
+GRANT CREATE ON SCHEMA public TO offstage_engine;
 ALTER FUNCTION accept_jobs(timestamptz, uuid[], integer[], text[], text[], text[], text[], smallint[], text[], smallint[], timestamptz[],
     timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) OWNER TO offstage_engine;
+REVOKE CREATE ON SCHEMA public FROM offstage_engine;
 REVOKE ALL ON FUNCTION accept_jobs(timestamptz, uuid[], integer[], text[], text[], text[], text[], smallint[], text[], smallint[], timestamptz[],
     timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION accept_jobs(timestamptz, uuid[], integer[], text[], text[], text[], text[], smallint[], text[], smallint[], timestamptz[],

@@ -1,2 +1,123 @@
-//! x
-fn main() {}
+//! The worker: runs the jobs of its queues. Replicas are all the same; start as many as the work needs.
+//!
+//! `main` reads the settings and puts the parts together: [`engine`] (queues, runs, settles, recovers) calls [`handlers`] (how
+//! each kind is done), which call [`clients`] (the outside world). Arrows run one way.
+
+mod clients;
+mod engine;
+mod handlers;
+
+use std::{process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use shared::{
+    clock::Clock,
+    config::{Variables, WorkerConfig},
+    ledger::{self, Sessions},
+    queue::{Redis, eviction_policy},
+    shutdown::{Exit, Shutdown},
+    telemetry::{self, Metrics},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use clients::Clients;
+use engine::{Parts, health::Health};
+use handlers::{Handlers, Services};
+
+/// Runs jobs: everything that happens after a request was answered.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = "Settings come from the environment (OFFSTAGE_…); see docs/operations.md.")]
+struct Arguments {
+    /// The queues to serve, such as `exports,email`; all when left out. Overrides OFFSTAGE_QUEUES.
+    #[arg(long)]
+    queues: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match WorkerConfig::read(&Variables::of_process(), arguments.queues.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return Exit::Settings.into();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("worker: the runtime could not be started: {error}");
+            return Exit::Fault.into();
+        }
+    };
+    let exit = match runtime.block_on(run(config)) {
+        Ok(exit) => exit,
+        Err(error) => {
+            tracing::error!(error = &*error, "the worker could not start");
+            eprintln!("worker: {error}");
+            Exit::Fault
+        }
+    };
+    // Handlers that block a thread must not hold up the end of the process.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
+    telemetry::start_log(&config.log)?;
+    let metrics = Metrics::start("worker")?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let shutdown = Shutdown::on_signals()?;
+
+    let listener = TcpListener::bind(config.listen.address).await?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    let health = Arc::new(Health::default());
+    let serving = CancellationToken::new();
+    let server = tokio::spawn(engine::health::serve(listener, Arc::clone(&health), metrics, serving.clone()));
+
+    let database = &config.database;
+    let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
+    warn_of_eviction(&redis).await;
+    let services = Services {
+        pool: ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &database.url, Sessions::Engine, database.pool)?,
+        clock: Clock::system(),
+        clients: Clients::new(&config)?,
+        sources: config.sources,
+        probe: config.probe,
+    };
+    let parts = Parts {
+        name: process_name(),
+        database: database.url.clone(),
+        claims: ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &database.url, Sessions::Claims, (database.pool / 2).max(2))?,
+        redis,
+        services: Arc::new(services),
+        handlers: Handlers::new(config.probe.enabled),
+        queues: config.queues.concurrency,
+        window: u64::from(config.window),
+        grace: config.shutdown_grace,
+    };
+    let exit = engine::run(parts, health, shutdown).await?;
+    serving.cancel();
+    server.await??;
+    Ok(exit)
+}
+
+/// R9: an evicting Redis may drop streams at any moment. Nothing is lost by it, but jobs wait until recovery pushes them again.
+async fn warn_of_eviction(redis: &Redis) {
+    let Ok(mut connection) = redis.commands() else { return };
+    match eviction_policy(&mut connection).await {
+        Ok(Some(policy)) if policy != "noeviction" => {
+            tracing::warn!(policy, "Redis may evict our streams when its memory is full: jobs would wait up to 7 s; set maxmemory-policy to noeviction");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::info!(error = &error as &dyn std::error::Error, "could not read Redis' maxmemory-policy; it should be noeviction"),
+    }
+}
+
+fn process_name() -> String {
+    let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
+    let host = host.or_else(|| std::fs::read_to_string("/etc/hostname").ok().map(|name| name.trim().to_owned())).unwrap_or_else(|| "worker".into());
+    format!("{host}-{}", std::process::id())
+}

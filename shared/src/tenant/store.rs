@@ -79,7 +79,7 @@ const FRESH: Duration = Duration::from_secs(3);
 
 /// How long one is used at most while it can't be read again: what runs should not stop because of a short absence of the
 /// database.
-const USABLE: Duration = Duration::from_secs(60);
+const USABLE: Duration = Duration::from_mins(1);
 
 /// How long a reading is waited for by others before they read themselves.
 const READING: Duration = Duration::from_secs(2);
@@ -136,7 +136,6 @@ impl Tenants {
     }
 
     /// The tenant, if it may be used as it is; otherwise it is this caller's turn to read it.
-    #[expect(clippy::type_complexity, reason = "a private answer, read in one place")]
     fn known_or_due(&self, id: i32) -> Result<Arc<Tenant>, Option<(Arc<Tenant>, Instant)>> {
         let mut known = self.lock();
         let Some(entry) = known.get_mut(&id) else { return Err(None) };

@@ -78,10 +78,11 @@ pub(super) fn prepare(sql: &str, type_of: impl Fn(&str) -> Option<ParameterType>
                     names.len() - 1
                 }) + 1;
                 // Declared as text, so that every value can be bound as text and Postgres itself reads it as its type.
-                output.push_str(&match parameter {
+                let bound = match parameter {
                     ParameterType::Text => format!("(${number}::text)"),
                     other => format!("((${number}::text)::{})", other.sql_name()),
-                });
+                };
+                output.push_str(&bound);
             }
         }
     }
@@ -294,6 +295,7 @@ mod tests {
     use super::*;
     use crate::random;
 
+    #[expect(clippy::unnecessary_wraps, reason = "the shape that `prepare` asks for")]
     fn all_text(_: &str) -> Option<ParameterType> {
         Some(ParameterType::Text)
     }

@@ -18,8 +18,7 @@ impl<'a> Lines<'a> {
 
     /// The line of a byte, from 1.
     pub(super) fn at(&self, offset: usize) -> usize {
-        let before = self.text.as_bytes().get(..offset).unwrap_or_default();
-        1 + before.iter().filter(|byte| **byte == b'\n').count()
+        self.text.get(..offset).unwrap_or(self.text).split('\n').count()
     }
 
     /// The line of a part of the tree, or of the nearest part above it that stands in the file. `offset` counts within the

@@ -1,0 +1,114 @@
+//! Steps 4 and 5 for one queue: read entries for as many jobs as there are credits, claim them in one statement, hand them to
+//! the apalis worker, and take the entries off their streams: from the claim on the ledger answers for the job.
+
+use std::{sync::Arc, time::Duration};
+
+use redis::aio::ConnectionManager;
+use shared::{
+    job::JobId,
+    ledger::{
+        LedgerError,
+        claim::{self, ClaimedJob},
+    },
+    queue::{
+        Queue,
+        read::{self, Delivery, Reader},
+    },
+    random,
+};
+use tokio::sync::mpsc;
+
+use super::{Engine, announce::Announcement, credits::Credits, run::Work};
+
+/// Fetches until the engine drains. Ending drops the feed, which lets the apalis worker finish and end.
+pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>, feed: mpsc::Sender<Work>, mut connection: ConnectionManager) {
+    let mut reader = Reader::new(engine.redis.clone(), queue, engine.worker.to_string());
+    let mut failures: u32 = 0;
+    loop {
+        let ready = async {
+            let epoch = engine.lease.held().await;
+            (epoch, credits.room().await)
+        };
+        let (epoch, room) = tokio::select! {
+            () = engine.draining.cancelled() => return,
+            ready = ready => ready,
+        };
+        if epoch.is_cancelled() {
+            continue;
+        }
+        let read = tokio::select! {
+            () = engine.draining.cancelled() => return,
+            read = reader.read(room) => read,
+        };
+        let deliveries = match read {
+            Ok(deliveries) => {
+                if failures > 0 {
+                    tracing::info!(queue = queue.name(), failures, "reads the queue again");
+                    failures = 0;
+                }
+                engine.health.consumed(queue);
+                deliveries
+            }
+            Err(error) => {
+                failures += 1;
+                if failures.is_power_of_two() {
+                    tracing::warn!(queue = queue.name(), error = &error as &dyn std::error::Error, failures, "can't read the queue; trying again");
+                }
+                pause(&engine, read::reconnect_pause(failures, random::fraction())).await;
+                continue;
+            }
+        };
+        if deliveries.is_empty() {
+            continue;
+        }
+        let jobs: Vec<JobId> = deliveries.iter().filter_map(|delivery| delivery.job).collect();
+        let Some(claimed) = claim_patiently(&engine, queue, &jobs).await else { return };
+        metrics::counter!("offstage_claims_lost_total", "queue" => queue.name()).increment((jobs.len().saturating_sub(claimed.len())) as u64);
+        let changed = claimed.iter().map(|job| job.id).collect();
+        for job in claimed {
+            let cancelled = engine.held.insert(&job);
+            let work = Work { credit: credits.take(), epoch: epoch.clone(), cancelled, job: Arc::new(job) };
+            // The apalis worker ends only after this task: the send can't fail while we are here.
+            if feed.send(work).await.is_err() {
+                tracing::error!(queue = queue.name(), "the queue's worker is gone");
+                return;
+            }
+        }
+        engine.announcer.tell(Announcement { changed, ..Announcement::default() });
+        remove(&engine, &mut connection, queue, &deliveries).await;
+        engine.dispatch.drained(queue);
+    }
+}
+
+async fn pause(engine: &Engine, pause: Duration) {
+    tokio::select! {
+        () = engine.draining.cancelled() => {}
+        () = tokio::time::sleep(pause) => {}
+    }
+}
+
+/// Claims, and tries again while the ledger is away: the entries stay ours in the stream meanwhile. `None` when draining.
+async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Option<Vec<ClaimedJob>> {
+    let mut failures: u32 = 0;
+    loop {
+        let error: LedgerError = match claim::claim(&engine.claims, jobs, engine.worker, engine.services.clock.now()).await {
+            Ok(claimed) => return Some(claimed),
+            Err(error) => error,
+        };
+        failures += 1;
+        if failures.is_power_of_two() {
+            tracing::warn!(queue = queue.name(), error = &error as &dyn std::error::Error, failures, "can't claim; trying again");
+        }
+        pause(engine, read::reconnect_pause(failures, random::fraction())).await;
+        if engine.draining.is_cancelled() {
+            return None;
+        }
+    }
+}
+
+async fn remove(engine: &Engine, connection: &mut ConnectionManager, queue: Queue, deliveries: &[Delivery]) {
+    if let Err(error) = read::remove(connection, engine.redis.keys(), queue, deliveries).await {
+        // They lose at the next claim, so this costs a delivery and nothing else.
+        tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "entries of claimed jobs stay in their stream for now");
+    }
+}

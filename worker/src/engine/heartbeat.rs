@@ -1,0 +1,174 @@
+//! The heartbeat: a thread and a database connection of its own, so that neither a busy runtime nor a full pool silences it.
+//!
+//! It beats only while the main runtime makes progress (its [`Pulse`] moves): a process whose tasks are stuck must not keep
+//! its jobs. It also watches the lease's end, which no task of a stuck runtime could.
+
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use shared::{
+    ledger::{
+        LedgerError,
+        recover::{self, BEAT_EVERY, Beat},
+    },
+    queue::Queue,
+};
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{held::Held, lease::Lease};
+
+/// The longest one heartbeat may take, connecting included: two of them fit between the last good one and the fence.
+const BEAT_DEADLINE: Duration = Duration::from_millis(1_500);
+/// How often the lease's end is looked for, and the pulse moves.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Moves while the main runtime runs tasks.
+#[derive(Debug, Default)]
+pub struct Pulse(AtomicU64);
+
+impl Pulse {
+    /// Moves until `stop`. A task of the main runtime.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                now = ticks.tick() => {
+                    metrics::histogram!("offstage_worker_loop_lag_seconds").record(now.elapsed().as_secs_f64());
+                    self.0.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+/// What the heartbeat's thread needs.
+#[derive(Debug)]
+pub struct Heartbeat {
+    /// The process' id.
+    pub worker: Uuid,
+    /// Its name for people.
+    pub name: String,
+    /// What it serves.
+    pub queues: Vec<Queue>,
+    /// The ledger.
+    pub database: SecretString,
+    /// What it renews.
+    pub lease: Arc<Lease>,
+    /// What must move.
+    pub pulse: Arc<Pulse>,
+    /// Where wishes to cancel go.
+    pub held: Arc<Held>,
+    /// When to end.
+    pub stop: CancellationToken,
+}
+
+impl Heartbeat {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Where the operating system gives no thread.
+    pub fn start(self) -> std::io::Result<thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name("heartbeat".into()).spawn(move || runtime.block_on(self.run()))
+    }
+
+    async fn run(self) {
+        let watcher = {
+            let (lease, stop) = (Arc::clone(&self.lease), self.stop.clone());
+            tokio::spawn(async move {
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(TICK) => {}
+                    }
+                    if lease.expire() {
+                        metrics::counter!("offstage_worker_fenced_total").increment(1);
+                        tracing::error!("no heartbeat got through in time: stopped all work, others will take it over");
+                    }
+                }
+            })
+        };
+        let mut connection: Option<PgConnection> = None;
+        let mut registered = false;
+        let mut last_pulse = None;
+        let mut failures: u64 = 0;
+        while !self.stop.is_cancelled() {
+            let sent = Instant::now();
+            let pulse = self.pulse.0.load(Ordering::Relaxed);
+            if last_pulse.replace(pulse) == Some(pulse) {
+                tracing::error!("the runtime made no progress since the last heartbeat: sending none");
+            } else {
+                match tokio::time::timeout(BEAT_DEADLINE, self.beat(&mut connection, &mut registered)).await {
+                    Ok(Ok(beat)) => {
+                        if failures > 0 {
+                            tracing::info!(failures, "the heartbeat gets through again");
+                        }
+                        failures = 0;
+                        self.heard(&beat, sent, &mut registered);
+                    }
+                    outcome => {
+                        connection = None;
+                        failures += 1;
+                        metrics::counter!("offstage_worker_heartbeat_failures_total").increment(1);
+                        if failures.is_power_of_two() {
+                            match outcome {
+                                Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, failures, "a heartbeat failed"),
+                                _ => tracing::warn!(failures, "a heartbeat took too long"),
+                            }
+                        }
+                    }
+                }
+            }
+            // After a failure sooner, so that a short gap stays short.
+            let pause = if failures > 0 { BEAT_EVERY / 4 } else { BEAT_EVERY };
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                () = tokio::time::sleep(pause.saturating_sub(sent.elapsed()).max(TICK)) => {}
+            }
+        }
+        watcher.abort();
+    }
+
+    fn heard(&self, beat: &Beat, sent: Instant, registered: &mut bool) {
+        if beat.known {
+            self.lease.renew(sent);
+        } else {
+            // Declared dead while we thought otherwise: paused, or cut off. Everything of before belongs to others now.
+            *registered = false;
+            if self.lease.fence() {
+                metrics::counter!("offstage_worker_fenced_total").increment(1);
+                tracing::error!("this worker was declared dead and its jobs were taken over: stopped all work, starting anew");
+            }
+        }
+        self.held.cancel(&beat.cancels);
+    }
+
+    async fn beat(&self, connection: &mut Option<PgConnection>, registered: &mut bool) -> Result<Beat, LedgerError> {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => {
+                let options = PgConnectOptions::from_str(self.database.expose_secret())?
+                    .application_name("offstage heartbeat")
+                    .options([("statement_timeout", BEAT_DEADLINE.as_millis().to_string())]);
+                connection.insert(options.connect().await?)
+            }
+        };
+        if !*registered {
+            recover::register(connection, self.worker, &self.name, &self.queues, env!("CARGO_PKG_VERSION")).await?;
+            *registered = true;
+        }
+        recover::beat(connection, self.worker).await
+    }
+}

@@ -1,0 +1,246 @@
+//! The engine: takes jobs from the queues, runs their handlers, settles what became of them, and keeps the ledger and the
+//! streams in step. Every replica is the same; none leads.
+//!
+//! ```text
+//!  streams → fetch (claim) → apalis worker → run (handler) → settle → ledger
+//!              ↑ credits ─────────────────────────────────────┘          announce → streams, listeners
+//!  ledger → dispatch (due jobs) → announce → streams
+//!  ledger ↔ recover (dead workers, lost pushes, lost claims);   heartbeat ↔ lease → all of the above
+//! ```
+//!
+//! What must stay true: nothing runs without a live lease; a job is [held](held) from its claim to its settle; every channel
+//! and every batch is bounded; a fault of Redis or Postgres makes a task wait and try again, never end.
+
+pub mod health;
+
+mod announce;
+mod credits;
+mod dispatch;
+mod fetch;
+mod heartbeat;
+mod held;
+mod lease;
+mod recover;
+mod run;
+mod settle;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use apalis_core::worker::builder::WorkerBuilder;
+use secrecy::SecretString;
+use shared::{
+    ledger,
+    queue::{Queue, Redis, backend::ChannelBackend, signal},
+    shutdown::{Exit, Shutdown},
+};
+use sqlx::PgPool;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use tower::layer::util::Identity;
+use uuid::Uuid;
+
+use crate::handlers::{Handlers, Services};
+use announce::Announcer;
+use credits::Credits;
+use dispatch::Dispatch;
+use health::Health;
+use heartbeat::{Heartbeat, Pulse};
+use held::Held;
+use lease::Lease;
+use run::{Runner, Work};
+
+/// Outcomes that wait for the settler; beyond that, runs wait with their credit.
+const UNSETTLED: usize = 4_096;
+
+/// What an engine is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The process' name for people.
+    pub name: String,
+    /// The ledger, for the heartbeat's own connection.
+    pub database: SecretString,
+    /// The pool whose commits need not wait for the disk.
+    pub claims: PgPool,
+    /// Redis.
+    pub redis: Redis,
+    /// What handlers use; its pool is the engine's too.
+    pub services: Arc<Services>,
+    /// The handlers.
+    pub handlers: Handlers,
+    /// The queues to serve, and how many jobs of each at a time.
+    pub queues: BTreeMap<Queue, usize>,
+    /// Jobs that a queue's streams may hold.
+    pub window: u64,
+    /// How long running jobs get to finish at a shutdown.
+    pub grace: Duration,
+}
+
+/// What the engine's tasks share.
+#[derive(Debug)]
+struct Engine {
+    worker: Uuid,
+    claims: PgPool,
+    redis: Redis,
+    services: Arc<Services>,
+    handlers: Handlers,
+    held: Arc<Held>,
+    lease: Arc<Lease>,
+    announcer: Announcer,
+    dispatch: Dispatch,
+    health: Arc<Health>,
+    window: u64,
+    /// One permit: the turn of jobs under which a process died.
+    suspects: Arc<Semaphore>,
+    /// Set when the process is asked to stop: nothing new starts.
+    draining: CancellationToken,
+    /// Set when the grace time is over: what runs is handed back.
+    overdue: CancellationToken,
+}
+
+impl std::fmt::Debug for Handlers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handlers").finish_non_exhaustive()
+    }
+}
+
+/// Runs until shut down; answers how it ended.
+///
+/// # Errors
+/// Only what prevents a start: no thread, no usable address. Faults of the outside are waited out.
+pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Result<Exit, StartError> {
+    let worker = parts.services.clock.new_id();
+    let queues: Vec<Queue> = parts.queues.keys().copied().collect();
+    let draining = shutdown.asked().child_token();
+    let overdue = CancellationToken::new();
+    let background = CancellationToken::new();
+    let held = Arc::new(Held::default());
+    let lease = Arc::new(Lease::default());
+    health.watch(&queues, Arc::clone(&lease));
+
+    let mut tasks = JoinSet::new();
+    let (announcer, announcements) = Announcer::new();
+    let engine = Arc::new(Engine {
+        worker,
+        claims: parts.claims,
+        redis: parts.redis,
+        services: parts.services,
+        handlers: parts.handlers,
+        held: Arc::clone(&held),
+        lease: Arc::clone(&lease),
+        announcer,
+        dispatch: Dispatch::default(),
+        health,
+        window: parts.window,
+        suspects: Arc::new(Semaphore::new(1)),
+        draining: draining.clone(),
+        overdue: overdue.clone(),
+    });
+
+    let pulse = Arc::new(Pulse::default());
+    tasks.spawn(Arc::clone(&pulse).run(background.clone()));
+    let stop_heartbeat = CancellationToken::new();
+    let heartbeat = Heartbeat {
+        worker,
+        name: parts.name.clone(),
+        queues: queues.clone(),
+        database: parts.database,
+        lease,
+        pulse,
+        held,
+        stop: stop_heartbeat.clone(),
+    }
+    .start()
+    .map_err(StartError::Thread)?;
+
+    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()?));
+    let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Changes], background.clone());
+    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()?));
+    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()?));
+
+    let (finished, outcomes) = mpsc::channel(UNSETTLED);
+    let settler = tokio::spawn(settle::run(Arc::clone(&engine), outcomes, shutdown.forced().clone()));
+
+    let mut workers = JoinSet::new();
+    for (queue, slots) in parts.queues {
+        let credits = Credits::new(slots);
+        let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
+        let runner = Runner::new(Arc::clone(&engine), queue, slots, Arc::clone(&credits), finished.clone());
+        // Each apalis worker is a task of its own: a monitor would poll them all in one.
+        let apalis = WorkerBuilder::new(format!("{}-{}", queue.name(), worker)).backend(backend).build(runner);
+        workers.spawn(async move {
+            if let Err(error) = apalis.run().await {
+                tracing::error!(queue = queue.name(), error = %error, "the queue's worker ended");
+            }
+        });
+        workers.spawn(fetch::run(Arc::clone(&engine), queue, credits, feed, engine.redis.commands()?));
+    }
+    drop(finished);
+    tracing::info!(worker = %worker, name = parts.name, "the engine runs");
+
+    // From here to the shutdown nothing ends by itself; a worker that did would leave its queue unserved, so it ends all.
+    let mut exit = Exit::Finished;
+    let ended_early = tokio::select! {
+        () = draining.cancelled() => false,
+        _ = workers.join_next() => !draining.is_cancelled(),
+    };
+    if ended_early {
+        exit = Exit::Fault;
+        draining.cancel();
+    }
+
+    let asked = Instant::now();
+    tracing::info!(held = engine.held.len(), "draining");
+    let drained = async { while workers.join_next().await.is_some() {} };
+    let in_time = tokio::select! {
+        () = drained => true,
+        () = tokio::time::sleep(parts.grace) => false,
+        () = shutdown.forced().cancelled() => false,
+    };
+    if !in_time {
+        if exit == Exit::Finished {
+            exit = if shutdown.is_forced() { Exit::Forced } else { Exit::HandedBack };
+        }
+        tracing::warn!(held = engine.held.len(), "handing back what still runs");
+        overdue.cancel();
+        let drained = async { while workers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(2), drained).await;
+    }
+    drop(workers);
+
+    // The last outcomes are worth waiting for: without them finished work would run again.
+    let settled = tokio::time::timeout(Duration::from_secs(10), settler).await;
+    if settled.is_err() {
+        tracing::error!("the last outcomes could not be settled; others will run those jobs again");
+        exit = Exit::Fault;
+    }
+    background.cancel();
+    engine.announcer.close();
+    let _ = tokio::time::timeout(Duration::from_secs(3), async { while tasks.join_next().await.is_some() {} }).await;
+    stop_heartbeat.cancel();
+    let _ = tokio::task::spawn_blocking(move || heartbeat.join()).await;
+    if engine.held.len() == 0
+        && let Err(error) = ledger::recover::deregister(&engine.services.pool, worker).await
+    {
+        tracing::warn!(error = &error as &dyn std::error::Error, "could not leave the ledger in good order; it will forget this worker by itself");
+    }
+    tracing::info!(took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), ?exit, "stopped");
+    Ok(exit)
+}
+
+/// What keeps an engine from starting.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The operating system gave no thread.
+    #[error("the heartbeat's thread could not be started")]
+    Thread(#[source] std::io::Error),
+    /// Redis' address can't be used.
+    #[error(transparent)]
+    Queue(#[from] shared::queue::QueueError),
+}

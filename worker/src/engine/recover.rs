@@ -1,0 +1,219 @@
+//! Step 8's loops: finds what went missing between the ledger, the streams and a process, and puts it back.
+//!
+//! - every second: workers that are dead; their jobs are queued again and pushed;
+//! - every 5 s, and at each Redis reconnect, one replica: entries that somebody read and never claimed, queued jobs that are in no
+//!   stream, jobs of workers that left;
+//! - every 5 s, each replica for itself: claims that the ledger says it holds and it does not.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use redis::aio::ConnectionManager;
+use shared::{
+    job::{JobId, State},
+    ledger::{
+        LedgerError,
+        recover::{self, Recovered},
+    },
+    queue::{
+        Queue, QueueError,
+        push::{self, Handover},
+        read,
+        signal::Signal,
+    },
+};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Engine, announce::Announcement};
+
+/// How often the dead are looked for.
+const JUDGE_EVERY: Duration = Duration::from_secs(1);
+/// How often streams and ledger are compared.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long an entry may stay read and unclaimed before somebody else looks after it.
+const UNCLAIMED_AFTER: Duration = Duration::from_secs(5);
+/// How often what has served its purpose is forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+/// Jobs of one statement.
+const BATCH: usize = 1_000;
+
+/// A fault that ends a sweep; the next one starts over.
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Recovers until `stop`; `signals` bring reconnects and others' wishes.
+pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>, stop: CancellationToken, mut connection: ConnectionManager) {
+    let mut ticks = tokio::time::interval(JUDGE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lease = engine.lease.watch();
+    let mut next_sweep = Instant::now() + SWEEP_EVERY;
+    let mut suspected: Vec<(JobId, i64)> = Vec::new();
+    loop {
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {
+                let judged = judge(&engine, &mut connection).await;
+                if Instant::now() >= next_sweep {
+                    next_sweep = Instant::now() + SWEEP_EVERY;
+                    judged.and(sweep(&engine, &mut connection, SWEEP_EVERY).await).and(not_held(&engine, &mut connection, &mut suspected).await)
+                } else {
+                    judged
+                }
+            }
+            // Back after a gap: what ran was dropped, so what the ledger says we hold is given back at once.
+            Ok(()) = lease.changed() => {
+                if *lease.borrow_and_update() { give_all_back(&engine, &mut connection).await } else { Ok(()) }
+            }
+            signal = signals.recv() => match signal {
+                None => return,
+                Some(Signal::Wake(queue)) => { engine.dispatch.due(queue); Ok(()) }
+                // Redis may have been emptied: a duty a second is plenty, whoever reconnects.
+                Some(Signal::Subscribed) => sweep(&engine, &mut connection, Duration::from_secs(1)).await,
+                Some(Signal::Changed(jobs)) => cancels(&engine, &jobs).await,
+            },
+        };
+        if let Err(error) = outcome {
+            metrics::counter!("offstage_sweep_failures_total").increment(1);
+            tracing::debug!(error = &error as &dyn std::error::Error, "a sweep was cut short; the next one starts over");
+        }
+    }
+}
+
+/// Takes over what dead workers held.
+async fn judge(engine: &Engine, connection: &mut ConnectionManager) -> Result<(), SweepError> {
+    if !engine.lease.may_judge() {
+        return Ok(());
+    }
+    let pool = &engine.services.pool;
+    let mut dead = recover::dead_workers(pool).await?;
+    dead.retain(|worker| *worker != engine.worker);
+    if dead.is_empty() {
+        return Ok(());
+    }
+    take_over(engine, connection, &dead).await?;
+    recover::forget_workers(pool, &dead).await?;
+    tracing::warn!(workers = dead.len(), "took over from dead workers");
+    Ok(())
+}
+
+async fn take_over(engine: &Engine, connection: &mut ConnectionManager, dead: &[Uuid]) -> Result<(), SweepError> {
+    loop {
+        let limit = i64::try_from(BATCH).unwrap_or(i64::MAX);
+        let recovered = recover::take_over(&engine.services.pool, dead, engine.services.clock.now(), limit).await?;
+        let count = recovered.len();
+        metrics::counter!("offstage_jobs_taken_over_total").increment(count as u64);
+        for poisoned in recovered.iter().filter(|recovered| recovered.state == State::Failed) {
+            tracing::error!(job = %poisoned.job, "failed as poison: worker after worker died under it");
+        }
+        put_back(engine, connection, recovered).await?;
+        if count < BATCH {
+            return Ok(());
+        }
+    }
+}
+
+/// Pushes what is queued again and tells of all of it. Recovered jobs have waited their turn, so they go first.
+async fn put_back(engine: &Engine, connection: &mut ConnectionManager, recovered: Vec<Recovered>) -> Result<(), SweepError> {
+    let changed = recovered.iter().map(|recovered| recovered.job).collect();
+    let handovers: Vec<Handover> = recovered
+        .into_iter()
+        .filter_map(|recovered| recovered.handover)
+        .map(|handover| Handover { priority: shared::job::Priority::High, ..handover })
+        .collect();
+    engine.announcer.tell(Announcement { changed, ..Announcement::default() });
+    push::push(connection, engine.redis.keys(), &handovers).await?;
+    Ok(())
+}
+
+/// Compares streams and ledger, for all queues, if this replica gets the duty for `period`.
+async fn sweep(engine: &Engine, connection: &mut ConnectionManager, period: Duration) -> Result<(), SweepError> {
+    let pool = &engine.services.pool;
+    if engine.lease.epoch().is_none() || !recover::take_duty(pool, "sweep", engine.worker, period).await? {
+        return Ok(());
+    }
+    let vanished = recover::vanished_workers(pool).await?;
+    if !vanished.is_empty() && engine.lease.may_judge() {
+        take_over(engine, connection, &vanished).await?;
+    }
+    for queue in Queue::ALL {
+        sweep_queue(engine, connection, queue).await?;
+    }
+    if recover::take_duty(pool, "tidy", engine.worker, TIDY_EVERY).await? {
+        let alive: Vec<String> = recover::living_workers(pool).await?.iter().map(Uuid::to_string).collect();
+        for queue in Queue::ALL {
+            read::forget_consumers(connection, engine.redis.keys(), queue, &alive).await?;
+        }
+        recover::tidy(pool, engine.services.clock.now()).await?;
+    }
+    Ok(())
+}
+
+async fn sweep_queue(engine: &Engine, connection: &mut ConnectionManager, queue: Queue) -> Result<(), SweepError> {
+    let keys = engine.redis.keys();
+    // Entries whose reader died before it claimed: off the stream, and what is queued of them is found missing below.
+    let abandoned = read::take_abandoned(connection, keys, queue, &engine.worker.to_string(), UNCLAIMED_AFTER, BATCH).await?;
+    if !abandoned.is_empty() {
+        metrics::counter!("offstage_entries_abandoned_total", "queue" => queue.name()).increment(abandoned.len() as u64);
+        read::remove(connection, keys, queue, &abandoned).await?;
+    }
+    // The ledger before the stream: what is pushed in between is in the stream, and a job in neither look is not old enough.
+    let handed_over = recover::handed_over(&engine.services.pool, queue).await?;
+    if handed_over.is_empty() {
+        return Ok(());
+    }
+    let streamed: HashSet<JobId> = read::jobs_in_streams(connection, keys, queue).await?.into_iter().collect();
+    let unseen: Vec<JobId> = handed_over.into_iter().filter(|job| !streamed.contains(job)).collect();
+    for chunk in unseen.chunks(BATCH) {
+        let missing = recover::missing(&engine.services.pool, chunk).await?;
+        if !missing.is_empty() {
+            metrics::counter!("offstage_jobs_pushed_again_total", "queue" => queue.name()).increment(missing.len() as u64);
+            tracing::warn!(queue = queue.name(), jobs = missing.len(), "queued jobs were in no stream: pushed again");
+            push::push(connection, keys, &missing).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives back claims that the ledger says we hold and we do not, seen so at two looks: between a claim's commit and its
+/// answer's arrival one look proves nothing.
+async fn not_held(engine: &Engine, connection: &mut ConnectionManager, suspected: &mut Vec<(JobId, i64)>) -> Result<(), SweepError> {
+    let claims = recover::claims_of(&engine.services.pool, engine.worker).await?;
+    let now_suspected = engine.held.not_held(&claims);
+    let lost: Vec<(JobId, i64)> = now_suspected.iter().filter(|claim| suspected.contains(claim)).copied().collect();
+    *suspected = now_suspected;
+    give_back(engine, connection, &lost).await
+}
+
+async fn give_all_back(engine: &Engine, connection: &mut ConnectionManager) -> Result<(), SweepError> {
+    let claims = recover::claims_of(&engine.services.pool, engine.worker).await?;
+    give_back(engine, connection, &engine.held.not_held(&claims)).await
+}
+
+async fn give_back(engine: &Engine, connection: &mut ConnectionManager, lost: &[(JobId, i64)]) -> Result<(), SweepError> {
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let returned = recover::give_back(&engine.services.pool, lost, engine.services.clock.now()).await?;
+    metrics::counter!("offstage_claims_given_back_total").increment(returned.len() as u64);
+    tracing::warn!(jobs = returned.len(), "gave back claims whose answer was lost");
+    put_back(engine, connection, returned).await
+}
+
+/// Somebody's jobs changed: perhaps one of ours is to be cancelled. The heartbeat would bring it too, up to two seconds later.
+async fn cancels(engine: &Engine, changed: &[JobId]) -> Result<(), SweepError> {
+    if engine.held.holds_any(changed) {
+        let wished = recover::cancels(&engine.services.pool, engine.worker).await?;
+        engine.held.cancel(&wished);
+    }
+    Ok(())
+}

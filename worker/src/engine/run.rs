@@ -1,0 +1,205 @@
+//! Step 6, run: the service that an apalis worker calls for each job.
+//!
+//! The handler runs as a task of its own (a panic ends that task, not the worker; a busy handler holds no other up), which is
+//! aborted when the run is dropped or overtaken: by its timeout, by its owner, by the lease's end, by a shutdown that won't wait.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use apalis_core::task::Task;
+use shared::{
+    job::{Failure, Outcome, Policy, Success},
+    ledger::{claim::ClaimedJob, settle::Settlement},
+    queue::Queue,
+};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::{JoinError, JoinHandle},
+};
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use super::{
+    Engine,
+    credits::{Credit, Credits},
+};
+use crate::handlers::{Handler, JobContext};
+
+/// How long a handler that was asked to cancel may take to stop tidily before it is dropped.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// How long a job waits whose kind this replica does not know: a newer replica may, in a rolling upgrade.
+const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
+/// How often it waits so before it fails: an hour.
+const UNKNOWN_KIND_RUNS: i32 = 120;
+
+/// A claimed job on its way to its handler.
+#[derive(Debug)]
+pub struct Work {
+    /// The claim.
+    pub job: Arc<ClaimedJob>,
+    /// The right to hold it.
+    pub credit: Credit,
+    /// Ends with the lease under which it was claimed.
+    pub epoch: CancellationToken,
+    /// Cancelled when the owner wants it cancelled.
+    pub cancelled: CancellationToken,
+}
+
+/// A run's end, on its way to the settler.
+#[derive(Debug)]
+pub struct Finished {
+    /// What to write.
+    pub settlement: Settlement,
+    /// The claim it ends.
+    pub job: Arc<ClaimedJob>,
+    /// Returned once it is written.
+    pub credit: Credit,
+}
+
+/// Runs a queue's jobs, so many at a time.
+#[derive(Debug, Clone)]
+pub struct Runner {
+    engine: Arc<Engine>,
+    queue: Queue,
+    slots: Arc<Semaphore>,
+    credits: Arc<Credits>,
+    /// Jobs under which a process died run one at a time, so that the next crash names its cause.
+    suspects: Arc<Semaphore>,
+    finished: mpsc::Sender<Finished>,
+}
+
+impl Runner {
+    pub(super) fn new(engine: Arc<Engine>, queue: Queue, slots: usize, credits: Arc<Credits>, finished: mpsc::Sender<Finished>) -> Self {
+        let suspects = Arc::clone(&engine.suspects);
+        Self { engine, queue, slots: Arc::new(Semaphore::new(slots)), credits, suspects, finished }
+    }
+
+    async fn work(self, work: Work) {
+        let Work { job, credit, epoch, cancelled } = work;
+        let claim = (job.id, job.token);
+        let (policy, outcome) = tokio::select! {
+            biased;
+            // Others may have the job now: forget it, unsettled.
+            () = epoch.cancelled() => {
+                self.engine.held.remove([claim]);
+                return;
+            }
+            ended = self.run_when_free(&job, cancelled) => ended,
+        };
+        let settlement = Settlement::decide(&job, &policy, outcome, self.engine.services.clock.now());
+        // The settler outlives all runners; should it be gone, recovery gives the job to another process.
+        if let Err(error) = self.finished.send(Finished { settlement, job, credit }).await {
+            self.engine.held.remove([claim]);
+            tracing::error!(job = %error.0.job.id, "the outcome could not be settled: the settler is gone");
+        }
+    }
+
+    /// Waits for a slot and runs the handler in it; hands the job back when the process stops first.
+    async fn run_when_free(&self, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> (Policy, Outcome) {
+        let free = async {
+            let suspect = if job.crashes > 0 { self.suspects.acquire().await.ok() } else { None };
+            (suspect, self.slots.acquire().await.ok())
+        };
+        let _slot = tokio::select! {
+            biased;
+            () = self.engine.draining.cancelled() => return (Policy::DEFAULT, Outcome::HandedBack),
+            () = cancelled.cancelled() => return (Policy::DEFAULT, Outcome::Cancelled),
+            free = free => free,
+        };
+        let now = self.engine.services.clock.now();
+        if job.start_by.is_some_and(|start_by| start_by < now) {
+            return (Policy::DEFAULT, Outcome::Expired);
+        }
+        let Some(handler) = self.engine.handlers.find(&job.kind) else {
+            if job.runs > UNKNOWN_KIND_RUNS {
+                let message = format!("no worker knows the kind `{}`; deploy one that does and retry the job", job.kind);
+                return (Policy::DEFAULT, Outcome::Failed(Failure::permanent("kind_unknown", message)));
+            }
+            tracing::warn!(job = %job.id, kind = job.kind, "this worker doesn't know the kind; the job waits");
+            return (Policy::DEFAULT, Outcome::Snoozed(UNKNOWN_KIND_PAUSE));
+        };
+        let waited = (now - job.run_at).to_std().unwrap_or_default();
+        metrics::histogram!("offstage_job_wait_seconds", "queue" => self.queue.name()).record(waited.as_secs_f64());
+        let began = Instant::now();
+        let outcome = self.run_handler(handler, job, cancelled).await;
+        let took = began.elapsed();
+        self.credits.learn(took);
+        metrics::histogram!("offstage_job_run_seconds", "queue" => self.queue.name(), "kind" => handler.name).record(took.as_secs_f64());
+        (handler.policy, outcome)
+    }
+
+    async fn run_handler(&self, handler: &Handler, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> Outcome {
+        let context = JobContext { job: Arc::clone(job), services: Arc::clone(&self.engine.services), cancelled: cancelled.clone() };
+        let mut task = AbortOnDrop(tokio::spawn(handler.run(context)));
+        tokio::select! {
+            biased;
+            ended = &mut task => outcome_of(ended),
+            () = tokio::time::sleep(handler.policy.timeout) => {
+                let limit = handler.policy.timeout;
+                Outcome::Failed(Failure::transient("timeout", format!("ran longer than the {limit:?} that `{}` may take", handler.name)))
+            }
+            () = self.engine.overdue.cancelled() => Outcome::HandedBack,
+            // Asked first, dropped after a grace time. A success that comes first wins.
+            () = cancelled.cancelled() => match tokio::time::timeout(CANCEL_GRACE, &mut task).await {
+                Ok(Ok(Ok(success))) => Outcome::Succeeded(success),
+                _ => Outcome::Cancelled,
+            },
+        }
+    }
+}
+
+fn outcome_of(ended: Result<Result<Success, Failure>, JoinError>) -> Outcome {
+    match ended {
+        Ok(result) => result.into(),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => {
+                let said = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned());
+                let said: String = said.unwrap_or_else(|| "no message".into()).chars().take(1_000).collect();
+                Outcome::Failed(Failure::transient("panic", format!("the handler panicked: {said}; this is a fault in the product")))
+            }
+            // Aborted by nobody but us, and then nobody looks; a runtime that shuts down hands back.
+            Err(_) => Outcome::HandedBack,
+        },
+    }
+}
+
+impl Service<Task<Work>> for Runner {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<(), Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, task: Task<Work>) -> Self::Future {
+        let runner = self.clone();
+        Box::pin(async move {
+            runner.work(task.args).await;
+            Ok(())
+        })
+    }
+}
+
+/// A spawned task that ends with its owner: tokio's own handle would let it run on.
+#[derive(Debug)]
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Future for AbortOnDrop<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,91 @@
+//! Step 7's task: collects what runs ended with and writes it in batches, whatever arrived meanwhile.
+//!
+//! It outlives all runners, and a ledger that is away only makes it wait: outcomes are bounded by the credits they hold.
+
+use std::{sync::Arc, time::Duration};
+
+use shared::{
+    job::State,
+    ledger::settle::{self, Settled, Settlement},
+    queue::read::reconnect_pause,
+    random,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, announce::Announcement, run::Finished};
+
+/// Outcomes of one statement.
+const BATCH: usize = 500;
+
+/// Settles until all runners are gone and all they left is written; `forced` gives up sooner.
+pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finished>, forced: CancellationToken) {
+    let mut batch: Vec<Finished> = Vec::with_capacity(BATCH);
+    while outcomes.recv_many(&mut batch, BATCH).await > 0 {
+        let settlements: Vec<Settlement> = batch.iter().map(|finished| finished.settlement.clone()).collect();
+        let Some(settled) = write_patiently(&engine, settlements, &forced).await else { return };
+        metrics::counter!("offstage_settles_stale_total").increment((batch.len() - settled.len()) as u64);
+        metrics::histogram!("offstage_settle_batch_jobs").record(batch.len() as f64);
+        for finished in &batch {
+            if let Some(settled) = settled.iter().find(|settled| settled.job == finished.job.id) {
+                count(finished, settled);
+                if settled.state == State::Waiting {
+                    engine.dispatch.due(finished.job.queue);
+                }
+            }
+        }
+        engine.held.remove(batch.iter().map(|finished| (finished.job.id, finished.job.token)));
+        engine.announcer.tell(Announcement {
+            handovers: settled.iter().filter_map(|settled| settled.handover).collect(),
+            changed: settled.iter().map(|settled| settled.job).collect(),
+        });
+        // The credits go back here, all at once.
+        batch.clear();
+    }
+}
+
+fn count(finished: &Finished, settled: &Settled) {
+    let outcome = if settled.state == State::Waiting { "retried" } else { settled.state.word() };
+    metrics::counter!("offstage_jobs_settled_total", "queue" => finished.job.queue.name(), "kind" => finished.job.kind.clone(), "outcome" => outcome)
+        .increment(1);
+    match settled.state {
+        State::Failed => tracing::warn!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, "job failed"),
+        state => tracing::debug!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, state = state.word(), "job settled"),
+    }
+}
+
+/// Writes a batch, for as long as it takes. A batch refused for its data is written one by one, and a member that is refused
+/// alone fails its job instead. `None` when forced to stop.
+async fn write_patiently(engine: &Engine, settlements: Vec<Settlement>, forced: &CancellationToken) -> Option<Vec<Settled>> {
+    let mut failures: u32 = 0;
+    let mut parts: Vec<Vec<Settlement>> = vec![settlements];
+    let mut settled = Vec::new();
+    while let Some(part) = parts.pop() {
+        let error = match settle::settle(&engine.services.pool, &part).await {
+            Ok(written) => {
+                settled.extend(written);
+                continue;
+            }
+            Err(error) => error,
+        };
+        failures += 1;
+        if failures.is_power_of_two() {
+            tracing::warn!(error = &error as &dyn std::error::Error, failures, jobs = part.len(), "can't settle; trying again");
+        }
+        if error.is_about_data() {
+            if part.len() > 1 {
+                parts.extend(part.into_iter().map(|settlement| vec![settlement]));
+            } else {
+                parts.push(part.into_iter().map(Settlement::refused).collect());
+            }
+            continue;
+        }
+        parts.push(part);
+        let pause = reconnect_pause(failures, random::fraction()).min(Duration::from_secs(1));
+        tokio::select! {
+            () = forced.cancelled() => return None,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+    Some(settled)
+}
