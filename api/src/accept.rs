@@ -1,0 +1,255 @@
+//! Steps 1 and 2: concurrent requests share inserts, and what is due goes to its queue's stream once it is committed.
+//!
+//! A request is answered when its job is durable in Postgres; Redis only ever hears of it afterwards, from a task of its own, so
+//! a Redis that is away costs nobody a request: recovery and the dispatchers find what was not pushed.
+//!
+//! Batches form by themselves: while the inserts under way are busy, requests gather, and the next insert takes them all. An
+//! idle API inserts at once.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::TimeDelta;
+use redis::aio::ConnectionManager;
+use shared::{
+    clock::Clock,
+    job::Reason,
+    ledger::{
+        LedgerError,
+        insert::{self, Arrival, Inserted, NewJob},
+    },
+    queue::{
+        Queue, Redis,
+        push::{self, Handover},
+        signal,
+    },
+};
+use sqlx::PgPool;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinHandle,
+};
+
+/// Requests that may wait for an insert; further ones are told to come back.
+const WAITING: usize = 8_192;
+/// Jobs of one insert.
+const BATCH: usize = 256;
+/// Inserts under way at a time: one is on its way to the disk while the next one gathers.
+const INSERTS: usize = 3;
+/// Handovers that may wait for Redis; what is beyond is left to recovery.
+const HANDOVERS: usize = 256;
+/// How old a known depth may be before it is asked for again.
+const DEPTH_AGE: Duration = Duration::from_millis(250);
+/// Dispatchers look by themselves this often; a job due sooner is worth waking them for.
+const DISPATCHER_LOOKS: TimeDelta = TimeDelta::seconds(5);
+
+/// Why a job was not accepted. Nothing of it is stored, or nobody was told that it is.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// More requests wait than the database takes.
+    #[error("more jobs are arriving than can be stored at the moment")]
+    Overloaded,
+    /// The ledger did not take it.
+    #[error(transparent)]
+    Ledger(Arc<LedgerError>),
+}
+
+struct Entry {
+    job: NewJob,
+    answer: oneshot::Sender<Result<Inserted, Arc<LedgerError>>>,
+}
+
+/// What is to be told to Redis after an insert.
+struct Told {
+    handovers: Vec<Handover>,
+    wake: Vec<Queue>,
+}
+
+/// How deep the queues are, as far as this process knows.
+#[derive(Debug, Default)]
+struct Depths {
+    known: Mutex<BTreeMap<Queue, Depth>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Depth {
+    /// `None` while Redis does not answer: then the backlog takes everything, since a stream may take nothing.
+    jobs: Option<u64>,
+    at: Instant,
+}
+
+impl Depths {
+    fn learn(&self, queue: Queue, jobs: Option<u64>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(queue, Depth { jobs, at: Instant::now() });
+    }
+
+    /// Whether a due job may go straight to the stream; counts it if so. Half the window is the producers', so that where a
+    /// backlog waits the dispatchers, who fill the whole window, come first.
+    fn admit(&self, queue: Queue, window: u64) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let depth = known.entry(queue).or_insert(Depth { jobs: Some(0), at: Instant::now() });
+        match &mut depth.jobs {
+            Some(jobs) if *jobs < window / 2 => {
+                *jobs += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn stale(&self) -> Vec<Queue> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter(|(_, depth)| depth.at.elapsed() > DEPTH_AGE).map(|(queue, _)| *queue).collect()
+    }
+}
+
+/// Takes jobs in. Cloned for each request.
+#[derive(Debug, Clone)]
+pub struct Acceptor {
+    entries: mpsc::Sender<Entry>,
+}
+
+impl Acceptor {
+    /// Starts the tasks behind it; they end, everything taken in stored and told, when the last clone is dropped. The handle
+    /// waits for that.
+    pub fn start(pool: PgPool, redis: &Redis, clock: Clock, window: u64) -> Result<(Self, JoinHandle<()>), shared::queue::QueueError> {
+        let (entries, waiting) = mpsc::channel(WAITING);
+        let (tell, told) = mpsc::channel(HANDOVERS);
+        let depths = Arc::new(Depths::default());
+        let announcing = tokio::spawn(announce(redis.commands()?, redis.clone(), Arc::clone(&depths), told));
+        let gathering = Gatherer { pool, clock, window, depths, tell };
+        let handle = tokio::spawn(async move {
+            gathering.run(waiting).await;
+            let _ = announcing.await;
+        });
+        Ok((Self { entries }, handle))
+    }
+
+    /// Stores a job durably, unless its idempotency key says that it was asked for before. `state` is decided here.
+    ///
+    /// # Errors
+    /// [`AcceptError`].
+    pub async fn accept(&self, job: NewJob) -> Result<Inserted, AcceptError> {
+        let (answer, answered) = oneshot::channel();
+        self.entries.try_send(Entry { job, answer }).map_err(|_| AcceptError::Overloaded)?;
+        match answered.await {
+            Ok(inserted) => inserted.map_err(AcceptError::Ledger),
+            // The task is gone: the process is stopping, or a batch was lost to a panic.
+            Err(_) => Err(AcceptError::Overloaded),
+        }
+    }
+}
+
+struct Gatherer {
+    pool: PgPool,
+    clock: Clock,
+    window: u64,
+    depths: Arc<Depths>,
+    tell: mpsc::Sender<Told>,
+}
+
+impl Gatherer {
+    async fn run(self, mut waiting: mpsc::Receiver<Entry>) {
+        let inserts = Arc::new(Semaphore::new(INSERTS));
+        let gatherer = Arc::new(self);
+        loop {
+            let Ok(turn) = Arc::clone(&inserts).acquire_owned().await else { return };
+            let mut batch = Vec::new();
+            if waiting.recv_many(&mut batch, BATCH).await == 0 {
+                break;
+            }
+            let gatherer = Arc::clone(&gatherer);
+            tokio::spawn(async move {
+                gatherer.store(batch).await;
+                drop(turn);
+            });
+        }
+        // All permits back means that every insert is done.
+        let _ = inserts.acquire_many(u32::try_from(INSERTS).unwrap_or(1)).await;
+    }
+
+    async fn store(&self, mut batch: Vec<Entry>) {
+        let now = self.clock.now();
+        for entry in &mut batch {
+            entry.job.state = if entry.job.run_at > now {
+                Arrival::Waiting(Reason::NotDue)
+            } else if self.depths.admit(entry.job.queue, self.window) {
+                Arrival::Queued
+            } else {
+                Arrival::Waiting(Reason::Window)
+            };
+        }
+        let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
+        metrics::histogram!("offstage_accept_batch_jobs").record(jobs.len() as f64);
+        let began = Instant::now();
+        let outcomes = insert::insert(&self.pool, now, &jobs).await;
+        metrics::histogram!("offstage_accept_insert_seconds").record(began.elapsed().as_secs_f64());
+
+        let mut told = Told { handovers: Vec::new(), wake: Vec::new() };
+        for ((job, outcome), answer) in jobs.iter().zip(outcomes).zip(answers) {
+            if matches!(outcome, Ok(Inserted::Accepted)) {
+                metrics::counter!("offstage_jobs_accepted_total", "queue" => job.queue.name(), "kind" => job.kind).increment(1);
+                if let Some(handover) = job.handover() {
+                    told.handovers.push(handover);
+                } else if job.run_at - now < DISPATCHER_LOOKS && !told.wake.contains(&job.queue) {
+                    told.wake.push(job.queue);
+                }
+            }
+            // Who went away keeps an accepted job all the same.
+            let _ = answer.send(outcome);
+        }
+        if self.tell.try_send(told).is_err() {
+            metrics::counter!("offstage_handovers_dropped_total").increment(1);
+        }
+    }
+}
+
+/// Tells Redis what was committed, and learns from it how deep the queues are.
+async fn announce(mut connection: ConnectionManager, redis: Redis, depths: Arc<Depths>, mut told: mpsc::Receiver<Told>) {
+    let keys = redis.keys();
+    let mut batch = Vec::new();
+    while told.recv_many(&mut batch, HANDOVERS).await > 0 {
+        let mut handovers = Vec::new();
+        let mut wake: Vec<Queue> = Vec::new();
+        for one in batch.drain(..) {
+            handovers.extend(one.handovers);
+            wake.extend(one.wake);
+        }
+        wake.sort_unstable();
+        wake.dedup();
+        match push::push(&mut connection, keys, &handovers).await {
+            Ok(now) => now.into_iter().for_each(|(queue, jobs)| depths.learn(queue, Some(jobs))),
+            Err(error) => {
+                metrics::counter!("offstage_handovers_dropped_total").increment(handovers.len() as u64);
+                tracing::warn!(error = &error as &dyn std::error::Error, jobs = handovers.len(), "accepted jobs could not be pushed; recovery will");
+                handovers.iter().for_each(|handover| depths.learn(handover.queue, None));
+            }
+        }
+        for queue in wake {
+            if let Err(error) = signal::wake(&mut connection, keys, queue).await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "could not wake the dispatchers; they look by themselves");
+            }
+        }
+        for queue in depths.stale() {
+            depths.learn(queue, push::depth(&mut connection, keys, queue).await.ok());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn producers_fill_half_the_window_and_nothing_while_redis_is_away() {
+        let depths = Depths::default();
+        assert_eq!((0..100).filter(|_| depths.admit(Queue::Email, 100)).count(), 50);
+        depths.learn(Queue::Email, Some(49));
+        assert!(depths.admit(Queue::Email, 100) && !depths.admit(Queue::Email, 100));
+        depths.learn(Queue::Email, None);
+        assert!(!depths.admit(Queue::Email, 100));
+    }
+}
