@@ -25,7 +25,9 @@
 
 mod directory;
 mod error;
+pub mod example;
 pub mod faults;
+mod fleet;
 mod guard;
 mod host;
 mod http;

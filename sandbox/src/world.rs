@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -13,7 +11,9 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::sync::broadcast;
 
 use crate::directory::{Directory, make};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::example::{self, Catalogue, Example};
+use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::process::{Event, Process};
 use crate::programs::{Launch, Programs};
@@ -22,8 +22,6 @@ use crate::services::postgres::{Durability, Postgres};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
 
-/// From the start of a program to its `/health/ready`.
-const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A test's own connections to the database.
 const POOL_SIZE: u32 = 5;
 
@@ -74,8 +72,7 @@ pub struct Sandbox {
     /// The private S3.
     pub s3: S3,
     pool: PgPool,
-    programs: Programs,
-    started: Mutex<Vec<Process>>,
+    fleet: Fleet,
     // Dropped last, in this order: processes end before their directory goes.
     host: Host,
     directory: Directory,
@@ -116,7 +113,8 @@ impl Sandbox {
             .max_connections(POOL_SIZE)
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy(&postgres.owner_url())?;
-        Ok(Self { postgres, redis, s3, pool, programs, started: Mutex::default(), host, directory })
+        let fleet = Fleet::new(programs, directory.logs());
+        Ok(Self { postgres, redis, s3, pool, fleet, host, directory })
     }
 
     /// One `api serve`, ready; restarted when it dies.
@@ -140,8 +138,7 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::api`].
     pub async fn start_api(&self, launch: Launch) -> Result<Process> {
-        let program = self.programs.api()?;
-        self.launch("api", program, "OFFSTAGE_LISTEN", launch.first("serve")).await
+        self.fleet.start_api(&self.host, self.env(), launch).await
     }
 
     /// One more `worker`, as `launch` says. They are named `worker-1`, `worker-2` …
@@ -149,29 +146,13 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::api`].
     pub async fn start_worker(&self, launch: Launch) -> Result<Process> {
-        let program = self.programs.worker()?;
-        self.launch("worker", program, "OFFSTAGE_WORKER_LISTEN", launch).await
-    }
-
-    async fn launch(&self, kind: &str, program: PathBuf, listen: &str, launch: Launch) -> Result<Process> {
-        let process = {
-            let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-            let number = started.iter().filter(|process| process.name().starts_with(kind)).count() + 1;
-            let name = format!("{kind}-{number}");
-            let spec = launch.spec(&name, program, listen, self.env(), self.directory.log(&name))?;
-            let process = self.host.supervise(spec)?;
-            started.push(process.clone());
-            process
-        };
-        process.start().await?;
-        process.wait_ready(READY_WITHIN).await?;
-        Ok(process)
+        self.fleet.start_worker(&self.host, self.env(), launch).await
     }
 
     /// Every `api` and `worker` started so far.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
-        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.fleet.processes()
     }
 
     /// `api ARGUMENTS`, as an operator would run it: with the owner's database.
@@ -180,7 +161,7 @@ impl Sandbox {
     /// When it ends with another code than 0; with what it printed.
     pub async fn run_api(&self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Output> {
         let arguments = arguments.into_iter().map(Into::into).collect();
-        self.programs.run_api(&self.host, arguments, self.env(), &self.directory.log("commands")).await
+        self.fleet.run_api(&self.host, self.env(), arguments).await
     }
 
     /// `api tenant apply MANIFEST`.
@@ -196,11 +177,38 @@ impl Sandbox {
     /// # Errors
     /// When there is no such tenant or scope; with what `api` said.
     pub async fn create_key(&self, tenant: &str, name: &str, scopes: &str) -> Result<String> {
-        let output = self.run_api(["key", "create", "--tenant", tenant, "--name", name, "--scopes", scopes, "--json"]).await?;
-        let answer: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .map_err(|error| Error::Invalid(format!("`api key create --json` did not print JSON: {error}")))?;
-        let key = answer.get("key").and_then(serde_json::Value::as_str);
-        key.map(str::to_owned).ok_or_else(|| Error::Invalid("`api key create --json` printed no \"key\"".to_owned()))
+        self.fleet.create_key(&self.host, self.env(), tenant, name, scopes).await
+    }
+
+    /// Makes promptlockr's tables and fills them with `rows` prompts and all that goes with them (`examples/promptlockr`).
+    /// False when they were filled before.
+    ///
+    /// # Errors
+    /// When the SQL is refused; with what `psql` said.
+    pub async fn load_promptlockr(&self, rows: u64) -> Result<bool> {
+        self.example().load(rows).await
+    }
+
+    /// Applies promptlockr's manifest and makes a key with every scope.
+    ///
+    /// # Errors
+    /// When the manifest is refused; with what `api` said.
+    pub async fn promptlockr_key(&self) -> Result<String> {
+        self.apply_tenant(&example::manifest()).await?;
+        self.create_key("promptlockr", "test", "*").await
+    }
+
+    /// Fills promptlockr's table of the Debian package catalogue, some 60,000 rows. Returns what was loaded, nothing when
+    /// it had been before.
+    ///
+    /// # Errors
+    /// When the table can't be made or filled.
+    pub async fn load_packages(&self) -> Result<Option<Catalogue>> {
+        self.example().load_packages().await
+    }
+
+    fn example(&self) -> Example<'_> {
+        Example { host: &self.host, psql: self.postgres.psql(), url: self.postgres.product_url(), log: self.directory.log("example") }
     }
 
     /// The settings that `api` and `worker` are started with, all of them.
@@ -245,7 +253,7 @@ impl Sandbox {
     /// Never as things are; what does not end in time is killed.
     pub async fn stop(self) -> Result<()> {
         self.pool.close().await;
-        futures_util::future::join_all(self.processes().iter().map(Process::stop)).await;
+        self.fleet.stop().await;
         let (postgres, redis) = tokio::join!(self.postgres.stop(), self.redis.stop());
         self.s3.stop();
         postgres.and(redis).map(drop)

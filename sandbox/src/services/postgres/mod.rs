@@ -225,6 +225,11 @@ impl Postgres {
         ensure_database(&mut connection, DATABASE, Some("offstage")).await?;
         ensure_database(&mut connection, PRODUCT, Some(PRODUCT)).await?;
         close_to_writers(&mut connection).await?;
+        let mut product = self.connect(&self.url("postgres", &secrets.superuser, PRODUCT)).await.doing(|| format!("connect to {PRODUCT}"))?;
+        // Large objects belong to nobody's table; only a superuser may close them.
+        let large = "REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC";
+        execute(&mut product, large.to_owned(), || "close large objects".to_owned()).await?;
+        product.close().await.doing(|| "close a connection".to_owned())?;
         connection.close().await.doing(|| "close a connection".to_owned())
     }
 
