@@ -41,8 +41,14 @@ impl<Job, Layer> Backend for ChannelBackend<Job, Layer> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Option<Result<Self::Task, Self::Error>>> {
-        self.jobs.poll_recv(cx).map(|job| job.map(|job| Ok(Task::new(job))))
+    fn poll_next(&mut self, cx: &mut Context<'_>, worker: &WorkerContext) -> Poll<Option<Result<Self::Task, Self::Error>>> {
+        let next = self.jobs.poll_recv(cx).map(|job| job.map(|job| Ok(Task::new(job))));
+        if matches!(next, Poll::Ready(None)) && !worker.is_shutting_down() {
+            // An apalis worker whose backend is exhausted waits for somebody to stop it; nobody else would. It can only fail
+            // where the worker was never started, and then there is nothing to stop.
+            let _ = worker.stop();
+        }
+        next
     }
 
     fn poll_close(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Self::Error>> {
