@@ -57,6 +57,12 @@ impl Directory {
         Ok(directory)
     }
 
+    /// Writes our process id into the lock, for the message that another one then shows.
+    pub(crate) fn note_owner(&self) -> Result<()> {
+        let path = self.path.join("lock");
+        std::fs::write(&path, std::process::id().to_string()).doing(|| format!("write {}", path.display()))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -68,6 +74,11 @@ impl Directory {
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.path.join("logs").join(format!("{name}.log"))
     }
+}
+
+/// The process id that the owner of a lasting directory noted, if it did.
+pub(crate) fn owner(directory: &Path) -> Option<u32> {
+    std::fs::read_to_string(directory.join("lock")).ok()?.trim().parse().ok()
 }
 
 impl Drop for Directory {

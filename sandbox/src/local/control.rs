@@ -1,0 +1,167 @@
+//! Telling a running `sandbox run` to misbehave: a small HTTP interface on 127.0.0.1, its address in `demo.env` as
+//! `OFFSTAGE_CONTROL_URL`.
+//!
+//! | request | effect |
+//! |---|---|
+//! | `GET /` | what runs: name, process id, address, starts |
+//! | `POST /NAME/VERB` | `kill9`, `stop`, `start`, `pause` or `resume` for `api-1`, `worker-1`, `postgres`, `redis`, `s3` |
+//! | `GET /s3/requests` | what S3 was asked, latest last |
+//! | `GET /s3/objects`, `GET /s3/uploads` | the bucket's objects; uploads that were begun and not finished |
+//! | `GET /s3/faults` | the rules that hold |
+//! | `POST /s3/faults` | adds one, as `{"fault": {"status": 503}, "operation": "UploadPart", "times": 3}` |
+//! | `DELETE /s3/faults` | everything works again |
+//!
+//! Faults: `{"status": 503}`, `"hang"`, `{"drop": {"after_bytes": 1000}}`, `{"slow": {"bytes_per_second": 10000}}`,
+//! `"lose_answer"`; beside `fault` a rule may have `operation`, `path_contains`, `skip` and `times`.
+//!
+//! Who may connect to this machine's loopback may use it, as they could kill the processes. Web pages may not: a request
+//! with an `Origin`, or for another host name than this address, is refused.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::json;
+
+use super::Local;
+use crate::error::{Doing, Error, Result};
+use crate::faults::Rule;
+use crate::ports::Port;
+use crate::process::Process;
+use crate::services::s3::S3;
+
+impl Local {
+    /// Serves the interface until the installation ends, and writes its address into `demo.env`.
+    ///
+    /// # Errors
+    /// When there is no port for it.
+    pub async fn serve_control(self: &Arc<Self>) -> Result<()> {
+        let port = Port::reserve()?;
+        let address = port.address();
+        let listener = tokio::net::TcpListener::bind(address).await.doing(|| format!("listen on {address}"))?;
+        let hosts = [address.to_string(), format!("localhost:{}", address.port())];
+        let router = Router::new()
+            .route("/", get(overview))
+            .route("/s3/requests", get(requests))
+            .route("/s3/objects", get(objects))
+            .route("/s3/uploads", get(uploads))
+            .route("/s3/faults", get(faults).post(add_fault).delete(clear_faults))
+            .route("/{name}/{verb}", post(command))
+            .layer(middleware::from_fn(move |request: Request, next: Next| {
+                let ours = comes_from_here(&request, &hosts);
+                async move { if ours { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() } }
+            }))
+            // Weak: the server must not keep alive what it is to end with.
+            .with_state(Arc::downgrade(self));
+        tokio::spawn(async move {
+            let _port = port;
+            // It ends with the process; an error of accept is retried inside.
+            let _ = axum::serve(listener, router).await;
+        });
+        self.demo.add("OFFSTAGE_CONTROL_URL", &format!("http://{address}"))
+    }
+
+    fn process(&self, name: &str) -> Option<Process> {
+        self.processes().into_iter().find(|process| process.name() == name)
+    }
+}
+
+fn comes_from_here(request: &Request, hosts: &[String; 2]) -> bool {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    !request.headers().contains_key(header::ORIGIN) && host.is_some_and(|host| hosts.iter().any(|ours| ours == host))
+}
+
+type Shared = State<std::sync::Weak<Local>>;
+
+async fn overview(State(local): Shared) -> Response {
+    let Some(local) = local.upgrade() else { return stopping() };
+    let processes: Vec<_> = local
+        .processes()
+        .iter()
+        .map(|process| {
+            let address = process.address().map(|address| address.to_string());
+            json!({"name": process.name(), "pid": process.pid(), "address": address, "starts": process.starts(), "log": process.log_path()})
+        })
+        .collect();
+    Json(json!({"processes": processes, "s3": local.s3.as_ref().map(S3::endpoint)})).into_response()
+}
+
+async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)>) -> Response {
+    let Some(local) = local.upgrade() else { return stopping() };
+    let done = match (name.as_str(), local.s3.as_ref(), local.process(&name)) {
+        ("s3", Some(s3), _) => match verb.as_str() {
+            "kill9" | "stop" => Ok(s3.kill9()),
+            "pause" => Ok(s3.pause()),
+            "resume" => Ok(s3.resume()),
+            "start" => s3.start().await,
+            _ => return unknown(&format!("the verb {verb}: kill9, stop, start, pause, resume")),
+        },
+        (_, _, Some(process)) => match verb.as_str() {
+            "kill9" => process.kill9().await.map(drop),
+            "stop" => process.stop().await.map(drop),
+            "pause" => process.pause().await.map(drop),
+            "resume" => process.resume().await.map(drop),
+            "start" => process.start().await,
+            _ => return unknown(&format!("the verb {verb}: kill9, stop, start, pause, resume")),
+        },
+        _ => return unknown(&format!("{name}: GET / lists what runs")),
+    };
+    answer(done.map(|()| json!({"name": name, "done": verb, "pid": local.process(&name).and_then(|process| process.pid())})))
+}
+
+async fn requests(State(local): Shared) -> Response {
+    with_s3(&local, |s3| Ok(json!(s3.faults().requests())))
+}
+
+async fn objects(State(local): Shared) -> Response {
+    with_s3(&local, |s3| s3.objects().map(|objects| json!(objects)))
+}
+
+async fn uploads(State(local): Shared) -> Response {
+    with_s3(&local, |s3| s3.unfinished_uploads().map(|uploads| json!(uploads)))
+}
+
+async fn faults(State(local): Shared) -> Response {
+    with_s3(&local, |s3| Ok(json!(s3.faults().rules())))
+}
+
+async fn add_fault(State(local): Shared, Json(rule): Json<Rule>) -> Response {
+    with_s3(&local, |s3| {
+        s3.faults().add(rule);
+        Ok(json!(s3.faults().rules()))
+    })
+}
+
+async fn clear_faults(State(local): Shared) -> Response {
+    with_s3(&local, |s3| {
+        s3.faults().clear();
+        Ok(json!(s3.faults().rules()))
+    })
+}
+
+fn with_s3(local: &std::sync::Weak<Local>, act: impl FnOnce(&S3) -> Result<serde_json::Value>) -> Response {
+    let Some(local) = local.upgrade() else { return stopping() };
+    match &local.s3 {
+        Some(s3) => answer(act(s3)),
+        None => unknown("an S3 of ours: OFFSTAGE_S3_BUCKET names another"),
+    }
+}
+
+fn answer(result: Result<serde_json::Value>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": error.to_string()}))).into_response(),
+    }
+}
+
+fn unknown(what: &str) -> Response {
+    (StatusCode::NOT_FOUND, Json(json!({"error": format!("there is no {what}")}))).into_response()
+}
+
+fn stopping() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": Error::Stopping.to_string()}))).into_response()
+}
