@@ -110,10 +110,17 @@ pub fn pool(setting: &'static str, url: &SecretString, sessions: Sessions, size:
         .map_err(|source| LedgerError::Address { setting, source })?
         .application_name("offstage");
     if sessions != Sessions::Plain {
-        // The engine's statements take arrays of any length and always want the same plan, through the keys: planning them
-        // anew each time costs more than running them.
+        // The engine's statements take arrays of any length and always want one plan: through the keys. Planning them anew each
+        // time costs more than running them; planned once, for a length it can't know, Postgres would hash whole tables
+        // (measured with 3 million jobs: 1.7 s for a dispatch of 1,000 rather than 15 ms), so only nested loops are left to it.
         let timeout = STATEMENT_TIMEOUT.as_millis().to_string();
-        options = options.options([("plan_cache_mode", "force_generic_plan"), ("statement_timeout", timeout.as_str())]);
+        options = options.options([
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_hashjoin", "off"),
+            ("enable_mergejoin", "off"),
+            ("jit", "off"),
+            ("statement_timeout", timeout.as_str()),
+        ]);
         if sessions == Sessions::Claims {
             options = options.options([("synchronous_commit", "off")]);
         }

@@ -12,7 +12,7 @@ use aws_lc_rs::digest;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::dataset::{Dataset, MOST_PARAMETERS, Origin, Parameter, ParameterType, Source};
+use super::dataset::{Audience, Dataset, MOST_PARAMETERS, Origin, Parameter, ParameterType, Source};
 use lines::Lines;
 
 /// The longest manifest, in bytes.
@@ -184,6 +184,8 @@ struct DatasetDeclaration {
     source: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    audience: Option<Audience>,
     sql: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     parameters: BTreeMap<String, ParameterDeclaration>,
@@ -240,7 +242,19 @@ impl DatasetDeclaration {
                 }
             }
         }
-        match Dataset::new(self.source.clone(), self.description.clone(), parameters, &self.sql) {
+        // What is bound to its owner shows a user their own rows only; anything else is opened to users on purpose or not at all.
+        let bound = parameters.values().any(|parameter| parameter.origin == Origin::Owner);
+        let audience = match (self.audience, bound) {
+            (Some(Audience::Backend), true) => {
+                let detail = "`backend` contradicts the parameter that comes `from = \"owner\"`: no job with an owner could read it; remove one of the two";
+                faults.push(Fault::new(&["datasets", key, "audience"], detail));
+                Audience::Backend
+            }
+            (Some(audience), _) => audience,
+            (None, true) => Audience::Users,
+            (None, false) => Audience::Backend,
+        };
+        match Dataset::new(self.source.clone(), self.description.clone(), audience, parameters, &self.sql) {
             Ok(dataset) => {
                 for name in dataset.unused_parameters() {
                     faults.push(Fault::new(&["datasets", key, "parameters", name], "is declared, but `sql` doesn't use it; remove it"));

@@ -8,6 +8,6 @@ mod dataset;
 mod manifest;
 mod store;
 
-pub use dataset::{Dataset, Origin, Parameter, ParameterType, Source};
+pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, transaction};

@@ -15,15 +15,15 @@ use super::manifest::{Manifest, ManifestError};
 use crate::ledger::{LedgerError, STATEMENT_TIMEOUT};
 
 /// Begins a transaction that sees one tenant's rows: row-level security compares `offstage.tenant` with every row. Also
-/// bounds each of its statements in time, since a session behind a transaction pooler can't be told beforehand. One
-/// round trip.
+/// bounds each of its statements in time and keeps Postgres from compiling them (short reads, all of them), since a session
+/// behind a transaction pooler can't be told beforehand. One round trip.
 ///
 /// # Errors
 /// [`LedgerError::Unavailable`] where no connection is to be had.
 pub async fn transaction(pool: &PgPool, tenant: i32) -> Result<Transaction<'static, Postgres>, LedgerError> {
     let timeout = STATEMENT_TIMEOUT.as_millis();
     // Numbers of ours, both of them: nothing in here can be more than a number.
-    let begin = format!("BEGIN; SET LOCAL offstage.tenant = '{tenant}'; SET LOCAL statement_timeout = {timeout}");
+    let begin = format!("BEGIN; SET LOCAL offstage.tenant = '{tenant}'; SET LOCAL statement_timeout = {timeout}; SET LOCAL jit = off");
     Ok(pool.begin_with(AssertSqlSafe(begin)).await?)
 }
 

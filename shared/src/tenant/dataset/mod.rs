@@ -2,13 +2,15 @@
 //!
 //! Who calls can choose values and never text: each value is checked against its declared type and bound. A parameter
 //! that comes `from = "owner"` is the job's owner and nothing a caller can send, which is what keeps one user's export
-//! from reading another's rows.
+//! from reading another's rows. A dataset without one shows everybody's rows, so it is the backend's alone
+//! ([`Audience`]) unless the manifest says otherwise.
 
 mod sql;
 mod value;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub(super) use sql::SqlFault;
@@ -26,10 +28,23 @@ pub struct Dataset {
     pub source: String,
     /// What it is, for people.
     pub description: String,
+    /// Whose jobs may read it.
+    pub audience: Audience,
     parameters: BTreeMap<String, Parameter>,
     sql: String,
     /// The parameter of each of `$1` … `$n`.
     order: Vec<String>,
+}
+
+/// Whose jobs may read a dataset. A job with an owner counts as that user's, whoever asked for it, so the API and the
+/// worker come to the same answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Audience {
+    /// Everybody's: jobs of users and of the backend. The default of a dataset with a parameter `from = "owner"`.
+    Users,
+    /// Jobs without an owner only. The default of all others.
+    Backend,
 }
 
 /// A named parameter.
@@ -57,11 +72,12 @@ impl Dataset {
     pub(super) fn new(
         source: String,
         description: String,
+        audience: Audience,
         parameters: BTreeMap<String, Parameter>,
         text: &str,
     ) -> Result<Self, Vec<SqlFault>> {
         let prepared = sql::prepare(text, |name| parameters.get(name).map(|parameter| parameter.kind))?;
-        Ok(Self { source, description, parameters, sql: prepared.sql, order: prepared.names })
+        Ok(Self { source, description, audience, parameters, sql: prepared.sql, order: prepared.names })
     }
 
     /// The SQL, one reading statement with `$1` … `$n`. Every parameter is declared text and cast to its type inside, so
@@ -69,6 +85,12 @@ impl Dataset {
     #[must_use]
     pub fn sql(&self) -> &str {
         &self.sql
+    }
+
+    /// Whether a job of `owner`, or of the backend where there is none, may read it.
+    #[must_use]
+    pub fn is_open_to(&self, owner: Option<&str>) -> bool {
+        owner.is_none() || self.audience == Audience::Users
     }
 
     /// The parameters by name.
@@ -161,7 +183,7 @@ mod tests {
         ];
         let parameters = parameters.into_iter().map(|(name, kind, origin)| (name.to_owned(), Parameter { kind, origin })).collect();
         let sql = "SELECT id FROM prompt WHERE created_at >= :since AND owner_id = :owner AND created_at < :since LIMIT :most";
-        Dataset::new("main".into(), String::new(), parameters, sql).unwrap()
+        Dataset::new("main".into(), String::new(), Audience::Users, parameters, sql).unwrap()
     }
 
     fn bind(params: Value, owner: Option<&str>) -> Result<Vec<Option<String>>, Vec<(String, String)>> {

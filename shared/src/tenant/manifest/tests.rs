@@ -148,3 +148,17 @@ fn a_tenant_alone_is_a_manifest_and_nothing_is_not() {
     assert!(problems("")[0].2.contains("missing field `tenant`"));
     assert!(problems(&"#".repeat(LONGEST + 1))[0].2.contains("1048577 bytes"));
 }
+
+#[test]
+fn a_dataset_is_for_users_when_bound_to_its_owner_or_declared_so() {
+    let audience = |text: &str| Manifest::from_toml(text).unwrap().datasets["prompts"].audience;
+    assert_eq!(audience(PROMPTLOCKR), Audience::Users);
+    let unbound = with(", from = \"owner\"", ", default = \"\"");
+    assert_eq!(audience(&unbound), Audience::Backend);
+    let opened = unbound.replace("description = ", "audience = \"users\"\ndescription = ");
+    assert_eq!(audience(&opened), Audience::Users);
+    let stored = Manifest::from_toml(&opened).unwrap().to_stored();
+    assert_eq!(Manifest::from_stored(stored).unwrap().datasets["prompts"].audience, Audience::Users);
+    let (line, path, detail) = only_problem(&with("description = ", "audience = \"backend\"\ndescription = "));
+    assert_eq!((line, path.as_str()), (11, "datasets.prompts.audience"), "{detail}");
+}
