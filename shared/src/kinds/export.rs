@@ -83,12 +83,14 @@ impl Kind for ExportCreate {
     }
 
     fn violations_for(&self, tenant: &Manifest, owner: Option<&str>) -> Vec<Violation> {
-        let Some(dataset) = tenant.datasets.get(&self.dataset) else {
-            let known: Vec<_> = tenant.datasets.keys().map(String::as_str).collect();
-            return vec![Violation::new(
-                "/dataset",
-                format!("there is no dataset `{}`; this product has: {}", self.dataset, known.join(", ")),
-            )];
+        let open = |name: &str| tenant.datasets.get(name).filter(|dataset| dataset.is_open_to(owner));
+        let Some(dataset) = open(&self.dataset) else {
+            // A user is not told of datasets that are not for users.
+            let known: Vec<_> = tenant.datasets.keys().map(String::as_str).filter(|name| open(name).is_some()).collect();
+            let whose = if owner.is_some() { "for users, this product has" } else { "this product has" };
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let named: String = self.dataset.chars().take(100).collect();
+            return vec![Violation::new("/dataset", format!("there is no dataset `{named}`; {whose}: {known}"))];
         };
         match dataset.bind(&self.params, owner) {
             Ok(_) => Vec::new(),
@@ -100,5 +102,51 @@ impl Kind for ExportCreate {
         let mut params = Map::new();
         params.insert("since".into(), Value::from("2026-01-01T00:00:00Z"));
         Self { dataset: "prompts".into(), format: ExportFormat::Csv, params, filename: Some("my prompts".into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = r#"
+[tenant]
+name = "a"
+[sources.main]
+url_env = "OFFSTAGE_SOURCE_A"
+[datasets.own]
+source = "main"
+sql = "SELECT 1 WHERE '' <> :owner"
+parameters = { owner = { type = "text", from = "owner" } }
+[datasets.everything]
+source = "main"
+sql = "SELECT 1"
+[datasets.catalogue]
+source = "main"
+audience = "users"
+sql = "SELECT 1"
+"#;
+
+    fn violations(dataset: &str, owner: Option<&str>) -> Vec<(String, String)> {
+        let export = ExportCreate { dataset: dataset.into(), format: ExportFormat::Csv, params: Map::new(), filename: None };
+        let manifest = Manifest::from_toml(MANIFEST).unwrap();
+        export.violations_for(&manifest, owner).into_iter().map(|violation| (violation.pointer, violation.detail)).collect()
+    }
+
+    #[test]
+    fn a_user_reads_only_what_is_for_users_and_hears_of_nothing_else() {
+        assert_eq!(violations("own", Some("ada")), []);
+        assert_eq!(violations("catalogue", Some("ada")), []);
+        let unknown = |name: &str| vec![("/dataset".to_owned(), format!("there is no dataset `{name}`; for users, this product has: catalogue, own"))];
+        assert_eq!(violations("everything", Some("ada")), unknown("everything"));
+        assert_eq!(violations("nothing", Some("ada")), unknown("nothing"));
+    }
+
+    #[test]
+    fn the_backend_reads_everything_that_needs_no_owner() {
+        assert_eq!(violations("everything", None), []);
+        assert_eq!(violations("catalogue", None), []);
+        assert_eq!(violations("own", None)[0].0, "/params/owner");
+        assert_eq!(violations("nothing", None)[0].1, "there is no dataset `nothing`; this product has: catalogue, everything, own");
     }
 }
