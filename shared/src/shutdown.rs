@@ -93,7 +93,7 @@ pub enum Exit {
     Fault,
     /// 2: the command line or the settings are wrong; trying again changes nothing.
     Settings,
-    /// 3: the grace time ran out; what was still running was handed back and will run elsewhere.
+    /// 3: the grace time ran out; jobs still running were handed back and will run elsewhere, requests were cut off.
     HandedBack,
     /// 4: a second signal forced it; what was running is recovered by others.
     Forced,

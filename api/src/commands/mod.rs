@@ -1,0 +1,165 @@
+//! The command line: `api serve`, and what an operator does to an installation.
+//!
+//! What a command was asked for goes to standard output, everything else to standard error. Exit codes are
+//! [`Exit`]'s: 0 done, 1 failed (trying again may help), 2 the command line, the settings or the manifest are wrong.
+
+mod key;
+mod migrate;
+mod serve;
+mod tenant;
+
+use std::{fmt::Display, path::PathBuf};
+
+use clap::{Parser, Subcommand};
+use shared::{
+    clock::Clock,
+    config::{ConfigError, OwnerConfig, Variables},
+    keys::UnknownScope,
+    ledger::{self, LedgerError, Sessions},
+    shutdown::Exit,
+    telemetry::{self, TelemetryError},
+    tenant::ManifestError,
+};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{app::AppError, problem::chain, routes, schema::MigrateError};
+
+/// The HTTP door of Offstage, and the operator's commands.
+#[derive(Debug, Parser)]
+#[command(name = "api", version, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve HTTP until a signal asks to stop.
+    Serve,
+    /// Bring the database's schema up to this version (as the owner, `OFFSTAGE_DATABASE_URL`).
+    Migrate,
+    /// Print the contract (`OpenAPI` 3.1).
+    Openapi,
+    /// Tenants: the products that share this installation.
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// API keys, by which a tenant's backend calls.
+    #[command(subcommand)]
+    Key(key::KeyCommand),
+}
+
+/// A command could not be done.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error(transparent)]
+    Settings(#[from] ConfigError),
+    #[error("{path}", path = path.display())]
+    Manifest {
+        path: PathBuf,
+        #[source]
+        source: ManifestError,
+    },
+    #[error("{path} can't be read", path = path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("there is no tenant `{0}`; apply its manifest first: api tenant apply FILE")]
+    NoTenant(String),
+    #[error("there is no key {0}; `api key list --tenant T` shows them")]
+    NoKey(Uuid),
+    #[error("{0}")]
+    Argument(String),
+    #[error(transparent)]
+    Scope(#[from] UnknownScope),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error("the program can't start")]
+    App(#[from] AppError),
+    #[error("can't {doing}")]
+    System {
+        doing: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
+}
+
+impl CommandError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Settings(_) | Self::Manifest { .. } | Self::File { .. } | Self::NoTenant(_) | Self::NoKey(_) | Self::Argument(_) | Self::Scope(_) | Self::App(_) => Exit::Settings,
+            Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Migrate(_) => Exit::Fault,
+        }
+    }
+}
+
+/// Does what the command line asks for.
+#[must_use]
+pub fn main() -> Exit {
+    let CommandLine { command } = CommandLine::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(source) => return failed(&CommandError::System { doing: "start the runtime".into(), source }),
+    };
+    match runtime.block_on(run(command)) {
+        Ok(exit) => exit,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &CommandError) -> Exit {
+    complain(&format!("error: {}", chain(error)));
+    error.exit()
+}
+
+async fn run(command: Command) -> Result<Exit, CommandError> {
+    let variables = Variables::of_process();
+    match command {
+        Command::Serve => return serve::serve(&variables).await,
+        Command::Openapi => say(routes::document().trim_end()),
+        Command::Migrate => migrate::migrate(&Owner::open(&variables)?).await?,
+        Command::Tenant(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Key(command) => command.run(&Owner::open(&variables)?).await?,
+    }
+    Ok(Exit::Finished)
+}
+
+/// The database as its owner, for one command.
+struct Owner {
+    pool: PgPool,
+    clock: Clock,
+}
+
+impl Owner {
+    fn open(variables: &Variables) -> Result<Self, CommandError> {
+        let config = OwnerConfig::read(variables)?;
+        telemetry::start_log(&config.log)?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let pool = ledger::pool("OFFSTAGE_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
+        Ok(Self { pool, clock: Clock::system() })
+    }
+
+    async fn tenant(&self, name: &str) -> Result<i32, CommandError> {
+        shared::tenant::find_by_name(&self.pool, name).await?.ok_or_else(|| CommandError::NoTenant(name.to_owned()))
+    }
+}
+
+/// Writes a line of what was asked for.
+#[expect(clippy::print_stdout, reason = "the one place where a command answers")]
+fn say(line: impl Display) {
+    println!("{line}");
+}
+
+/// Writes a line about it.
+#[expect(clippy::print_stderr, reason = "the one place where a command remarks")]
+fn complain(line: &str) {
+    eprintln!("{line}");
+}

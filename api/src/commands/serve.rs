@@ -1,0 +1,37 @@
+//! `api serve`.
+
+use shared::{
+    clock::Clock,
+    config::{ApiConfig, Variables},
+    shutdown::{Exit, Shutdown},
+    telemetry::{self, Metrics},
+};
+use tokio::net::TcpListener;
+
+use super::CommandError;
+use crate::{app::App, routes, server};
+
+/// Serves until a signal asks to stop.
+pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
+    let config = ApiConfig::read(variables)?;
+    telemetry::start_log(&config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let metrics = Metrics::start("api")?;
+    let shutdown = Shutdown::on_signals().map_err(|source| CommandError::System { doing: "listen for signals".into(), source })?;
+    let (listen, grace) = (config.listen.address, config.shutdown_grace);
+    let app = App::new(config, Clock::system(), metrics, shutdown.clone())?;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|source| CommandError::System { doing: format!("listen on {listen} (OFFSTAGE_LISTEN)"), source })?;
+    let address = listener.local_addr().map_err(|source| CommandError::System { doing: "read the listener's address".into(), source })?;
+    tracing::info!(address = %address, version = env!("CARGO_PKG_VERSION"), "listening");
+    let pool = app.pool.clone();
+    let exit = server::run(listener, routes::router(app), &shutdown, grace).await;
+    if exit == Exit::Finished {
+        // Every request was answered, so no connection is in use: this ends the sessions politely and at once.
+        pool.close().await;
+    }
+    tracing::info!(code = exit.code(), "stopped");
+    Ok(exit)
+}

@@ -1,0 +1,311 @@
+//! The only error that clients see: RFC 9457 `application/problem+json`.
+//!
+//! What must stay true: a [`Code`] is permanent once released; `detail` tells a person what to do; nothing of the inside
+//! (SQL, addresses, causes) is in an answer. The cause goes to the log, once, with the request's id, which the answer
+//! carries too.
+
+use std::{borrow::Cow, error::Error, fmt::Write, sync::Arc, time::Duration};
+
+use axum::{
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use shared::{kinds::Violation, ledger::LedgerError, tenant::TenantError};
+use utoipa::ToSchema;
+
+/// The media type of a problem (RFC 9457 §6.1).
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
+/// Declares the codes with their status and title, so that the three can't drift apart.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $member:ident = $word:literal, $status:ident, $title:literal;)+) => {
+        /// What went wrong, for programs. Permanent.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        pub enum Code { $($(#[$doc])* #[serde(rename = $word)] $member,)+ }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$member,)+];
+
+            /// The word in answers.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$member => $word,)+ }
+            }
+
+            /// The status that it is answered with.
+            #[must_use]
+            pub const fn status(self) -> StatusCode {
+                match self { $(Self::$member => StatusCode::$status,)+ }
+            }
+
+            /// The same short sentence each time it occurs.
+            #[must_use]
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$member => $title,)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The body is no JSON.
+    JsonMalformed = "json_malformed", BAD_REQUEST, "The body is not JSON";
+    /// The body broke off.
+    BodyIncomplete = "body_incomplete", BAD_REQUEST, "The body could not be read";
+    /// A query parameter is unknown or ill-typed.
+    QueryInvalid = "query_invalid", BAD_REQUEST, "The query is not valid";
+    /// A header is ill-formed.
+    HeaderInvalid = "header_invalid", BAD_REQUEST, "A header is not valid";
+    /// There is no API key.
+    KeyMissing = "key_missing", UNAUTHORIZED, "An API key is needed";
+    /// What was sent can't be an API key.
+    KeyMalformed = "key_malformed", UNAUTHORIZED, "That is not an API key";
+    /// No such API key exists.
+    KeyUnknown = "key_unknown", UNAUTHORIZED, "There is no such API key";
+    /// The API key ended.
+    KeyExpired = "key_expired", UNAUTHORIZED, "The API key expired";
+    /// The API key was revoked.
+    KeyRevoked = "key_revoked", UNAUTHORIZED, "The API key was revoked";
+    /// The API key may not do this.
+    ScopeMissing = "scope_missing", FORBIDDEN, "The API key lacks a scope";
+    /// There is nothing at this address.
+    RouteNotFound = "route_not_found", NOT_FOUND, "There is nothing at this address";
+    /// The address does not know the method.
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "The method is not allowed here";
+    /// The body did not arrive in time.
+    BodyTimeout = "body_timeout", REQUEST_TIMEOUT, "The body took too long";
+    /// The body is too large.
+    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
+    /// The body's media type or encoding is not read here.
+    ContentTypeUnsupported = "content_type_unsupported", UNSUPPORTED_MEDIA_TYPE, "The body's type is not supported";
+    /// The body is JSON and says something that can't be.
+    ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, "The input is not valid";
+    /// A mistake of ours.
+    Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
+    /// The database does not answer.
+    DatabaseUnavailable = "database_unavailable", SERVICE_UNAVAILABLE, "The service is not available now";
+    /// The request took longer than any may.
+    DeadlineExceeded = "deadline_exceeded", SERVICE_UNAVAILABLE, "The request took too long";
+}
+
+/// An error as a client will see it. Cheap to pass around: `Result<_, Problem>` stays small.
+#[derive(Clone, Debug)]
+pub struct Problem(Box<Parts>);
+
+#[derive(Clone, Debug)]
+struct Parts {
+    code: Code,
+    detail: Cow<'static, str>,
+    errors: Vec<Violation>,
+    headers: HeaderMap,
+    cause: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+impl Problem {
+    /// A problem with what the caller can do about it.
+    #[must_use]
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        let detail = detail.into();
+        Self(Box::new(Parts { code, detail, errors: Vec::new(), headers: HeaderMap::new(), cause: None }))
+    }
+
+    /// Input that says something that can't be; each violation with its place.
+    #[must_use]
+    pub fn invalid(errors: Vec<Violation>) -> Self {
+        let detail = match errors.as_slice() {
+            [one] => format!("{}: {}", one.pointer, one.detail),
+            several => format!("{} fields are not valid; see `errors`, correct them and send again", several.len()),
+        };
+        Self::new(Code::ValidationFailed, detail).with_errors(errors)
+    }
+
+    /// A mistake of ours; the cause is logged.
+    #[must_use]
+    pub fn internal(cause: impl Error + Send + Sync + 'static) -> Self {
+        Self::new(Code::Internal, INTERNAL).because(cause)
+    }
+
+    /// A mistake of ours whose cause has been logged.
+    #[must_use]
+    pub fn unexplained() -> Self {
+        Self::new(Code::Internal, INTERNAL)
+    }
+
+    /// The fields at fault.
+    #[must_use]
+    pub fn with_errors(mut self, errors: Vec<Violation>) -> Self {
+        self.0.errors = errors;
+        self
+    }
+
+    /// What the log should say.
+    #[must_use]
+    pub fn because(mut self, cause: impl Error + Send + Sync + 'static) -> Self {
+        self.0.cause = Some(Arc::new(cause));
+        self
+    }
+
+    /// When to try again, rounded up to whole seconds (RFC 9110 §10.2.3).
+    #[must_use]
+    pub fn retry_after(self, pause: Duration) -> Self {
+        let seconds = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+        self.with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
+    /// A header of the answer.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers.insert(name, value);
+        self
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// What lay beneath, for the log: the whole chain in one line.
+    #[must_use]
+    pub fn cause(&self) -> Option<String> {
+        self.0.cause.as_ref().map(|cause| chain(cause.as_ref()))
+    }
+
+    /// The answer, for a request.
+    #[must_use]
+    pub fn answer(&self, request_id: Option<&str>) -> Response {
+        let Parts { code, detail, errors, headers, .. } = &*self.0;
+        let body = ProblemBody {
+            kind: format!("urn:offstage:problem:{}", code.word()),
+            title: code.title(),
+            status: code.status().as_u16(),
+            code: *code,
+            detail,
+            errors,
+            request_id,
+        };
+        // Strings and numbers: there is nothing in it that JSON can't hold.
+        let json = serde_json::to_vec(&body).unwrap_or_default();
+        let mut response = (code.status(), json).into_response();
+        response.headers_mut().extend(headers.clone());
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+        response
+    }
+}
+
+const INTERNAL: &str = "This is our mistake, not yours. Trying again may help; if it doesn't, tell the operator the request_id.";
+
+/// An error and all beneath it, outermost first.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        // Writing to a string can't fail.
+        _ = write!(text, ": {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+impl IntoResponse for Problem {
+    /// The edge (`crate::edge`) finds the problem in the answer's extensions, adds the request's id and logs the cause.
+    fn into_response(self) -> Response {
+        let mut response = self.answer(None);
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<LedgerError> for Problem {
+    fn from(error: LedgerError) -> Self {
+        if error.is_transient() {
+            let detail = "The database does not answer. Nothing was changed unless you are told so; send the same request again in a moment.";
+            Self::new(Code::DatabaseUnavailable, detail).retry_after(Duration::from_secs(2)).because(error)
+        } else {
+            Self::internal(error)
+        }
+    }
+}
+
+impl From<sqlx::Error> for Problem {
+    fn from(error: sqlx::Error) -> Self {
+        LedgerError::from(error).into()
+    }
+}
+
+impl From<TenantError> for Problem {
+    fn from(error: TenantError) -> Self {
+        match error {
+            TenantError::Ledger(error) => error.into(),
+            error @ TenantError::Manifest { .. } => Self::internal(error),
+        }
+    }
+}
+
+/// An error (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub struct ProblemBody<'a> {
+    /// `urn:offstage:problem:` and the code.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:offstage:problem:validation_failed")]
+    kind: String,
+    /// The same short sentence for each problem of this code.
+    #[schema(example = "The input is not valid")]
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(example = 422)]
+    status: u16,
+    /// What went wrong, for programs. Codes are permanent; new ones may be added.
+    code: Code,
+    /// What went wrong this time and what to do about it.
+    #[schema(example = "/kind: is missing")]
+    detail: &'a str,
+    /// The fields at fault.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<Violation>, required = false)]
+    errors: &'a [Violation],
+    /// The request's id, as in the header `X-Request-Id`: tell it to the operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_distinct_words_of_failure() {
+        let words: HashSet<_> = Code::ALL.iter().map(|code| code.word()).collect();
+        assert_eq!(words.len(), Code::ALL.len());
+        for code in Code::ALL {
+            assert!(code.word().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{}", code.word());
+            assert!(code.status().is_client_error() || code.status().is_server_error());
+            assert_eq!(serde_json::to_value(code).unwrap(), code.word());
+        }
+    }
+
+    #[test]
+    fn the_cause_is_for_the_log_only() {
+        let inner = std::io::Error::other("10.0.0.7 refused");
+        let problem = Problem::from(LedgerError::Unavailable(sqlx::Error::Io(inner)));
+        assert_eq!(problem.code(), Code::DatabaseUnavailable);
+        assert!(problem.cause().unwrap().contains("10.0.0.7 refused"));
+        let answer = problem.into_response();
+        assert_eq!(answer.headers()[header::RETRY_AFTER], "2");
+        assert_eq!(answer.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
+    }
+
+    #[test]
+    fn pauses_are_rounded_up() {
+        let header = |pause| Problem::unexplained().retry_after(pause).answer(None).headers()[header::RETRY_AFTER].clone();
+        assert_eq!(header(Duration::from_millis(1)), "1");
+        assert_eq!(header(Duration::from_secs(3)), "3");
+        assert_eq!(header(Duration::from_millis(3_001)), "4");
+    }
+}

@@ -1,0 +1,50 @@
+//! The doors, one file a resource, and the table that says which address leads where.
+
+mod health;
+mod openapi;
+
+use axum::{
+    Router,
+    http::{Extensions, HeaderMap, StatusCode, Version},
+    middleware,
+    routing::get,
+};
+use tower_http::compression::{
+    CompressionLayer, CompressionLevel,
+    predicate::{NotForContentType, Predicate, SizeAbove},
+};
+
+pub use health::Health;
+pub use openapi::document;
+
+use crate::{
+    app::App,
+    edge,
+    problem::{Code, Problem},
+};
+
+/// Answers of more bytes than this are compressed (R6), where the client takes it.
+const COMPRESS_ABOVE: u64 = 1_000;
+
+/// Every address of the program.
+pub fn router(app: App) -> Router {
+    let routes = Router::new()
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(openapi::serve));
+    dress(routes, app)
+}
+
+/// Puts the edge around routes: what is unknown or goes wrong in them leaves as a problem, what is large compressed.
+pub fn dress(routes: Router<App>, app: App) -> Router {
+    // Streams of events must not wait in a compressor's buffer; files are links to elsewhere.
+    let worth = SizeAbove::new(COMPRESS_ABOVE + 1).and(NotForContentType::const_new("text/event-stream"));
+    let worth = worth.and(|status: StatusCode, _: Version, _: &HeaderMap, _: &Extensions| status != StatusCode::NO_CONTENT);
+    routes
+        .fallback(async || Problem::new(Code::RouteNotFound, "There is nothing here; the addresses are listed at /openapi.json."))
+        .method_not_allowed_fallback(async || Problem::new(Code::MethodNotAllowed, "Use a method that the header Allow names."))
+        .layer(middleware::from_fn_with_state(app.clone(), edge::edge))
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth))
+        .with_state(app)
+}

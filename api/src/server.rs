@@ -1,0 +1,107 @@
+//! Accepts connections and ends them well.
+//!
+//! Not `axum::serve`: that bounds neither the number of connections nor the time a client takes over its headers.
+
+use std::{io, pin::pin, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body, http::Request};
+use hyper::{body::Incoming, server::conn::http1};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use shared::shutdown::{Exit, Shutdown};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+/// The most connections at once. Further ones wait in the operating system's queue. R6 asks for 900 users; some of them
+/// hold several.
+const MOST_CONNECTIONS: usize = 4_096;
+
+/// How long a connection may take to send a request's headers, and may idle between requests. Longer than the 60 s for
+/// which load balancers keep idle connections, so that they close first and never send into one that is closing.
+const HEADER_DEADLINE: Duration = Duration::from_secs(75);
+
+/// The most bytes of a request's line and headers; twice what proxies usually let through.
+const HEADER_BYTES: usize = 16 * 1024;
+
+/// The pause after a connection could not be accepted, mostly for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until stopping is asked for; then accepts nothing, lets requests under way finish for `grace`, and tells how it
+/// ended.
+pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, grace: Duration) -> Exit {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.asked().cancelled() => break,
+            accepted = accept(&listener, &room) => accepted,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let (router, shutdown) = (router.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    serve(stream, router, &shutdown).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // A client that gave up before it was accepted is no news; a want of descriptors passes.
+                tracing::warn!(error = %error, "a connection was not accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    tokio::select! {
+        ended = timeout(grace, connections.wait()) => {
+            if ended.is_ok() {
+                return Exit::Finished;
+            }
+            tracing::warn!(open = connections.len(), "the grace time ran out before all requests were answered");
+            Exit::HandedBack
+        }
+        () = shutdown.forced().cancelled() => Exit::Forced,
+    }
+}
+
+type Place = tokio::sync::OwnedSemaphorePermit;
+
+async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> io::Result<(TcpStream, Place)> {
+    let place = room.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    // Answers are small and complete: waiting for more to send would only delay them.
+    stream.set_nodelay(true)?;
+    Ok((stream, place))
+}
+
+async fn serve(stream: TcpStream, router: Router, shutdown: &Shutdown) {
+    metrics::gauge!("offstage_http_connections").increment(1.0);
+    let service = TowerToHyperService::new(router.map_request(|request: Request<Incoming>| request.map(Body::new)));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .max_header_size(HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.asked().cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients go away, send nonsense or nothing: none of it is ours to mend.
+        tracing::debug!(error = %error, "a connection ended early");
+    }
+    metrics::gauge!("offstage_http_connections").decrement(1.0);
+}
