@@ -24,18 +24,30 @@ impl Directory {
     /// A directory that stays, as `.local`: data is found again by the next sandbox.
     pub(crate) fn lasting(path: &Path) -> Result<Self> {
         make(path)?;
-        let path = path.canonicalize().doing(|| format!("find the directory {}", path.display()))?;
+        let path = path
+            .canonicalize()
+            .doing(|| format!("find the directory {}", path.display()))?;
         let lock = open_lock(&path.join("lock"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::Busy { directory: path, details: String::new() });
+                return Err(Error::Busy {
+                    directory: path,
+                    details: String::new(),
+                });
             }
             Err(TryLockError::Error(source)) => {
-                return Err(Error::Io { action: format!("lock the directory {}", path.display()), source });
+                return Err(Error::Io {
+                    action: format!("lock the directory {}", path.display()),
+                    source,
+                });
             }
         }
-        let directory = Self { path, _lock: lock, temporary: None };
+        let directory = Self {
+            path,
+            _lock: lock,
+            temporary: None,
+        };
         make(&directory.logs())?;
         Ok(directory)
     }
@@ -46,13 +58,20 @@ impl Directory {
         make(&worlds)?;
         // Between making a lock file and locking it, it looks abandoned: so nobody sweeps meanwhile.
         let sweeping = open_lock(&worlds.join("sweep"))?;
-        sweeping.lock().doing(|| format!("lock {}", worlds.display()))?;
+        sweeping
+            .lock()
+            .doing(|| format!("lock {}", worlds.display()))?;
         sweep(&worlds);
         let name = random::characters(12)?;
         let lock = open_lock(&worlds.join(format!("{name}.lock")))?;
-        lock.lock().doing(|| format!("lock the new directory {name}"))?;
+        lock.lock()
+            .doing(|| format!("lock the new directory {name}"))?;
         drop(sweeping);
-        let directory = Self { path: worlds.join(name), _lock: lock, temporary: Some(cache.join("failed")) };
+        let directory = Self {
+            path: worlds.join(name),
+            _lock: lock,
+            temporary: Some(cache.join("failed")),
+        };
         make(&directory.logs())?;
         Ok(directory)
     }
@@ -60,7 +79,8 @@ impl Directory {
     /// Writes our process id into the lock, for the message that another one then shows.
     pub(crate) fn note_owner(&self) -> Result<()> {
         let path = self.path.join("lock");
-        std::fs::write(&path, std::process::id().to_string()).doing(|| format!("write {}", path.display()))
+        std::fs::write(&path, std::process::id().to_string())
+            .doing(|| format!("write {}", path.display()))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -78,12 +98,18 @@ impl Directory {
 
 /// The process id that the owner of a lasting directory noted, if it did.
 pub(crate) fn owner(directory: &Path) -> Option<u32> {
-    std::fs::read_to_string(directory.join("lock")).ok()?.trim().parse().ok()
+    std::fs::read_to_string(directory.join("lock"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        let Some(failed) = &self.temporary else { return };
+        let Some(failed) = &self.temporary else {
+            return;
+        };
         if std::thread::panicking() {
             keep_logs(&self.logs(), failed);
         }
@@ -95,13 +121,24 @@ impl Drop for Directory {
 
 /// Moves a failed test's logs where a person can read them, and says where.
 fn keep_logs(logs: &Path, failed: &Path) {
-    let test = std::thread::current().name().unwrap_or("test").replace([':', '/'], "_");
+    let test = std::thread::current()
+        .name()
+        .unwrap_or("test")
+        .replace([':', '/'], "_");
     let kept = failed.join(format!("{test}-{}", std::process::id()));
     if make(failed).is_ok() && std::fs::rename(logs, &kept).is_ok() {
-        eprintln!("the logs of this test's processes are in {}", kept.display());
+        eprintln!(
+            "the logs of this test's processes are in {}",
+            kept.display()
+        );
     }
-    let Ok(entries) = std::fs::read_dir(failed) else { return };
-    let mut all: Vec<_> = entries.flatten().filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
+    let Ok(entries) = std::fs::read_dir(failed) else {
+        return;
+    };
+    let mut all: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
     all.sort();
     for (_, old) in all.iter().take(all.len().saturating_sub(FAILED_KEPT)) {
         let _ = std::fs::remove_dir_all(old);
@@ -110,7 +147,9 @@ fn keep_logs(logs: &Path, failed: &Path) {
 
 /// Removes directories whose owner has gone without doing so. Their processes were ended by their guards.
 fn sweep(worlds: &Path) {
-    let Ok(entries) = std::fs::read_dir(worlds) else { return };
+    let Ok(entries) = std::fs::read_dir(worlds) else {
+        return;
+    };
     for path in entries.flatten().map(|entry| entry.path()) {
         if path.extension().is_none_or(|extension| extension != "lock") {
             continue;
@@ -140,14 +179,23 @@ fn open_lock(path: &Path) -> Result<File> {
 /// Makes a directory and its parents. Others may pass through, since Postgres may run under an account of its own;
 /// what is secret is closed file by file.
 pub(crate) fn make(path: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o755).create(path).doing(|| format!("make the directory {}", path.display()))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .doing(|| format!("make the directory {}", path.display()))
 }
 
 /// Writes a file that its owner alone may read, at once or not at all.
 pub(crate) fn write_secret(path: &Path, text: &str) -> Result<()> {
     let write = || {
         let partial = path.with_added_extension("partial");
-        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+        let mut file = File::options()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&partial)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
@@ -188,7 +236,10 @@ mod tests {
 
     #[test]
     fn a_directory_is_swept_when_its_owner_has_gone_and_not_before() {
-        let cache = std::env::temp_dir().join(format!("offstage-directory-{}", random::characters(8).unwrap()));
+        let cache = std::env::temp_dir().join(format!(
+            "offstage-directory-{}",
+            random::characters(8).unwrap()
+        ));
         let held = Directory::temporary(&cache).unwrap();
         let other = Directory::temporary(&cache).unwrap();
         assert!(held.logs().is_dir() && other.logs().is_dir());
@@ -204,7 +255,10 @@ mod tests {
 
     #[test]
     fn a_lasting_directory_has_one_owner() {
-        let path = std::env::temp_dir().join(format!("offstage-directory-{}", random::characters(8).unwrap()));
+        let path = std::env::temp_dir().join(format!(
+            "offstage-directory-{}",
+            random::characters(8).unwrap()
+        ));
         let first = Directory::lasting(&path).unwrap();
         assert!(matches!(Directory::lasting(&path), Err(Error::Busy { .. })));
         drop(first);
@@ -214,9 +268,15 @@ mod tests {
 
     #[test]
     fn secrets_are_readable_by_their_owner_alone() {
-        let path = std::env::temp_dir().join(format!("offstage-secret-{}", random::characters(8).unwrap()));
+        let path = std::env::temp_dir().join(format!(
+            "offstage-secret-{}",
+            random::characters(8).unwrap()
+        ));
         write_secret(&path, "secret").unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         std::fs::remove_file(path).unwrap();
     }
 }

@@ -53,7 +53,11 @@ struct Run {
 
 fn main() -> ExitCode {
     let command = CommandLine::parse().command;
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
@@ -80,7 +84,12 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 async fn run(run: Run) -> Outcome {
     let mut stop = Stop::listen()?;
-    let settings = Settings { directory: run.dir, rows: run.rows, port: run.port, workers: run.workers };
+    let settings = Settings {
+        directory: run.dir,
+        rows: run.rows,
+        port: run.port,
+        workers: run.workers,
+    };
     say!("Starting Offstage and what it needs:");
     // Whatever has started ends with what is dropped here.
     let local = tokio::select! {
@@ -116,7 +125,13 @@ async fn services(directory: PathBuf) -> Outcome {
         world = local::services(&directory) => world?,
         () = stop.asked() => return Ok(()),
     };
-    for (name, value) in world.postgres.environment().into_iter().chain(world.redis.environment()).chain(world.s3.environment()) {
+    for (name, value) in world
+        .postgres
+        .environment()
+        .into_iter()
+        .chain(world.redis.environment())
+        .chain(world.s3.environment())
+    {
         say!("{name}='{value}'");
     }
     say!("# Ready. Ctrl-C stops them.");

@@ -33,12 +33,16 @@ impl Port {
         let start = std::process::id().wrapping_mul(131);
         for _ in 0..COUNT {
             let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
-            let offset = u16::try_from(start.wrapping_add(step) % u32::from(COUNT)).unwrap_or_default();
+            let offset =
+                u16::try_from(start.wrapping_add(step) % u32::from(COUNT)).unwrap_or_default();
             if let Some(port) = Self::take(FIRST + offset)? {
                 return Ok(port);
             }
         }
-        Err(Error::Invalid(format!("no free port between {FIRST} and {}: stop what listens there", FIRST + COUNT)))
+        Err(Error::Invalid(format!(
+            "no free port between {FIRST} and {}: stop what listens there",
+            FIRST + COUNT
+        )))
     }
 
     /// `number` when nobody listens there, else some free port.
@@ -65,7 +69,8 @@ impl Port {
     }
 
     fn take(number: u16) -> Result<Option<Self>> {
-        let directory = std::env::temp_dir().join(format!("offstage-ports-{}", nix::unistd::geteuid()));
+        let directory =
+            std::env::temp_dir().join(format!("offstage-ports-{}", nix::unistd::geteuid()));
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -81,7 +86,10 @@ impl Port {
         if lock.try_lock().is_err() || TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_err() {
             return Ok(None);
         }
-        Ok(Some(Self { number, _lock: lock }))
+        Ok(Some(Self {
+            number,
+            _lock: lock,
+        }))
     }
 }
 

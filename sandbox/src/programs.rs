@@ -36,8 +36,14 @@ impl Programs {
         let directory = us.parent().unwrap_or(Path::new("/"));
         // Tests lie one level deeper, in `deps`; examples in `examples`.
         let inner = directory.ends_with("deps") || directory.ends_with("examples");
-        let directory = if inner { directory.parent().unwrap_or(directory) } else { directory };
-        Ok(Self { directory: directory.to_owned() })
+        let directory = if inner {
+            directory.parent().unwrap_or(directory)
+        } else {
+            directory
+        };
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
     }
 
     /// Where templates and directories of tests lie: `target/sandbox`, or the machine's temporary directory when the
@@ -78,12 +84,19 @@ impl Programs {
     }
 
     /// `api` with these arguments, to its end.
-    pub(crate) async fn run_api(&self, host: &Host, arguments: Vec<OsString>, environment: BTreeMap<String, String>, log: &Path) -> Result<Output> {
+    pub(crate) async fn run_api(
+        &self,
+        host: &Host,
+        arguments: Vec<OsString>,
+        environment: BTreeMap<String, String>,
+        log: &Path,
+    ) -> Result<Output> {
         let mut spec = Spec::new("api", self.api()?, log.to_owned());
         spec.arguments = arguments;
         spec.environment = environment;
         // Manifests are named relative to where the caller stands.
-        spec.directory = std::env::current_dir().doing(|| "find the current directory".to_owned())?;
+        spec.directory =
+            std::env::current_dir().doing(|| "find the current directory".to_owned())?;
         host.run(spec, COMMAND_WITHIN).await
     }
 }
@@ -99,7 +112,12 @@ pub struct Launch {
 
 impl Default for Launch {
     fn default() -> Self {
-        Self { environment: BTreeMap::new(), arguments: Vec::new(), restart: true, port: None }
+        Self {
+            environment: BTreeMap::new(),
+            arguments: Vec::new(),
+            restart: true,
+            port: None,
+        }
     }
 }
 
@@ -146,15 +164,25 @@ impl Launch {
     }
 
     /// The process of `api serve` or `worker`, whose address stands in the variable `listen`.
-    pub(crate) fn spec(self, name: &str, program: PathBuf, listen: &str, environment: BTreeMap<String, String>, log: PathBuf) -> Result<Spec> {
+    pub(crate) fn spec(
+        self,
+        name: &str,
+        program: PathBuf,
+        listen: &str,
+        environment: BTreeMap<String, String>,
+        log: PathBuf,
+    ) -> Result<Spec> {
         let port = match self.port {
             Some(port) => Port::prefer(port)?,
             None => Port::reserve()?,
         };
         let mut spec = Spec::new(name, program, log);
         spec.environment = environment;
-        spec.environment.insert(listen.to_owned(), port.address().to_string());
-        spec.environment.entry("RUST_BACKTRACE".to_owned()).or_insert_with(|| "1".to_owned());
+        spec.environment
+            .insert(listen.to_owned(), port.address().to_string());
+        spec.environment
+            .entry("RUST_BACKTRACE".to_owned())
+            .or_insert_with(|| "1".to_owned());
         spec.environment.extend(self.environment);
         spec.arguments = self.arguments;
         spec.port = Some(Arc::new(port));

@@ -23,9 +23,14 @@ pub(crate) fn characters(length: usize) -> Result<String> {
     Ok(text)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the sandbox depends on no other crate of ours: this is its one place for randomness")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the sandbox depends on no other crate of ours: this is its one place for randomness"
+)]
 fn fill(bytes: &mut [u8]) -> Result<()> {
-    getrandom::fill(bytes).map_err(std::io::Error::from).doing(|| "get random bytes from the operating system".to_owned())
+    getrandom::fill(bytes)
+        .map_err(std::io::Error::from)
+        .doing(|| "get random bytes from the operating system".to_owned())
 }
 
 #[cfg(test)]

@@ -60,7 +60,8 @@ impl Secrets {
     }
 
     pub(crate) fn keep_in(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self).map_err(|error| Error::Invalid(error.to_string()))?;
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::Invalid(error.to_string()))?;
         write_secret(path, &text)
     }
 }

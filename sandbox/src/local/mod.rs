@@ -71,32 +71,63 @@ impl Local {
             async {
                 match given.database_url() {
                     Some(_) => Ok(None),
-                    None => Postgres::open(&directory, Durability::Lasting, &programs.cache(), &host, None).await.map(Some),
+                    None => Postgres::open(
+                        &directory,
+                        Durability::Lasting,
+                        &programs.cache(),
+                        &host,
+                        None,
+                    )
+                    .await
+                    .map(Some),
                 }
             },
             async {
                 match given.redis_url() {
                     Some(_) => Ok(None),
-                    None => Redis::open(&directory, Durability::Lasting, &secrets.redis, &host).await.map(Some),
+                    None => Redis::open(&directory, Durability::Lasting, &secrets.redis, &host)
+                        .await
+                        .map(Some),
                 }
             },
             async {
                 match given.has_s3() {
                     true => Ok(None),
-                    false => S3::open(&directory, &secrets.s3_key_id, &secrets.s3_secret, host.runtime()?.clone()).await.map(Some),
+                    false => S3::open(
+                        &directory,
+                        &secrets.s3_key_id,
+                        &secrets.s3_secret,
+                        host.runtime()?.clone(),
+                    )
+                    .await
+                    .map(Some),
                 }
             },
         )?;
-        terminal::services(directory.path(), postgres.as_ref(), redis.as_ref(), s3.as_ref());
+        terminal::services(
+            directory.path(),
+            postgres.as_ref(),
+            redis.as_ref(),
+            s3.as_ref(),
+        );
 
         let mut environment = given.environment.clone();
         environment.extend(defaults());
-        for part in [postgres.as_ref().map(Postgres::environment), redis.as_ref().map(Redis::environment), s3.as_ref().map(S3::environment)] {
+        for part in [
+            postgres.as_ref().map(Postgres::environment),
+            redis.as_ref().map(Redis::environment),
+            s3.as_ref().map(S3::environment),
+        ] {
             environment.extend(part.unwrap_or_default());
         }
 
-        let owner_url = environment.get("OFFSTAGE_DATABASE_URL").cloned().unwrap_or_default();
-        programs.migrate(&host, &owner_url, &directory.log("migrate")).await?;
+        let owner_url = environment
+            .get("OFFSTAGE_DATABASE_URL")
+            .cloned()
+            .unwrap_or_default();
+        programs
+            .migrate(&host, &owner_url, &directory.log("migrate"))
+            .await?;
         let example_url = match &postgres {
             Some(postgres) => {
                 postgres.open_logins().await?;
@@ -105,18 +136,55 @@ impl Local {
             None => given::provision(&owner_url, &secrets, &mut environment).await?,
         };
         if let Some(url) = example_url {
-            let psql = postgres.as_ref().map_or_else(|| PathBuf::from("psql"), Postgres::psql);
-            load_example(&Example { host: &host, psql, url, log: directory.log("example") }, settings.rows).await?;
+            let psql = postgres
+                .as_ref()
+                .map_or_else(|| PathBuf::from("psql"), Postgres::psql);
+            load_example(
+                &Example {
+                    host: &host,
+                    psql,
+                    url,
+                    log: directory.log("example"),
+                },
+                settings.rows,
+            )
+            .await?;
         }
 
         let fleet = Fleet::new(programs, directory.logs());
-        fleet.run_api(&host, environment.clone(), vec!["tenant".into(), "apply".into(), crate::example::manifest().into()]).await?;
-        let api = fleet.start_api(&host, environment.clone(), Launch::new().prefer_port(settings.port)).await?;
+        fleet
+            .run_api(
+                &host,
+                environment.clone(),
+                vec![
+                    "tenant".into(),
+                    "apply".into(),
+                    crate::example::manifest().into(),
+                ],
+            )
+            .await?;
+        let api = fleet
+            .start_api(
+                &host,
+                environment.clone(),
+                Launch::new().prefer_port(settings.port),
+            )
+            .await?;
         for _ in 0..settings.workers {
-            fleet.start_worker(&host, environment.clone(), Launch::new()).await?;
+            fleet
+                .start_worker(&host, environment.clone(), Launch::new())
+                .await?;
         }
         let demo = Demo::open(&directory, &api, &fleet, &host, environment).await?;
-        Ok(Self { postgres, redis, s3, fleet, demo, host, directory })
+        Ok(Self {
+            postgres,
+            redis,
+            s3,
+            fleet,
+            demo,
+            host,
+            directory,
+        })
     }
 
     /// Ends everything in order: programs with their grace, then the services.
@@ -136,8 +204,16 @@ impl Local {
 
     /// Every supervised process, services first.
     fn processes(&self) -> Vec<Process> {
-        let services = [self.postgres.as_ref().map(Postgres::process), self.redis.as_ref().map(Redis::process)];
-        services.into_iter().flatten().cloned().chain(self.fleet.processes()).collect()
+        let services = [
+            self.postgres.as_ref().map(Postgres::process),
+            self.redis.as_ref().map(Redis::process),
+        ];
+        services
+            .into_iter()
+            .flatten()
+            .cloned()
+            .chain(self.fleet.processes())
+            .collect()
     }
 }
 
@@ -149,7 +225,12 @@ impl Drop for Local {
 
 /// What a demonstration has that an installation has not, unless the caller says otherwise.
 fn defaults() -> Environment {
-    let choose = |name: &str, value: &str| (name.to_owned(), std::env::var(name).unwrap_or_else(|_| value.to_owned()));
+    let choose = |name: &str, value: &str| {
+        (
+            name.to_owned(),
+            std::env::var(name).unwrap_or_else(|_| value.to_owned()),
+        )
+    };
     Environment::from([
         choose("OFFSTAGE_PROBE", "on"),
         choose("OFFSTAGE_PROBE_CALLBACKS", "loopback"),
@@ -163,11 +244,20 @@ async fn load_example(example: &Example<'_>, rows: u64) -> Result<()> {
     let packages = example.load_packages().await?;
     let took = |since: Duration| format!("{:.1} s", since.as_secs_f64());
     if loaded {
-        say!("  example    promptlockr with {rows} prompts ({})", took(start.elapsed()));
+        say!(
+            "  example    promptlockr with {rows} prompts ({})",
+            took(start.elapsed())
+        );
     }
     match packages {
-        Some(Catalogue { origin: Origin::Apt, rows }) => say!("  example    {rows} packages from this machine's apt-cache"),
-        Some(Catalogue { origin: Origin::Generated, rows }) => say!("  example    {rows} generated packages: apt-cache has none here"),
+        Some(Catalogue {
+            origin: Origin::Apt,
+            rows,
+        }) => say!("  example    {rows} packages from this machine's apt-cache"),
+        Some(Catalogue {
+            origin: Origin::Generated,
+            rows,
+        }) => say!("  example    {rows} generated packages: apt-cache has none here"),
         None => {}
     }
     Ok(())
@@ -179,8 +269,10 @@ async fn load_example(example: &Example<'_>, rows: u64) -> Result<()> {
 /// When something does not come up; the message says what to do.
 pub async fn services(directory: &std::path::Path) -> Result<crate::Sandbox> {
     let options = crate::Options::lasting(directory).without_migrations();
-    crate::Sandbox::start(options).await.map_err(|error| match error {
-        busy @ Error::Busy { .. } => demo::who_runs(busy),
-        other => other,
-    })
+    crate::Sandbox::start(options)
+        .await
+        .map_err(|error| match error {
+            busy @ Error::Busy { .. } => demo::who_runs(busy),
+            other => other,
+        })
 }

@@ -23,18 +23,34 @@ pub(super) use say;
 const TROUBLE: u32 = 2;
 
 /// The services as they came up.
-pub(super) fn services(directory: &Path, postgres: Option<&Postgres>, redis: Option<&Redis>, s3: Option<&S3>) {
+pub(super) fn services(
+    directory: &Path,
+    postgres: Option<&Postgres>,
+    redis: Option<&Redis>,
+    s3: Option<&S3>,
+) {
     let directory = shown(directory);
     match postgres {
         Some(postgres) => {
-            let address = postgres.process().address().map(|address| address.to_string()).unwrap_or_default();
-            say!("  Postgres   {address} (version {}, data in {directory}/postgres)", postgres.version());
+            let address = postgres
+                .process()
+                .address()
+                .map(|address| address.to_string())
+                .unwrap_or_default();
+            say!(
+                "  Postgres   {address} (version {}, data in {directory}/postgres)",
+                postgres.version()
+            );
         }
         None => say!("  Postgres   the one of OFFSTAGE_DATABASE_URL"),
     }
     match redis {
         Some(redis) => {
-            let address = redis.process().address().map(|address| address.to_string()).unwrap_or_default();
+            let address = redis
+                .process()
+                .address()
+                .map(|address| address.to_string())
+                .unwrap_or_default();
             say!("  Redis      {address} (data in {directory}/redis)");
         }
         None => say!("  Redis      the one of OFFSTAGE_REDIS_URL"),
@@ -47,8 +63,13 @@ pub(super) fn services(directory: &Path, postgres: Option<&Postgres>, redis: Opt
 
 /// A path as short as it can be said from here.
 pub(super) fn shown(path: &Path) -> String {
-    let here = std::env::current_dir().and_then(|here| here.canonicalize()).unwrap_or_default();
-    path.strip_prefix(here).unwrap_or(path).display().to_string()
+    let here = std::env::current_dir()
+        .and_then(|here| here.canonicalize())
+        .unwrap_or_default();
+    path.strip_prefix(here)
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 impl Local {
@@ -73,7 +94,11 @@ Try it. Make an export of the user demo's prompts, wait for it, download it:
   curl -sS -o prompts.csv \"$(curl -sS -o /dev/null -w '%{{redirect_url}}' {url}/v1/exports/$ID/download {caller})\" && ls -l prompts.csv
 ",
         );
-        say!("Logs are in {}. For scripts: {}.", shown(&self.directory.logs()), shown(&self.demo.file));
+        say!(
+            "Logs are in {}. For scripts: {}.",
+            shown(&self.directory.logs()),
+            shown(&self.demo.file)
+        );
         say!("Ctrl-C stops everything.");
     }
 
@@ -89,7 +114,9 @@ pub async fn watch(mut events: Receiver<Event>) {
     loop {
         match events.recv().await {
             Ok(event) => report(&event),
-            Err(RecvError::Lagged(missed)) => say!("({missed} deaths and restarts came too fast to show)"),
+            Err(RecvError::Lagged(missed)) => {
+                say!("({missed} deaths and restarts came too fast to show)")
+            }
             Err(RecvError::Closed) => return,
         }
     }
@@ -98,12 +125,21 @@ pub async fn watch(mut events: Receiver<Event>) {
 fn report(event: &Event) {
     match event {
         Event::Restarted { name, pid } => say!("{name} runs again, process {pid}"),
-        Event::Died { name, exit, in_a_row, again_in, tail } => {
+        Event::Died {
+            name,
+            exit,
+            in_a_row,
+            again_in,
+            tail,
+        } => {
             let next = match again_in {
                 Some(pause) => format!("starting it again in {:.1} s", pause.as_secs_f64()),
                 None => "it stays down".to_owned(),
             };
-            say!("{name} ended with {exit} after {:.1} s; {next}", exit.lived.as_secs_f64());
+            say!(
+                "{name} ended with {exit} after {:.1} s; {next}",
+                exit.lived.as_secs_f64()
+            );
             // A few times, then now and then: the terminal is not the log.
             if *in_a_row >= TROUBLE && (*in_a_row <= TROUBLE + 1 || in_a_row % 20 == 0) {
                 say!("  {name} has now ended {in_a_row} times in a row. Its log ends:");

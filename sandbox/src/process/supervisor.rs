@@ -51,8 +51,22 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn new(spec: Spec, guard: Arc<Guard>, state: watch::Sender<State>, events: broadcast::Sender<Event>) -> Self {
-        Self { spec, guard, state, events, running: None, ending: false, again_at: None, in_a_row: 0 }
+    pub(super) fn new(
+        spec: Spec,
+        guard: Arc<Guard>,
+        state: watch::Sender<State>,
+        events: broadcast::Sender<Event>,
+    ) -> Self {
+        Self {
+            spec,
+            guard,
+            state,
+            events,
+            running: None,
+            ending: false,
+            again_at: None,
+            in_a_row: 0,
+        }
     }
 
     /// Works until every handle is gone or the runtime ends; the guard then ends the child.
@@ -90,7 +104,11 @@ impl Supervisor {
         match order {
             Order::Start(done) => {
                 self.in_a_row = 0;
-                let _ = done.send(if self.running.is_some() { Ok(()) } else { self.start() });
+                let _ = done.send(if self.running.is_some() {
+                    Ok(())
+                } else {
+                    self.start()
+                });
             }
             Order::Stop(deadline, done) => {
                 let _ = done.send(self.stop(deadline).await);
@@ -133,7 +151,11 @@ impl Supervisor {
             .doing(|| format!("run {}", self.spec.program.display()))?;
         // A child that was not waited for has its id.
         let pid = child.id().unwrap_or_default();
-        self.running = Some(Running { child, pid, since: Instant::now() });
+        self.running = Some(Running {
+            child,
+            pid,
+            since: Instant::now(),
+        });
         self.state.send_modify(|state| {
             state.pid = Some(pid);
             state.starts += 1;
@@ -144,8 +166,15 @@ impl Supervisor {
     fn start_again(&mut self) {
         match self.start() {
             Ok(()) => {
-                let pid = self.running.as_ref().map(|running| running.pid).unwrap_or_default();
-                let _ = self.events.send(Event::Restarted { name: self.spec.name.clone(), pid });
+                let pid = self
+                    .running
+                    .as_ref()
+                    .map(|running| running.pid)
+                    .unwrap_or_default();
+                let _ = self.events.send(Event::Restarted {
+                    name: self.spec.name.clone(),
+                    pid,
+                });
             }
             // The sandbox is being taken down: there is no guard to start it under.
             Err(_) => self.again_at = None,
@@ -172,8 +201,12 @@ impl Supervisor {
 
     /// Sends a signal to the child, and where it has a family to all of it. False when it does not run.
     fn signal(&self, signal: Signal) -> bool {
-        let Some(running) = &self.running else { return false };
-        let Ok(raw) = i32::try_from(running.pid) else { return false };
+        let Some(running) = &self.running else {
+            return false;
+        };
+        let Ok(raw) = i32::try_from(running.pid) else {
+            return false;
+        };
         let pid = Pid::from_raw(raw);
         // An orderly end is the parent's to arrange; everything else must reach the children as well.
         if self.spec.family && signal != self.spec.stop_signal {
@@ -188,7 +221,9 @@ impl Supervisor {
     }
 
     fn died(&mut self, status: std::io::Result<ExitStatus>) {
-        let Some(running) = self.running.take() else { return };
+        let Some(running) = self.running.take() else {
+            return;
+        };
         self.guard.forget(running.pid);
         let status = status.ok();
         let exit = Exit {
@@ -208,10 +243,16 @@ impl Supervisor {
         if std::mem::take(&mut self.ending) {
             return;
         }
-        self.in_a_row = if exit.lived < WELL_AFTER { self.in_a_row.saturating_add(1) } else { 1 };
+        self.in_a_row = if exit.lived < WELL_AFTER {
+            self.in_a_row.saturating_add(1)
+        } else {
+            1
+        };
         let again_in = self.spec.restart.then(|| {
             let doublings = self.in_a_row.saturating_sub(1).min(10);
-            BACKOFF_FIRST.saturating_mul(1 << doublings).min(BACKOFF_LONGEST)
+            BACKOFF_FIRST
+                .saturating_mul(1 << doublings)
+                .min(BACKOFF_LONGEST)
         });
         self.again_at = again_in.map(|pause| tokio::time::Instant::now() + pause);
         // Nobody has to listen.

@@ -23,7 +23,9 @@ pub(super) fn family(root: Pid) -> Vec<Pid> {
 /// Every process with its parent, as far as this user may see.
 #[cfg(target_os = "linux")]
 fn parents() -> Vec<(i32, i32)> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| {
@@ -40,7 +42,12 @@ fn parents() -> Vec<(i32, i32)> {
 /// Every process with its parent, as far as this user may see.
 #[cfg(not(target_os = "linux"))]
 fn parents() -> Vec<(i32, i32)> {
-    let Ok(output) = std::process::Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output() else { return Vec::new() };
+    let Ok(output) = std::process::Command::new("ps")
+        .args(["-A", "-o", "pid=,ppid="])
+        .output()
+    else {
+        return Vec::new();
+    };
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| {

@@ -24,7 +24,12 @@ const LOCK_WITHIN: Duration = Duration::from_secs(120);
 
 /// Puts a copy of the template at `data` and returns the passwords that hold in it. `migrations` is the program that
 /// brings them, or `None` for databases without a schema.
-pub(super) async fn copy_to(data: &Path, cache: &Path, host: &Host, migrations: Option<&Programs>) -> Result<Secrets> {
+pub(super) async fn copy_to(
+    data: &Path,
+    cache: &Path,
+    host: &Host,
+    migrations: Option<&Programs>,
+) -> Result<Secrets> {
     let templates = cache.join("templates");
     make(&templates)?;
     let cluster = Cluster::find(&templates, None)?;
@@ -42,7 +47,9 @@ pub(super) async fn copy_to(data: &Path, cache: &Path, host: &Host, migrations: 
             make_template(&template, &cluster, host, migrations).await?;
             prune(&templates);
         }
-        making.unlock().doing(|| "unlock the templates".to_owned())?;
+        making
+            .unlock()
+            .doing(|| "unlock the templates".to_owned())?;
         // Somebody with another build may prune in between, at worst what he does not know to be in use; the copy says so.
     }
     let _copying = self::lock(&templates.join("lock"), Hold::Shared).await?;
@@ -55,28 +62,55 @@ pub(super) async fn copy_to(data: &Path, cache: &Path, host: &Host, migrations: 
     Secrets::kept_in(&template.join("secrets.json"))
 }
 
-async fn make_template(template: &Path, cluster: &Cluster, host: &Host, migrations: Option<&Programs>) -> Result<()> {
+async fn make_template(
+    template: &Path,
+    cluster: &Cluster,
+    host: &Host,
+    migrations: Option<&Programs>,
+) -> Result<()> {
     let partial = template.with_added_extension("partial");
     let _ = std::fs::remove_dir_all(&partial);
     make(&partial)?;
     let secrets = Secrets::kept_in(&partial.join("secrets.json"))?;
     let data = partial.join("data");
-    cluster.initialise(&data, &secrets, Durability::Fast, host, &partial.join("initdb.log")).await?;
-    let postgres = cluster.serve(data, secrets, Durability::Fast, host, partial.join("postgres.log"))?;
+    cluster
+        .initialise(
+            &data,
+            &secrets,
+            Durability::Fast,
+            host,
+            &partial.join("initdb.log"),
+        )
+        .await?;
+    let postgres = cluster.serve(
+        data,
+        secrets,
+        Durability::Fast,
+        host,
+        partial.join("postgres.log"),
+    )?;
     postgres.start().await?;
     postgres.provision().await?;
     if let Some(programs) = migrations {
-        programs.migrate(host, &postgres.owner_url(), &partial.join("migrate.log")).await?;
+        programs
+            .migrate(host, &postgres.owner_url(), &partial.join("migrate.log"))
+            .await?;
         postgres.open_logins().await?;
     }
     postgres.stop().await?;
-    std::fs::rename(&partial, template).doing(|| format!("finish the template {}", template.display()))
+    std::fs::rename(&partial, template)
+        .doing(|| format!("finish the template {}", template.display()))
 }
 
 /// Which build of a program this is. Its bytes would say it better, but hashing a debug build takes longer than a test.
 fn identity(program: &Path) -> Result<String> {
     let metadata = std::fs::metadata(program).doing(|| format!("look at {}", program.display()))?;
-    Ok(format!("{:x}-{:x}-{:x}", metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+    Ok(format!(
+        "{:x}-{:x}-{:x}",
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec()
+    ))
 }
 
 #[derive(Clone, Copy)]
@@ -88,7 +122,11 @@ enum Hold {
 async fn lock(path: &Path, hold: Hold) -> Result<File> {
     let path: PathBuf = path.to_owned();
     let waiting = tokio::task::spawn_blocking(move || {
-        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)?;
         match hold {
             Hold::Shared => file.lock_shared()?,
             Hold::Alone => file.lock()?,
@@ -96,14 +134,21 @@ async fn lock(path: &Path, hold: Hold) -> Result<File> {
         Ok::<_, std::io::Error>(file)
     });
     match tokio::time::timeout(LOCK_WITHIN, waiting).await {
-        Ok(locked) => locked.map_err(|_| Error::Stopping)?.doing(|| "lock the templates".to_owned()),
-        Err(_) => Err(Error::Invalid(format!("another process has held the templates for {} s: end it", LOCK_WITHIN.as_secs()))),
+        Ok(locked) => locked
+            .map_err(|_| Error::Stopping)?
+            .doing(|| "lock the templates".to_owned()),
+        Err(_) => Err(Error::Invalid(format!(
+            "another process has held the templates for {} s: end it",
+            LOCK_WITHIN.as_secs()
+        ))),
     }
 }
 
 /// Removes what was left by interrupted makers, and all but the newest templates. Called by who holds them alone.
 fn prune(templates: &Path) {
-    let Ok(entries) = std::fs::read_dir(templates) else { return };
+    let Ok(entries) = std::fs::read_dir(templates) else {
+        return;
+    };
     let mut all: Vec<_> = entries
         .flatten()
         .filter(|entry| entry.path().is_dir())

@@ -44,10 +44,16 @@ pub struct S3 {
 }
 
 impl S3 {
-    pub(crate) async fn open(directory: &Directory, key_id: &str, secret: &str, runtime: tokio::runtime::Handle) -> Result<Self> {
+    pub(crate) async fn open(
+        directory: &Directory,
+        key_id: &str,
+        secret: &str,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Self> {
         let root = directory.path().join("s3");
         make(&root.join(BUCKET))?;
-        let store = Store::open(&root).doing(|| format!("open the object store {}", root.display()))?;
+        let store =
+            Store::open(&root).doing(|| format!("open the object store {}", root.display()))?;
         let mut builder = S3ServiceBuilder::new(store);
         builder.set_auth(SimpleAuth::from_single(key_id, secret));
         let s3 = Self {
@@ -74,11 +80,20 @@ impl S3 {
             return Ok(());
         }
         let address = self.port.address();
-        let listening = self.runtime.spawn(async move { tokio::net::TcpListener::bind(address).await });
-        let listener = listening.await.map_err(|_| crate::Error::Stopping)?.doing(|| format!("listen on {address}"))?;
+        let listening = self
+            .runtime
+            .spawn(async move { tokio::net::TcpListener::bind(address).await });
+        let listener = listening
+            .await
+            .map_err(|_| crate::Error::Stopping)?
+            .doing(|| format!("listen on {address}"))?;
         let token = CancellationToken::new();
         *self.running() = Some(token.clone());
-        let server = server::Server { service: self.service.clone(), faults: self.faults.clone(), paused: self.paused.subscribe() };
+        let server = server::Server {
+            service: self.service.clone(),
+            faults: self.faults.clone(),
+            paused: self.paused.subscribe(),
+        };
         self.runtime.spawn(server.serve(listener, token));
         Ok(())
     }
