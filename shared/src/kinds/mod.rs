@@ -9,37 +9,21 @@
 
 mod export;
 mod probe;
+mod violation;
 
 use std::{collections::HashMap, time::Duration};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use utoipa::ToSchema;
 
 pub use export::{ExportCreate, ExportFormat};
 pub use probe::{ProbeOutcome, ProbeRun};
+pub use violation::{Violation, pointer_of_ignored, pointer_token};
 
 use crate::{job::Policy, queue::Queue, tenant::Manifest};
 
 /// The largest payload, in bytes of JSON (design §3).
 pub const PAYLOAD_LIMIT: usize = 256 * 1024;
-
-/// One thing that is wrong with an input, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Violation {
-    /// RFC 6901 pointer into the body, such as `/payload/dataset`.
-    pub pointer: String,
-    /// What is wrong and what to send instead.
-    pub detail: String,
-}
-
-impl Violation {
-    /// What is wrong at a place.
-    #[must_use]
-    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), detail: detail.into() }
-    }
-}
 
 /// A kind of job, by its payload.
 pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -152,21 +136,28 @@ impl Registry {
     }
 }
 
+/// The most unknown fields that one answer names.
+const MOST_UNKNOWN: usize = 50;
+
 /// Reads a payload to the letter: every unknown field and the first ill-typed one is named by its pointer.
 fn check<K: Kind>(payload: &Value, tenant: &Manifest, owner: Option<&str>) -> Result<Checked, Vec<Violation>> {
+    // serde would also read an array as a struct, field by field.
+    if !payload.is_object() {
+        return Err(vec![Violation::new("", format!("must be an object, the payload of `{}`", K::NAME))]);
+    }
     let mut violations = nul_characters(payload);
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(payload, &mut track);
-    let typed: Result<K, _> = serde_ignored::deserialize(tracked, |path| unknown.push(path.to_string()));
-    violations.extend(unknown.iter().map(|path| {
-        Violation::new(format!("/{}", path.replace('.', "/")), format!("`{path}` is not a field of `{}`; remove it", K::NAME))
-    }));
+    let typed: Result<K, _> = serde_ignored::deserialize(tracked, |path| {
+        if unknown.len() < MOST_UNKNOWN {
+            unknown.push(Violation::new(pointer_of_ignored(&path), format!("is not a field of `{}`; check its spelling or remove it", K::NAME)));
+        }
+    });
+    violations.append(&mut unknown);
     match typed {
         Err(error) => {
-            let path = track.path().to_string();
-            let pointer = if path == "." { String::new() } else { format!("/{}", path.replace('.', "/")) };
-            violations.push(Violation::new(pointer, error.to_string()));
+            violations.push(Violation::unreadable(&track.path(), &error.to_string()));
             Err(violations)
         }
         Ok(typed) => {
@@ -194,7 +185,7 @@ fn nul_characters(value: &Value) -> Vec<Violation> {
                     if name.contains('\0') {
                         found.push(Violation::new(pointer, "a field's name contains a NUL character (\\u0000); remove it"));
                     }
-                    walk(field, &format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1")), found);
+                    walk(field, &(pointer.to_owned() + &pointer_token(name)), found);
                 }
             }
             _ => {}
@@ -240,5 +231,13 @@ mod tests {
         assert!(wrong.iter().any(|violation| violation.pointer == "/sleep_ms"), "{wrong:?}");
         let wrong = (probe.check)(&serde_json::json!({"colour": 1, "pad": "a\u{0}b"}), &manifest, None).unwrap_err();
         assert_eq!(wrong.iter().map(|violation| violation.pointer.as_str()).collect::<Vec<_>>(), ["/pad", "/colour"]);
+        let export = registry.find("export.create").unwrap();
+        let wrong = (export.check)(&serde_json::json!({"format": "csv", "a/b.c": {"d": 1}}), &manifest, None).unwrap_err();
+        let places: Vec<_> = wrong.iter().map(|violation| (violation.pointer.as_str(), violation.detail.as_str())).collect();
+        assert_eq!(places, [("/a~1b.c", "is not a field of `export.create`; check its spelling or remove it"), ("/dataset", "is missing")]);
+        for no_object in [serde_json::json!(["prompts", "csv", {}, null]), serde_json::json!("csv"), Value::Null] {
+            let wrong = (export.check)(&no_object, &manifest, None).unwrap_err();
+            assert_eq!((wrong.len(), wrong[0].pointer.as_str()), (1, ""), "{wrong:?}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 pub(super) use sql::SqlFault;
 pub use value::ParameterType;
 
-use crate::kinds::Violation;
+use crate::kinds::{Violation, pointer_token};
 
 /// The most parameters a dataset has.
 pub(super) const MOST_PARAMETERS: usize = 100;
@@ -155,9 +155,8 @@ impl Dataset {
     }
 }
 
-/// RFC 6901 escapes `~` and `/` in a pointer's parts.
 fn violation(name: &str, detail: impl Into<String>) -> Violation {
-    Violation::new(format!("/params/{}", name.replace('~', "~0").replace('/', "~1")), detail)
+    Violation::new(format!("/params{}", pointer_token(name)), detail)
 }
 
 /// A source of datasets: a database, read as a role that can't write.
