@@ -29,7 +29,7 @@ use handlers::{Handlers, Services};
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = "Settings come from the environment (OFFSTAGE_…); see docs/operations.md.")]
 struct Arguments {
-    /// The queues to serve, such as `exports,email`; all when left out. Overrides OFFSTAGE_QUEUES.
+    /// The queues to serve, such as `exports,email`; all when left out. Overrides `OFFSTAGE_QUEUES`.
     #[arg(long)]
     queues: Option<String>,
 }

@@ -79,3 +79,33 @@ pub async fn next_due(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result
         sqlx::query_scalar("SELECT run_at FROM job_waiting WHERE queue = $1 ORDER BY run_at LIMIT 1").bind(queue.name()).fetch_optional(pool).await?;
     Ok(due.map(|due| (due - now).to_std().unwrap_or_default()))
 }
+
+/// A queue's backlog, in figures.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Backlog {
+    /// Jobs that wait, due or not; counted up to [`COUNTED`].
+    pub waiting: i64,
+    /// How long the oldest due job has been due.
+    pub oldest_due: Duration,
+}
+
+/// Where counting a backlog stops.
+pub const COUNTED: i64 = 100_000;
+
+/// Takes a queue's figures.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn backlog(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<Backlog, LedgerError> {
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM (SELECT FROM job_waiting WHERE queue = $1 LIMIT $2) w) AS waiting,
+                (SELECT run_at FROM job_waiting WHERE queue = $1 ORDER BY run_at LIMIT 1) AS oldest",
+    )
+    .bind(queue.name())
+    .bind(COUNTED)
+    .fetch_one(pool)
+    .await?;
+    let oldest: Option<DateTime<Utc>> = row.try_get("oldest")?;
+    let oldest_due = oldest.and_then(|oldest| (now - oldest).to_std().ok()).unwrap_or_default();
+    Ok(Backlog { waiting: row.try_get("waiting")?, oldest_due })
+}

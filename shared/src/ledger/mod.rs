@@ -28,6 +28,8 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+use crate::job::Failure;
+
 /// The longest one statement of ours may run on the server (R6: queries are ended after 30 s).
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -86,6 +88,13 @@ impl From<sqlx::Error> for LedgerError {
             _ => false,
         };
         if passing { Self::Unavailable(error) } else { Self::Refused(error) }
+    }
+}
+
+/// For a handler that asked the ledger: the ledger comes back, so the job is tried again.
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::transient("ledger_unavailable", "the job database did not answer; the job is tried again").caused_by(&error)
     }
 }
 

@@ -84,11 +84,6 @@ impl Credits {
         self.held.fetch_add(1, Ordering::AcqRel);
         Credit { credits: Arc::clone(self) }
     }
-
-    /// How many are held.
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Acquire)
-    }
 }
 
 #[cfg(test)]

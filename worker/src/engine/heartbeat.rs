@@ -123,9 +123,10 @@ impl Heartbeat {
                         failures += 1;
                         metrics::counter!("offstage_worker_heartbeat_failures_total").increment(1);
                         if failures.is_power_of_two() {
-                            match outcome {
-                                Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, failures, "a heartbeat failed"),
-                                _ => tracing::warn!(failures, "a heartbeat took too long"),
+                            if let Ok(Err(error)) = outcome {
+                                tracing::warn!(error = &error as &dyn std::error::Error, failures, "a heartbeat failed");
+                            } else {
+                                tracing::warn!(failures, "a heartbeat took too long");
                             }
                         }
                     }
@@ -156,14 +157,13 @@ impl Heartbeat {
     }
 
     async fn beat(&self, connection: &mut Option<PgConnection>, registered: &mut bool) -> Result<Beat, LedgerError> {
-        let connection = match connection {
-            Some(connection) => connection,
-            None => {
-                let options = PgConnectOptions::from_str(self.database.expose_secret())?
-                    .application_name("offstage heartbeat")
-                    .options([("statement_timeout", BEAT_DEADLINE.as_millis().to_string())]);
-                connection.insert(options.connect().await?)
-            }
+        let connection = if let Some(connection) = connection {
+            connection
+        } else {
+            let options = PgConnectOptions::from_str(self.database.expose_secret())?
+                .application_name("offstage heartbeat")
+                .options([("statement_timeout", BEAT_DEADLINE.as_millis().to_string())]);
+            connection.insert(options.connect().await?)
         };
         if !*registered {
             recover::register(connection, self.worker, &self.name, &self.queues, env!("CARGO_PKG_VERSION")).await?;

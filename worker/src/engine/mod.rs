@@ -17,6 +17,7 @@ mod announce;
 mod credits;
 mod dispatch;
 mod fetch;
+mod figures;
 mod heartbeat;
 mod held;
 mod lease;
@@ -54,7 +55,7 @@ use health::Health;
 use heartbeat::{Heartbeat, Pulse};
 use held::Held;
 use lease::Lease;
-use run::{Runner, Work};
+use run::{Finished, Runner, Work};
 
 /// Outcomes that wait for the settler; beyond that, runs wait with their credit.
 const UNSETTLED: usize = 4_096;
@@ -162,6 +163,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()?));
     let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Changes], background.clone());
     tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()?));
+    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()?));
     tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()?));
 
     let (finished, outcomes) = mpsc::channel(UNSETTLED);
@@ -169,17 +171,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
 
     let mut workers = JoinSet::new();
     for (queue, slots) in parts.queues {
-        let credits = Credits::new(slots);
-        let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
-        let runner = Runner::new(Arc::clone(&engine), queue, slots, Arc::clone(&credits), finished.clone());
-        // Each apalis worker is a task of its own: a monitor would poll them all in one.
-        let apalis = WorkerBuilder::new(format!("{}-{}", queue.name(), worker)).backend(backend).build(runner);
-        workers.spawn(async move {
-            if let Err(error) = apalis.run().await {
-                tracing::error!(queue = queue.name(), error = %error, "the queue's worker ended");
-            }
-        });
-        workers.spawn(fetch::run(Arc::clone(&engine), queue, credits, feed, engine.redis.commands()?));
+        serve(&engine, queue, slots, finished.clone(), &mut workers)?;
     }
     drop(finished);
     tracing::info!(worker = %worker, name = parts.name, "the engine runs");
@@ -197,20 +189,8 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
 
     let asked = Instant::now();
     tracing::info!(held = engine.held.len(), "draining");
-    let drained = async { while workers.join_next().await.is_some() {} };
-    let in_time = tokio::select! {
-        () = drained => true,
-        () = tokio::time::sleep(parts.grace) => false,
-        () = shutdown.forced().cancelled() => false,
-    };
-    if !in_time {
-        if exit == Exit::Finished {
-            exit = if shutdown.is_forced() { Exit::Forced } else { Exit::HandedBack };
-        }
-        tracing::warn!(held = engine.held.len(), "handing back what still runs");
-        overdue.cancel();
-        let drained = async { while workers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(Duration::from_secs(2), drained).await;
+    if !drain(&engine, &mut workers, parts.grace, &shutdown).await && exit == Exit::Finished {
+        exit = if shutdown.is_forced() { Exit::Forced } else { Exit::HandedBack };
     }
     drop(workers);
 
@@ -232,6 +212,42 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     }
     tracing::info!(took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), ?exit, "stopped");
     Ok(exit)
+}
+
+/// Starts a queue's fetcher and its apalis worker, each a task of its own: a monitor would poll all workers in one.
+fn serve(
+    engine: &Arc<Engine>,
+    queue: Queue,
+    slots: usize,
+    finished: mpsc::Sender<Finished>,
+    workers: &mut JoinSet<()>,
+) -> Result<(), StartError> {
+    let credits = Credits::new(slots);
+    let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
+    let runner = Runner::new(Arc::clone(engine), queue, slots, Arc::clone(&credits), finished);
+    let apalis = WorkerBuilder::new(format!("{}-{}", queue.name(), engine.worker)).backend(backend).build(runner);
+    workers.spawn(async move {
+        if let Err(error) = apalis.run().await {
+            tracing::error!(queue = queue.name(), error = %error, "the queue's worker ended");
+        }
+    });
+    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()?));
+    Ok(())
+}
+
+/// Waits for what runs; hands it back when the grace time is over, or at once when forced. Answers whether all finished.
+async fn drain(engine: &Engine, workers: &mut JoinSet<()>, grace: Duration, shutdown: &Shutdown) -> bool {
+    let in_time = tokio::select! {
+        () = async { while workers.join_next().await.is_some() {} } => true,
+        () = tokio::time::sleep(grace) => false,
+        () = shutdown.forced().cancelled() => false,
+    };
+    if !in_time {
+        tracing::warn!(held = engine.held.len(), "handing back what still runs");
+        engine.overdue.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(2), async { while workers.join_next().await.is_some() {} }).await;
+    }
+    in_time
 }
 
 /// What keeps an engine from starting.

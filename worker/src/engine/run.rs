@@ -57,8 +57,8 @@ pub struct Finished {
     pub settlement: Settlement,
     /// The claim it ends.
     pub job: Arc<ClaimedJob>,
-    /// Returned once it is written.
-    pub credit: Credit,
+    /// Returned, by being dropped, once it is written.
+    pub _credit: Credit,
 }
 
 /// Runs a queue's jobs, so many at a time.
@@ -93,7 +93,7 @@ impl Runner {
         };
         let settlement = Settlement::decide(&job, &policy, outcome, self.engine.services.clock.now());
         // The settler outlives all runners; should it be gone, recovery gives the job to another process.
-        if let Err(error) = self.finished.send(Finished { settlement, job, credit }).await {
+        if let Err(error) = self.finished.send(Finished { settlement, job, _credit: credit }).await {
             self.engine.held.remove([claim]);
             tracing::error!(job = %error.0.job.id, "the outcome could not be settled: the settler is gone");
         }

@@ -16,7 +16,6 @@ use shared::{
     job::{Failure, Policy, Success},
     kinds::{ExportCreate, Kind, ProbeRun, Registry},
     ledger::{
-        LedgerError,
         claim::ClaimedJob,
         effects::{self, Intent},
     },
@@ -58,7 +57,7 @@ impl JobContext {
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer; progress is a courtesy, so a caller may well ignore it.
     pub async fn progress(&self, done: u64, total: Option<u64>) -> Result<bool, Failure> {
-        effects::progress(&self.services.pool, &self.job, done, total, self.services.clock.now()).await.map_err(ledger_failure)
+        Ok(effects::progress(&self.services.pool, &self.job, done, total, self.services.clock.now()).await?)
     }
 
     /// Writes down what this run is about to do outside, before it does it; and fences it off when its claim is gone.
@@ -66,7 +65,7 @@ impl JobContext {
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer or the claim is gone.
     pub async fn intend(&self, key: &str, intent: &Value) -> Result<Intent, Failure> {
-        match effects::intend(&self.services.pool, &self.job, key, intent, self.services.clock.now()).await.map_err(ledger_failure)? {
+        match effects::intend(&self.services.pool, &self.job, key, intent, self.services.clock.now()).await? {
             Intent::Fenced => Err(Failure::transient("claim_lost", "another worker took this job over; this run stops")),
             known => Ok(known),
         }
@@ -77,7 +76,7 @@ impl JobContext {
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer: the effect is then known as intended only.
     pub async fn receipt(&self, key: &str, receipt: &Value) -> Result<(), Failure> {
-        effects::receipt(&self.services.pool, self.job.id, key, receipt, self.services.clock.now()).await.map_err(ledger_failure)
+        Ok(effects::receipt(&self.services.pool, self.job.id, key, receipt, self.services.clock.now()).await?)
     }
 
     /// Strikes an effect out that was undone.
@@ -85,12 +84,8 @@ impl JobContext {
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer.
     pub async fn forget_effect(&self, key: &str) -> Result<(), Failure> {
-        effects::forget(&self.services.pool, self.job.id, key).await.map_err(ledger_failure)
+        Ok(effects::forget(&self.services.pool, self.job.id, key).await?)
     }
-}
-
-fn ledger_failure(error: LedgerError) -> Failure {
-    Failure::transient("ledger_unavailable", "the job database did not answer; the job is tried again").caused_by(&error)
 }
 
 /// A run under way.
