@@ -59,7 +59,7 @@ pub enum AcceptError {
 
 struct Entry {
     job: NewJob,
-    answer: oneshot::Sender<Result<Inserted, Arc<LedgerError>>>,
+    answer: oneshot::Sender<Result<(Inserted, Arrival), Arc<LedgerError>>>,
 }
 
 /// What is to be told to Redis after an insert.
@@ -128,15 +128,16 @@ impl Acceptor {
         Ok((Self { entries }, handle))
     }
 
-    /// Stores a job durably, unless its idempotency key says that it was asked for before. `state` is decided here.
+    /// Stores a job durably, unless its idempotency key says that it was asked for before. `state` is decided here, and told
+    /// beside what became of the job.
     ///
     /// # Errors
     /// [`AcceptError`].
-    pub async fn accept(&self, job: NewJob) -> Result<Inserted, AcceptError> {
+    pub async fn accept(&self, job: NewJob) -> Result<(Inserted, Arrival), AcceptError> {
         let (answer, answered) = oneshot::channel();
         self.entries.try_send(Entry { job, answer }).map_err(|_| AcceptError::Overloaded)?;
         match answered.await {
-            Ok(inserted) => inserted.map_err(AcceptError::Ledger),
+            Ok(answer) => answer.map_err(AcceptError::Ledger),
             // The task is gone: the process is stopping, or a batch was lost to a panic.
             Err(_) => Err(AcceptError::Overloaded),
         }
@@ -199,7 +200,7 @@ impl Gatherer {
                 }
             }
             // Who went away keeps an accepted job all the same.
-            let _ = answer.send(outcome);
+            let _ = answer.send(outcome.map(|inserted| (inserted, job.state)));
         }
         if self.tell.try_send(told).is_err() {
             metrics::counter!("offstage_handovers_dropped_total").increment(1);
@@ -224,7 +225,11 @@ async fn announce(mut connection: ConnectionManager, redis: Redis, depths: Arc<D
             Ok(now) => now.into_iter().for_each(|(queue, jobs)| depths.learn(queue, Some(jobs))),
             Err(error) => {
                 metrics::counter!("offstage_handovers_dropped_total").increment(handovers.len() as u64);
-                tracing::warn!(error = &error as &dyn std::error::Error, jobs = handovers.len(), "accepted jobs could not be pushed; recovery will");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    jobs = handovers.len(),
+                    "accepted jobs could not be pushed; recovery will"
+                );
                 handovers.iter().for_each(|handover| depths.learn(handover.queue, None));
             }
         }

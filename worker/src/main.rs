@@ -109,15 +109,22 @@ async fn warn_of_eviction(redis: &Redis) {
     let Ok(mut connection) = redis.commands() else { return };
     match eviction_policy(&mut connection).await {
         Ok(Some(policy)) if policy != "noeviction" => {
-            tracing::warn!(policy, "Redis may evict our streams when its memory is full: jobs would wait up to 7 s; set maxmemory-policy to noeviction");
+            tracing::warn!(
+                policy,
+                "Redis may evict our streams when its memory is full: jobs would wait up to 7 s; set maxmemory-policy to noeviction"
+            );
         }
         Ok(_) => {}
-        Err(error) => tracing::info!(error = &error as &dyn std::error::Error, "could not read Redis' maxmemory-policy; it should be noeviction"),
+        Err(error) => {
+            tracing::info!(error = &error as &dyn std::error::Error, "could not read Redis' maxmemory-policy; it should be noeviction")
+        }
     }
 }
 
 fn process_name() -> String {
     let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
-    let host = host.or_else(|| std::fs::read_to_string("/etc/hostname").ok().map(|name| name.trim().to_owned())).unwrap_or_else(|| "worker".into());
+    let host = host
+        .or_else(|| std::fs::read_to_string("/etc/hostname").ok().map(|name| name.trim().to_owned()))
+        .unwrap_or_else(|| "worker".into());
     format!("{host}-{}", std::process::id())
 }

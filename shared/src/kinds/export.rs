@@ -61,11 +61,8 @@ const LONGEST_FILENAME: usize = 60;
 impl Kind for ExportCreate {
     const NAME: &'static str = "export.create";
     const QUEUE: Queue = Queue::Exports;
-    const POLICY: Policy = Policy {
-        attempts: 3,
-        backoff: Backoff { first: Duration::from_secs(5), ..Backoff::DEFAULT },
-        timeout: Duration::from_secs(3_600),
-    };
+    const POLICY: Policy =
+        Policy { attempts: 3, backoff: Backoff { first: Duration::from_secs(5), ..Backoff::DEFAULT }, timeout: Duration::from_secs(3_600) };
     const ESTIMATE: Duration = Duration::from_secs(5);
 
     fn violations(&self) -> Vec<Violation> {
@@ -137,7 +134,9 @@ sql = "SELECT 1"
     fn a_user_reads_only_what_is_for_users_and_hears_of_nothing_else() {
         assert_eq!(violations("own", Some("ada")), []);
         assert_eq!(violations("catalogue", Some("ada")), []);
-        let unknown = |name: &str| vec![("/dataset".to_owned(), format!("there is no dataset `{name}`; for users, this product has: catalogue, own"))];
+        let unknown = |name: &str| {
+            vec![("/dataset".to_owned(), format!("there is no dataset `{name}`; for users, this product has: catalogue, own"))]
+        };
         assert_eq!(violations("everything", Some("ada")), unknown("everything"));
         assert_eq!(violations("nothing", Some("ada")), unknown("nothing"));
     }

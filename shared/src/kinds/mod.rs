@@ -151,7 +151,10 @@ fn check<K: Kind>(payload: &Value, tenant: &Manifest, owner: Option<&str>) -> Re
     let tracked = serde_path_to_error::Deserializer::new(payload, &mut track);
     let typed: Result<K, _> = serde_ignored::deserialize(tracked, |path| {
         if unknown.len() < MOST_UNKNOWN {
-            unknown.push(Violation::new(pointer_of_ignored(&path), format!("is not a field of `{}`; check its spelling or remove it", K::NAME)));
+            unknown.push(Violation::new(
+                pointer_of_ignored(&path),
+                format!("is not a field of `{}`; check its spelling or remove it", K::NAME),
+            ));
         }
     });
     violations.append(&mut unknown);
@@ -210,7 +213,10 @@ mod tests {
             for name in entry.aliases.iter().chain([&entry.name]) {
                 assert!(seen.insert(*name), "{name} names two kinds");
                 let parts: Vec<_> = name.split('.').collect();
-                assert!(parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
+                assert!(
+                    parts.len() == 2
+                        && parts.iter().all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+                );
             }
         }
         fn survives<K: Kind>() {

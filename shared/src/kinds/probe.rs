@@ -61,7 +61,8 @@ impl Kind for ProbeRun {
     fn violations(&self) -> Vec<Violation> {
         let mut violations = Vec::new();
         if u128::from(self.sleep_ms) > LONGEST_SLEEP.as_millis() {
-            violations.push(Violation::new("/sleep_ms", format!("{} ms is too long; at most {}", self.sleep_ms, LONGEST_SLEEP.as_millis())));
+            violations
+                .push(Violation::new("/sleep_ms", format!("{} ms is too long; at most {}", self.sleep_ms, LONGEST_SLEEP.as_millis())));
         }
         if let Some(url) = &self.callback_url
             && !(url.starts_with("http://") || url.starts_with("https://"))

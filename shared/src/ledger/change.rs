@@ -31,7 +31,11 @@ pub enum Change {
 /// [`LedgerError`].
 pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now: DateTime<Utc>) -> Result<Change, LedgerError> {
     // The backlog's row before the state's, as dispatch takes them: the other way round the two would deadlock.
-    sqlx::query("SELECT FROM job_waiting WHERE job_id = $1 AND tenant_id = $2 FOR UPDATE").bind(job.0).bind(tenant).execute(&mut *connection).await?;
+    sqlx::query("SELECT FROM job_waiting WHERE job_id = $1 AND tenant_id = $2 FOR UPDATE")
+        .bind(job.0)
+        .bind(tenant)
+        .execute(&mut *connection)
+        .await?;
     let Some(row) = sqlx::query("SELECT state, worker FROM job_state WHERE job_id = $1 AND tenant_id = $2 FOR UPDATE")
         .bind(job.0)
         .bind(tenant)
@@ -84,7 +88,12 @@ pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now:
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn retry(connection: &mut PgConnection, tenant: i32, job: JobId, now: DateTime<Utc>) -> Result<(Change, Option<Queue>), LedgerError> {
+pub async fn retry(
+    connection: &mut PgConnection,
+    tenant: i32,
+    job: JobId,
+    now: DateTime<Utc>,
+) -> Result<(Change, Option<Queue>), LedgerError> {
     let Some(row) = sqlx::query(
         "SELECT s.state, j.start_by, j.queue FROM job_state s JOIN job j ON j.id = s.job_id
          WHERE s.job_id = $1 AND s.tenant_id = $2 FOR UPDATE OF s",

@@ -75,8 +75,10 @@ pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usi
 /// # Errors
 /// [`LedgerError`].
 pub async fn next_due(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<Option<Duration>, LedgerError> {
-    let due: Option<DateTime<Utc>> =
-        sqlx::query_scalar("SELECT run_at FROM job_waiting WHERE queue = $1 ORDER BY run_at LIMIT 1").bind(queue.name()).fetch_optional(pool).await?;
+    let due: Option<DateTime<Utc>> = sqlx::query_scalar("SELECT run_at FROM job_waiting WHERE queue = $1 ORDER BY run_at LIMIT 1")
+        .bind(queue.name())
+        .fetch_optional(pool)
+        .await?;
     Ok(due.map(|due| (due - now).to_std().unwrap_or_default()))
 }
 

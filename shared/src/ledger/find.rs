@@ -1,6 +1,6 @@
 //! Step 9's reading side: one job, or a page of them, as clients see it. Every list is read by an index whatever the filter.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
@@ -47,9 +47,9 @@ pub struct FoundJob {
     pub progress_done: Option<i64>,
     /// Units there are, where known.
     pub progress_total: Option<i64>,
-    /// The payload.
-    pub payload: Value,
-    /// The result.
+    /// The payload; in a list `None`.
+    pub payload: Option<Value>,
+    /// The result; in a list `None`.
     pub result: Option<Value>,
     /// What went wrong at the latest run: `{code, class, message, causes}`.
     pub error: Option<Value>,
@@ -89,13 +89,18 @@ pub struct Filter {
     pub after: Option<JobId>,
 }
 
-/// The columns that [`FoundJob`] reads, from `j` (job) and `s` (`job_state`).
+/// The columns that [`FoundJob`] reads, from `j` (job) and `s` (`job_state`): all of them, or without what may be large.
 macro_rules! job_columns {
-    () => {
-        "j.id, j.kind, j.queue, j.priority, j.owner, j.created_at, j.start_by, j.payload,
+    (whole) => {
+        concat!("j.payload, (SELECT r.result FROM job_result r WHERE r.job_id = j.id) AS result, ", job_columns!(narrow))
+    };
+    (listed) => {
+        concat!("NULL::jsonb AS payload, NULL::jsonb AS result, ", job_columns!(narrow))
+    };
+    (narrow) => {
+        "j.id, j.kind, j.queue, j.priority, j.owner, j.created_at, j.start_by,
          s.state, s.reason, s.version, s.attempt, s.attempts_allowed, s.cancel_requested, s.run_at, s.started_at, s.finished_at,
          s.progress_done, s.progress_total,
-         (SELECT r.result FROM job_result r WHERE r.job_id = j.id) AS result,
          (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state IN (0, 1, 2, 4) ORDER BY a.run DESC LIMIT 1) AS error"
     };
 }
@@ -116,7 +121,7 @@ macro_rules! list_conditions {
 pub async fn job(connection: &mut PgConnection, tenant: i32, owner: Option<&str>, id: JobId) -> Result<Option<FoundJob>, LedgerError> {
     let row = sqlx::query(concat!(
         "SELECT ",
-        job_columns!(),
+        job_columns!(whole),
         " FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.id = $1 AND j.tenant_id = $2 AND ($3::text IS NULL OR j.owner = $3)"
     ))
     .bind(id.0)
@@ -128,6 +133,35 @@ pub async fn job(connection: &mut PgConnection, tenant: i32, owner: Option<&str>
 }
 
 /// The version of a job, if the tenant (and `owner` where one is given) has it: what a waiting client asks again and again.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn version(connection: &mut PgConnection, tenant: i32, owner: Option<&str>, id: JobId) -> Result<Option<i32>, LedgerError> {
+    let version = sqlx::query_scalar(
+        "SELECT s.version FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.id = $1 AND j.tenant_id = $2 AND ($3::text IS NULL OR j.owner = $3)",
+    )
+    .bind(id.0)
+    .bind(tenant)
+    .bind(owner)
+    .fetch_optional(connection)
+    .await?;
+    Ok(version)
+}
+
+/// The versions of those of `ids` that the tenant has.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn versions(connection: &mut PgConnection, tenant: i32, ids: &[Uuid]) -> Result<Vec<(JobId, i32)>, LedgerError> {
+    let rows: Vec<(Uuid, i32)> = sqlx::query_as("SELECT job_id, version FROM job_state WHERE job_id = ANY ($1) AND tenant_id = $2")
+        .bind(ids)
+        .bind(tenant)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows.into_iter().map(|(id, version)| (JobId(id), version)).collect())
+}
+
+/// The runs of a job of this tenant, the latest first, at most 100.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -153,7 +187,8 @@ pub async fn attempts(connection: &mut PgConnection, tenant: i32, id: JobId) -> 
         .collect()
 }
 
-/// A page of a tenant's jobs, newest first, at most `limit`.
+/// A page of a tenant's jobs, newest first, at most `limit`. Payloads and results are left out: a page of them could be
+/// tens of megabytes.
 ///
 /// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or each kind's index, merged.
 ///
@@ -163,7 +198,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
     let query = if filter.owner.is_some() {
         sqlx::query(concat!(
             "SELECT ",
-            job_columns!(),
+            job_columns!(listed),
             " FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.owner IS NOT NULL AND ",
             list_conditions!(),
             " ORDER BY j.id DESC LIMIT $9"
@@ -172,7 +207,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
         match filter.state {
             Some(State::Waiting) => sqlx::query(concat!(
                 "SELECT ",
-                job_columns!(),
+                job_columns!(listed),
                 " FROM job_waiting f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
                  WHERE f.tenant_id = $1 AND f.job_id >= $5 AND f.job_id < $6 AND ",
                 list_conditions!(),
@@ -180,7 +215,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
             )),
             Some(State::Queued | State::Running) => sqlx::query(concat!(
                 "SELECT ",
-                job_columns!(),
+                job_columns!(listed),
                 " FROM job_dispatched f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
                  WHERE f.tenant_id = $1 AND f.job_id >= $5 AND f.job_id < $6 AND ",
                 list_conditions!(),
@@ -188,7 +223,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
             )),
             Some(State::Failed | State::Cancelled | State::Expired) => sqlx::query(concat!(
                 "SELECT ",
-                job_columns!(),
+                job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
                  WHERE f.tenant_id = $1 AND f.state = $3 AND f.job_id >= $5 AND f.job_id < $6 AND ",
                 list_conditions!(),
@@ -203,7 +238,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                  )
                  SELECT p.* FROM kinds k CROSS JOIN LATERAL (
                     SELECT ",
-                job_columns!(),
+                job_columns!(listed),
                 "   FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.kind = k.kind AND ",
                 list_conditions!(),
                 "   ORDER BY j.id DESC LIMIT $9
@@ -222,7 +257,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
         .bind(filter.kind.as_deref())
         .bind(filter.state.map(State::code))
         .bind(filter.owner.as_deref())
-        .bind(first_id(from))
+        .bind(first_id(from.checked_sub_signed(LONGEST_ACCEPTANCE).unwrap_or(from)))
         .bind(below)
         .bind(earliest)
         .bind(latest)
@@ -231,6 +266,10 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
         .await?;
     rows.iter().map(found).collect()
 }
+
+/// The longest between the making of a job's id and its acceptance, generously: a request that takes longer has been given
+/// up. A list from a time on looks for ids from that much before it.
+const LONGEST_ACCEPTANCE: TimeDelta = TimeDelta::minutes(2);
 
 /// The lowest `UUIDv7` of a time's millisecond (RFC 9562 §5.7: 48 bits of Unix milliseconds lead).
 fn first_id(time: DateTime<Utc>) -> Uuid {

@@ -151,7 +151,9 @@ pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<R
         .zip(stands_for)
         .map(|(job, first)| match holders.get(&first) {
             Some(Ok(holder)) if holder.job == job.id => Ok(Inserted::Accepted),
-            Some(Ok(holder)) if holder.body_hash == job.idempotency.as_ref().map(|key| key.body_hash) => Ok(Inserted::Duplicate(holder.job)),
+            Some(Ok(holder)) if holder.body_hash == job.idempotency.as_ref().map(|key| key.body_hash) => {
+                Ok(Inserted::Duplicate(holder.job))
+            }
             Some(Ok(holder)) => Ok(Inserted::Conflict(holder.job)),
             Some(Err(error)) => Err(Arc::clone(error)),
             // Every offered member got an answer above.

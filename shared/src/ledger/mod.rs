@@ -79,7 +79,12 @@ impl LedgerError {
 impl From<sqlx::Error> for LedgerError {
     fn from(error: sqlx::Error) -> Self {
         let passing = match &error {
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Protocol(_) => true,
             // 08 connection, 40 rollback (deadlock, serialization), 53 resources, 55P03 lock not available, 57 operator
             // intervention (shutdown, statement timeout), 25006 read-only after a failover.
             sqlx::Error::Database(error) => error.code().is_some_and(|code| {

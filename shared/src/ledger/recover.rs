@@ -77,7 +77,8 @@ pub async fn beat(connection: &mut PgConnection, worker: Uuid) -> Result<Beat, L
 /// # Errors
 /// [`LedgerError`].
 pub async fn cancels(pool: &PgPool, worker: Uuid) -> Result<Vec<JobId>, LedgerError> {
-    let jobs: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000").bind(worker).fetch_all(pool).await?;
+    let jobs: Vec<Uuid> =
+        sqlx::query_scalar("SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000").bind(worker).fetch_all(pool).await?;
     Ok(jobs.into_iter().map(JobId).collect())
 }
 
@@ -325,7 +326,6 @@ pub async fn tidy(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, LedgerError>
     .bind(now)
     .execute(pool)
     .await?;
-    let wishes =
-        sqlx::query("DELETE FROM job_cancel c USING job_state s WHERE s.job_id = c.job_id AND s.state <> 2").execute(pool).await?;
+    let wishes = sqlx::query("DELETE FROM job_cancel c USING job_state s WHERE s.job_id = c.job_id AND s.state <> 2").execute(pool).await?;
     Ok(keys.rows_affected() + wishes.rows_affected())
 }

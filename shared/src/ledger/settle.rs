@@ -83,7 +83,14 @@ impl Settlement {
                 let own = policy.backoff.pause(job.attempt, random::fraction());
                 let asked = failure.retry_after.unwrap_or_default().min(LONGEST_REQUESTED_PAUSE);
                 let pause = TimeDelta::from_std(own.max(asked)).unwrap_or(TimeDelta::days(1));
-                Self { state: State::Waiting, reason: Reason::BackingOff, run_at: Some(now + pause), outcome: Some("retry"), error, ..plain }
+                Self {
+                    state: State::Waiting,
+                    reason: Reason::BackingOff,
+                    run_at: Some(now + pause),
+                    outcome: Some("retry"),
+                    error,
+                    ..plain
+                }
             }
             Outcome::Snoozed(pause) => {
                 let pause = TimeDelta::from_std(pause.min(LONGEST_REQUESTED_PAUSE)).unwrap_or(TimeDelta::days(1));
@@ -105,7 +112,16 @@ impl Settlement {
     #[must_use]
     pub fn refused(self) -> Self {
         let failure = Failure::permanent("result_refused", "the database refused the job's result or error; see the worker's log");
-        Self { state: State::Failed, outcome: Some("failed"), error: Some(error_json(&failure)), result: None, file: None, run_at: None, reason: Reason::None, ..self }
+        Self {
+            state: State::Failed,
+            outcome: Some("failed"),
+            error: Some(error_json(&failure)),
+            result: None,
+            file: None,
+            run_at: None,
+            reason: Reason::None,
+            ..self
+        }
     }
 }
 

@@ -95,7 +95,11 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
 }
 
 /// One look at a queue: fills the window, and answers how long until the next job is due.
-async fn look(engine: &Engine, queue: Queue, connection: &mut ConnectionManager) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {
+async fn look(
+    engine: &Engine,
+    queue: Queue,
+    connection: &mut ConnectionManager,
+) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {
     loop {
         engine.dispatch.looked(queue, true);
         let depth = push::depth(connection, engine.redis.keys(), queue).await?;

@@ -21,7 +21,13 @@ use tokio::sync::mpsc;
 use super::{Engine, announce::Announcement, credits::Credits, run::Work};
 
 /// Fetches until the engine drains. Ending drops the feed, which lets the apalis worker finish and end.
-pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>, feed: mpsc::Sender<Work>, mut connection: ConnectionManager) {
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    queue: Queue,
+    credits: Arc<Credits>,
+    feed: mpsc::Sender<Work>,
+    mut connection: ConnectionManager,
+) {
     let mut reader = Reader::new(engine.redis.clone(), queue, engine.worker.to_string());
     let mut failures: u32 = 0;
     loop {
@@ -52,7 +58,12 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
             Err(error) => {
                 failures += 1;
                 if failures.is_power_of_two() {
-                    tracing::warn!(queue = queue.name(), error = &error as &dyn std::error::Error, failures, "can't read the queue; trying again");
+                    tracing::warn!(
+                        queue = queue.name(),
+                        error = &error as &dyn std::error::Error,
+                        failures,
+                        "can't read the queue; trying again"
+                    );
                 }
                 pause(&engine, read::reconnect_pause(failures, random::fraction())).await;
                 continue;
@@ -63,7 +74,8 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
         }
         let jobs: Vec<JobId> = deliveries.iter().filter_map(|delivery| delivery.job).collect();
         let Some(claimed) = claim_patiently(&engine, queue, &jobs).await else { return };
-        metrics::counter!("offstage_claims_lost_total", "queue" => queue.name()).increment((jobs.len().saturating_sub(claimed.len())) as u64);
+        metrics::counter!("offstage_claims_lost_total", "queue" => queue.name())
+            .increment((jobs.len().saturating_sub(claimed.len())) as u64);
         let changed = claimed.iter().map(|job| job.id).collect();
         for job in claimed {
             let cancelled = engine.held.insert(&job);
@@ -109,6 +121,10 @@ async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Optio
 async fn remove(engine: &Engine, connection: &mut ConnectionManager, queue: Queue, deliveries: &[Delivery]) {
     if let Err(error) = read::remove(connection, engine.redis.keys(), queue, deliveries).await {
         // They lose at the next claim, so this costs a delivery and nothing else.
-        tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "entries of claimed jobs stay in their stream for now");
+        tracing::debug!(
+            queue = queue.name(),
+            error = &error as &dyn std::error::Error,
+            "entries of claimed jobs stay in their stream for now"
+        );
     }
 }

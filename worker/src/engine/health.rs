@@ -68,7 +68,10 @@ impl Health {
             })
             .collect();
         let ready = lease && !queues.is_empty() && queues.values().all(|word| *word == "consuming");
-        (ready, json!({"status": if ready { "ready" } else { "unready" }, "ledger": if lease { "heard" } else { "not heard" }, "queues": queues}))
+        (
+            ready,
+            json!({"status": if ready { "ready" } else { "unready" }, "ledger": if lease { "heard" } else { "not heard" }, "queues": queues}),
+        )
     }
 }
 

@@ -208,7 +208,10 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     if engine.held.len() == 0
         && let Err(error) = ledger::recover::deregister(&engine.services.pool, worker).await
     {
-        tracing::warn!(error = &error as &dyn std::error::Error, "could not leave the ledger in good order; it will forget this worker by itself");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "could not leave the ledger in good order; it will forget this worker by itself"
+        );
     }
     tracing::info!(took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), ?exit, "stopped");
     Ok(exit)

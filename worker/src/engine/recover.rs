@@ -52,7 +52,12 @@ enum SweepError {
 }
 
 /// Recovers until `stop`; `signals` bring reconnects and others' wishes.
-pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>, stop: CancellationToken, mut connection: ConnectionManager) {
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    mut signals: mpsc::Receiver<Signal>,
+    stop: CancellationToken,
+    mut connection: ConnectionManager,
+) {
     let mut ticks = tokio::time::interval(JUDGE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lease = engine.lease.watch();

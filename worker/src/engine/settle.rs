@@ -50,7 +50,9 @@ fn count(finished: &Finished, settled: &Settled) {
         .increment(1);
     match settled.state {
         State::Failed => tracing::warn!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, "job failed"),
-        state => tracing::debug!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, state = state.word(), "job settled"),
+        state => {
+            tracing::debug!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, state = state.word(), "job settled")
+        }
     }
 }
 
