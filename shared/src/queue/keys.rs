@@ -5,6 +5,7 @@
 //! | `{prefix:queue}:high`, `:normal`, `:low` | stream of a queue's jobs; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
 //! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
+| `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
 //!
 //! The braces make one Cluster slot of a queue's streams, so one command may read them all.
 
@@ -49,5 +50,11 @@ impl Keys {
     #[must_use]
     pub fn changes(&self) -> String {
         format!("{}:changes", self.prefix)
+    }
+
+    /// The channel that tells of running jobs to cancel.
+    #[must_use]
+    pub fn cancels(&self) -> String {
+        format!("{}:cancels", self.prefix)
     }
 }

@@ -25,6 +25,8 @@ pub enum Signal {
     Wake(Queue),
     /// These jobs changed.
     Changed(Vec<JobId>),
+    /// Owners want these running jobs cancelled.
+    Cancel(Vec<JobId>),
 }
 
 /// Which channels to hear.
@@ -34,6 +36,18 @@ pub enum Channel {
     Wake,
     /// [`Signal::Changed`].
     Changes,
+    /// [`Signal::Cancel`].
+    Cancels,
+}
+
+impl Channel {
+    fn name(self, keys: &Keys) -> String {
+        match self {
+            Self::Wake => keys.wake(),
+            Self::Changes => keys.changes(),
+            Self::Cancels => keys.cancels(),
+        }
+    }
 }
 
 /// Wakes the dispatchers of a queue.
@@ -58,6 +72,21 @@ pub async fn changed(connection: &mut ConnectionManager, keys: &Keys, jobs: impl
         pipeline.cmd("PUBLISH").arg(keys.changes()).arg(chunk).ignore();
     }
     pipeline.query_async(connection).await.map_err(QueueError::during("tell of changes"))
+}
+
+/// Tells the workers that a running job is to be cancelled; who runs it asks the ledger. Their heartbeats would bring it too, up
+/// to two seconds later.
+///
+/// # Errors
+/// [`QueueError::Redis`].
+pub async fn cancel(connection: &mut ConnectionManager, keys: &Keys, job: JobId) -> Result<(), QueueError> {
+    let channel = keys.cancels();
+    redis::cmd("PUBLISH")
+        .arg(channel)
+        .arg(job.0.as_bytes())
+        .query_async(connection)
+        .await
+        .map_err(QueueError::during("tell of a cancellation"))
 }
 
 /// Subscribes in a task of its own that reconnects by itself until `stop`. After each (re)connect it says
@@ -94,16 +123,13 @@ pub fn listen(redis: Redis, channels: &'static [Channel], stop: CancellationToke
 async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>) -> Result<bool, QueueError> {
     let mut subscription = redis.subscriber().await?;
     for channel in channels {
-        let name = match channel {
-            Channel::Wake => redis.keys().wake(),
-            Channel::Changes => redis.keys().changes(),
-        };
+        let name = channel.name(redis.keys());
         subscription.subscribe(name).await.map_err(QueueError::during("subscribe"))?;
     }
     if sender.send(Signal::Subscribed).await.is_err() {
         return Ok(false);
     }
-    let wake = redis.keys().wake();
+    let (wake, cancels) = (redis.keys().wake(), redis.keys().cancels());
     let (mut sink, mut messages) = subscription.split();
     let mut missed = false;
     loop {
@@ -121,11 +147,11 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
             }
         };
         let payload = message.get_payload_bytes();
-        let signal = if message.get_channel_name() == wake {
-            std::str::from_utf8(payload).ok().and_then(Queue::from_name).map(Signal::Wake)
-        } else {
-            let ids = payload.chunks_exact(16).filter_map(|bytes| Uuid::from_slice(bytes).ok()).map(JobId).collect();
-            Some(Signal::Changed(ids))
+        let ids = || payload.chunks_exact(16).filter_map(|bytes| Uuid::from_slice(bytes).ok()).map(JobId).collect();
+        let signal = match message.get_channel_name() {
+            channel if channel == wake => std::str::from_utf8(payload).ok().and_then(Queue::from_name).map(Signal::Wake),
+            channel if channel == cancels => Some(Signal::Cancel(ids())),
+            _ => Some(Signal::Changed(ids())),
         };
         let Some(signal) = signal else { continue };
         // A reader that fell behind is told once, when it can hear again, that it must look for itself.

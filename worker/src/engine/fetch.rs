@@ -32,16 +32,13 @@ pub(super) async fn run(
     let mut failures: u32 = 0;
     loop {
         let ready = async {
-            let epoch = engine.lease.held().await;
-            (epoch, credits.room().await)
+            engine.lease.held().await;
+            credits.room().await
         };
-        let (epoch, room) = tokio::select! {
+        let room = tokio::select! {
             () = engine.draining.cancelled() => return,
-            ready = ready => ready,
+            room = ready => room,
         };
-        if epoch.is_cancelled() {
-            continue;
-        }
         let read = tokio::select! {
             () = engine.draining.cancelled() => return,
             read = reader.read(room) => read,
@@ -72,6 +69,11 @@ pub(super) async fn run(
         if deliveries.is_empty() {
             continue;
         }
+        // The read may have waited for seconds: what is claimed now belongs to the lease of now.
+        let epoch = tokio::select! {
+            () = engine.draining.cancelled() => return,
+            epoch = engine.lease.held() => epoch,
+        };
         let jobs: Vec<JobId> = deliveries.iter().filter_map(|delivery| delivery.job).collect();
         let Some(claimed) = claim_patiently(&engine, queue, &jobs).await else { return };
         metrics::counter!("offstage_claims_lost_total", "queue" => queue.name())

@@ -161,7 +161,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     .map_err(StartError::Thread)?;
 
     tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()?));
-    let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Changes], background.clone());
+    let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], background.clone());
     tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()?));
     tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()?));
     tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()?));

@@ -84,7 +84,8 @@ pub(super) async fn run(
                 Some(Signal::Wake(queue)) => { engine.dispatch.due(queue); Ok(()) }
                 // Redis may have been emptied: a duty a second is plenty, whoever reconnects.
                 Some(Signal::Subscribed) => sweep(&engine, &mut connection, Duration::from_secs(1)).await,
-                Some(Signal::Changed(jobs)) => cancels(&engine, &jobs).await,
+                Some(Signal::Cancel(jobs)) => cancels(&engine, &jobs).await,
+                Some(Signal::Changed(_)) => Ok(()),
             },
         };
         if let Err(error) = outcome {
@@ -214,9 +215,9 @@ async fn give_back(engine: &Engine, connection: &mut ConnectionManager, lost: &[
     put_back(engine, connection, returned).await
 }
 
-/// Somebody's jobs changed: perhaps one of ours is to be cancelled. The heartbeat would bring it too, up to two seconds later.
-async fn cancels(engine: &Engine, changed: &[JobId]) -> Result<(), SweepError> {
-    if engine.held.holds_any(changed) {
+/// Somebody wants running jobs cancelled; what the ledger says of it counts.
+async fn cancels(engine: &Engine, jobs: &[JobId]) -> Result<(), SweepError> {
+    if engine.held.holds_any(jobs) {
         let wished = recover::cancels(&engine.services.pool, engine.worker).await?;
         engine.held.cancel(&wished);
     }
