@@ -5,7 +5,7 @@
 //! | `{prefix:queue}:high`, `:normal`, `:low` | stream of a queue's jobs; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
 //! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
-| `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
+//! | `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
 //!
 //! The braces make one Cluster slot of a queue's streams, so one command may read them all.
 
