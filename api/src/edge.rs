@@ -61,7 +61,7 @@ impl Drop for UnderWay {
 }
 
 /// The middleware.
-pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub async fn edge(State((app, deadline)): State<(App, Duration)>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let _under_way = UnderWay::begin();
     let id = RequestId::of(request.headers(), &app);
@@ -70,7 +70,7 @@ pub async fn edge(State(app): State<App>, mut request: Request, next: Next) -> R
     let method = method_label(request.method());
     let span = tracing::info_span!("request", id = id.0, method, route);
     request.extensions_mut().insert(id.clone());
-    let guarded = AssertUnwindSafe(tokio::time::timeout(DEADLINE, next.run(request))).catch_unwind();
+    let guarded = AssertUnwindSafe(tokio::time::timeout(deadline, next.run(request))).catch_unwind();
     let mut response = match guarded.instrument(span.clone()).await {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {

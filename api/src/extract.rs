@@ -13,8 +13,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
-use serde_path_to_error::{Segment, Track};
-use shared::kinds::Violation;
+use serde_path_to_error::Track;
+use shared::kinds::{Violation, pointer_of_ignored};
 
 use crate::problem::{Code, Problem};
 
@@ -120,15 +120,7 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     };
     match error.classify() {
         Category::Data => {
-            let mut pointer = pointer_of(track.path().iter());
-            let detail = without_place(&error.to_string());
-            // serde reports a missing field at its parent.
-            if let Some(field) = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-                pointer.push_str(&token(field));
-                unknown.push(Violation::new(pointer, "is missing"));
-            } else {
-                unknown.push(Violation::new(pointer, detail));
-            }
+            unknown.push(Violation::unreadable(&track.path(), &error.to_string()));
             Err(Problem::invalid(unknown))
         }
         Category::Syntax | Category::Eof | Category::Io => {
@@ -144,31 +136,6 @@ const UNKNOWN_FIELD: &str = "is not a field of this request; check its spelling 
 /// `serde_json` ends its messages with the place, which a pointer says better.
 fn without_place(message: &str) -> String {
     message.rfind(" at line ").and_then(|end| message.get(..end)).unwrap_or(message).to_owned()
-}
-
-/// RFC 6901: `~` and `/` are escaped in a pointer's tokens.
-fn token(name: &str) -> String {
-    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
-}
-
-fn pointer_of<'a>(segments: impl Iterator<Item = &'a Segment>) -> String {
-    segments
-        .map(|segment| match segment {
-            Segment::Seq { index } => format!("/{index}"),
-            Segment::Map { key } => token(key),
-            Segment::Enum { .. } | Segment::Unknown => String::new(),
-        })
-        .collect()
-}
-
-fn pointer_of_ignored(path: &serde_ignored::Path<'_>) -> String {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => String::new(),
-        Path::Seq { parent, index } => format!("{}/{index}", pointer_of_ignored(parent)),
-        Path::Map { parent, key } => pointer_of_ignored(parent) + &token(key),
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => pointer_of_ignored(parent),
-    }
 }
 
 /// The parameters of a query (`?limit=20`), unknown ones refused.

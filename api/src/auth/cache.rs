@@ -91,7 +91,7 @@ impl KeyCache {
         let read_at = Instant::now();
         let found = match keys::find(&self.pool, hash).await {
             // A connection that died while it lay idle costs one question, and asking changes nothing.
-            Err(error) if error.is_transient() => keys::find(&self.pool, hash).await?,
+            Err(LedgerError::Unavailable(sqlx::Error::Io(_))) => keys::find(&self.pool, hash).await?,
             found => found?,
         };
         let found = found.map(Arc::new);

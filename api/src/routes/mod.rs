@@ -3,6 +3,8 @@
 mod health;
 mod openapi;
 
+use std::time::Duration;
+
 use axum::{
     Router,
     http::{Extensions, HeaderMap, StatusCode, Version},
@@ -33,18 +35,19 @@ pub fn router(app: App) -> Router {
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::serve));
-    dress(routes, app)
+    dress(routes, app, edge::DEADLINE)
 }
 
-/// Puts the edge around routes: what is unknown or goes wrong in them leaves as a problem, what is large compressed.
-pub fn dress(routes: Router<App>, app: App) -> Router {
+/// Puts the edge around routes: what is unknown or goes wrong in them leaves as a problem, what is large compressed, and
+/// what has not begun to answer within `deadline` is answered for.
+pub fn dress(routes: Router<App>, app: App, deadline: Duration) -> Router {
     // Streams of events must not wait in a compressor's buffer; files are links to elsewhere.
     let worth = SizeAbove::new(COMPRESS_ABOVE + 1).and(NotForContentType::const_new("text/event-stream"));
     let worth = worth.and(|status: StatusCode, _: Version, _: &HeaderMap, _: &Extensions| status != StatusCode::NO_CONTENT);
     routes
         .fallback(async || Problem::new(Code::RouteNotFound, "There is nothing here; the addresses are listed at /openapi.json."))
         .method_not_allowed_fallback(async || Problem::new(Code::MethodNotAllowed, "Use a method that the header Allow names."))
-        .layer(middleware::from_fn_with_state(app.clone(), edge::edge))
+        .layer(middleware::from_fn_with_state((app.clone(), deadline), edge::edge))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth))
         .with_state(app)
 }

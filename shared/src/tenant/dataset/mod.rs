@@ -81,7 +81,8 @@ impl Dataset {
     }
 
     /// The SQL, one reading statement with `$1` … `$n`. Every parameter is declared text and cast to its type inside, so
-    /// all of them are bound as text, in the order of [`Dataset::bind`]. Safe to wrap in `DECLARE … CURSOR FOR`.
+    /// all of them are bound as text, in the order of [`Dataset::bind`]. Safe to wrap in `DECLARE … CURSOR FOR`. The session
+    /// must have `standard_conforming_strings` on (Postgres' default since 9.1): with it off, strings end elsewhere.
     #[must_use]
     pub fn sql(&self) -> &str {
         &self.sql

@@ -3,7 +3,8 @@
 //! Follows Postgres' own lexer (`src/backend/parser/scan.l`, versions 15 to 18) as far as it decides what is text and
 //! what is not: strings with their continuation over lines, `E''` escapes, quoted identifiers, dollar quotes, comments
 //! that nest. Inside those a colon means nothing; outside, `::` is a cast, `:=` names an argument, and a colon before a
-//! digit is an array slice. A value never becomes part of the SQL: `:name` turns into a numbered parameter.
+//! digit is an array slice. A value never becomes part of the SQL: `:name` turns into a numbered parameter. Strings are
+//! read with `standard_conforming_strings` on, which whoever runs the SQL must see to.
 
 use super::value::ParameterType;
 

@@ -1,0 +1,317 @@
+//! Who waits for news of a job, and how they hear of it.
+//!
+//! Redis carries hints and never answers: whoever hears that a job changed reads its row. One subscription serves the whole
+//! process.
+//!
+//! What must stay true:
+//! - whoever waits was registered before they read, so no change falls between the two;
+//! - a lost hint costs at most [`LOOK_EVERY`]: that often the versions of all watched jobs are read together. Always, and not
+//!   only while our Redis is away: a worker may have lost its own, which we can't know;
+//! - the number of waiting requests is bounded, and well below the number of connections, so that those who wait leave
+//!   room for those who ask.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::aio::ConnectionManager;
+use shared::{
+    job::JobId,
+    ledger::{LedgerError, find},
+    queue::{
+        Queue, QueueError, Redis,
+        signal::{self, Channel, Signal},
+    },
+    tenant,
+};
+use sqlx::PgPool;
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::server::MOST_CONNECTIONS;
+
+/// Requests that may wait at a time. A request occupies its connection, so a quarter of those stays free.
+pub const MOST_WAITING: usize = MOST_CONNECTIONS / 4 * 3;
+
+/// How often the watched jobs are looked at without a hint.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Jobs of one look's statement.
+const LOOKED_AT_TOGETHER: usize = 1_000;
+
+/// Changes of our own that may wait for Redis; what is beyond is dropped, and found by looking.
+const TELLINGS: usize = 1_024;
+
+/// Changes told in one go.
+const TOLD_TOGETHER: usize = 64;
+
+/// Follows jobs and tells of changes. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Follow {
+    registry: Arc<Registry>,
+    tell: mpsc::Sender<Telling>,
+}
+
+/// Something to tell.
+#[derive(Clone, Copy, Debug)]
+struct Telling {
+    changed: JobId,
+    wake: Option<Queue>,
+}
+
+impl Follow {
+    /// Starts listening, looking and telling, until `stop`. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`QueueError::Address`].
+    pub fn start(pool: PgPool, redis: &Redis, stop: CancellationToken) -> Result<Self, QueueError> {
+        let registry = Arc::new(Registry::new(MOST_WAITING));
+        let (tell, tellings) = mpsc::channel(TELLINGS);
+        tokio::spawn(tell_redis(redis.commands()?, redis.clone(), tellings));
+        let signals = signal::listen(redis.clone(), &[Channel::Changes], stop.clone());
+        tokio::spawn(hear(Arc::clone(&registry), signals));
+        tokio::spawn(look(Arc::clone(&registry), pool, stop));
+        Ok(Self { registry, tell })
+    }
+
+    /// Registers an interest in a job, to be done before its row is read; `None` when too many wait already.
+    #[must_use]
+    pub fn watch(&self, tenant: i32, job: JobId) -> Option<Watch> {
+        self.registry.watch(tenant, job)
+    }
+
+    /// Tells everybody that a job changed by a request: those who wait here at once, others by way of Redis, which may be
+    /// away. `wake` names the queue whose dispatcher should look.
+    pub fn tell(&self, changed: JobId, wake: Option<Queue>) {
+        self.registry.wake(&[changed]);
+        if self.tell.try_send(Telling { changed, wake }).is_err() {
+            metrics::counter!("offstage_announcements_dropped_total").increment(1);
+        }
+    }
+}
+
+/// One request's interest in a job; ends when dropped.
+#[derive(Debug)]
+pub struct Watch {
+    registry: Arc<Registry>,
+    job: JobId,
+    watcher: Arc<Watcher>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Watch {
+    /// Says which version was read, so that a look which finds the same wakes nobody.
+    pub fn saw(&self, version: i32) {
+        self.watcher.known.store(version, Ordering::Relaxed);
+    }
+
+    /// Waits until the job may have changed since the last time this returned, or since the watch began.
+    pub async fn news(&self) {
+        self.watcher.news.notified().await;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.registry.leave(self.job, &self.watcher);
+        metrics::gauge!("offstage_http_requests_waiting").decrement(1.0);
+    }
+}
+
+#[derive(Debug)]
+struct Registry {
+    watched: Mutex<HashMap<JobId, Watched>>,
+    places: Arc<Semaphore>,
+    /// Asks for a look out of turn.
+    look: Notify,
+}
+
+#[derive(Debug)]
+struct Watched {
+    tenant: i32,
+    watchers: Vec<Arc<Watcher>>,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    /// The version last read; the highest there is until then, since the reading is yet to come.
+    known: AtomicI32,
+    news: Notify,
+}
+
+impl Registry {
+    fn new(places: usize) -> Self {
+        Self { watched: Mutex::default(), places: Arc::new(Semaphore::new(places)), look: Notify::new() }
+    }
+
+    fn watch(self: &Arc<Self>, tenant: i32, job: JobId) -> Option<Watch> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        let watcher = Arc::new(Watcher { known: AtomicI32::new(i32::MAX), news: Notify::new() });
+        let mut watched = self.lock();
+        watched.entry(job).or_insert_with(|| Watched { tenant, watchers: Vec::with_capacity(1) }).watchers.push(Arc::clone(&watcher));
+        drop(watched);
+        metrics::gauge!("offstage_http_requests_waiting").increment(1.0);
+        Some(Watch { registry: Arc::clone(self), job, watcher, _place: place })
+    }
+
+    fn leave(&self, job: JobId, watcher: &Arc<Watcher>) {
+        let mut watched = self.lock();
+        if let Some(entry) = watched.get_mut(&job) {
+            entry.watchers.retain(|other| !Arc::ptr_eq(other, watcher));
+            if entry.watchers.is_empty() {
+                watched.remove(&job);
+            }
+        }
+    }
+
+    /// Wakes all who watch these jobs.
+    fn wake(&self, jobs: &[JobId]) {
+        let watched = self.lock();
+        if watched.is_empty() {
+            return;
+        }
+        for entry in jobs.iter().filter_map(|job| watched.get(job)) {
+            // A permit is kept for whoever is just reading and not waiting yet.
+            entry.watchers.iter().for_each(|watcher| watcher.news.notify_one());
+        }
+    }
+
+    /// Wakes those who know less than what was found.
+    fn found(&self, versions: &[(JobId, i32)]) {
+        let watched = self.lock();
+        for (job, version) in versions {
+            let Some(entry) = watched.get(job) else { continue };
+            entry.watchers.iter().filter(|watcher| watcher.known.load(Ordering::Relaxed) < *version).for_each(|watcher| watcher.news.notify_one());
+        }
+    }
+
+    /// The watched jobs by tenant: row-level security shows one tenant a transaction.
+    fn by_tenant(&self) -> HashMap<i32, Vec<Uuid>> {
+        let mut tenants: HashMap<i32, Vec<Uuid>> = HashMap::new();
+        for (job, entry) in &*self.lock() {
+            tenants.entry(entry.tenant).or_default().push(job.0);
+        }
+        tenants
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Watched>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes on what Redis says, until its sender ends with `stop`.
+async fn hear(registry: Arc<Registry>, mut signals: mpsc::Receiver<Signal>) {
+    while let Some(signal) = signals.recv().await {
+        match signal {
+            Signal::Changed(jobs) => registry.wake(&jobs),
+            Signal::Subscribed => registry.look.notify_one(),
+            Signal::Wake(_) => {}
+        }
+    }
+}
+
+/// Looks at all that is watched, every so often and after each subscription.
+async fn look(registry: Arc<Registry>, pool: PgPool, stop: CancellationToken) {
+    let mut turns = tokio::time::interval(LOOK_EVERY);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = turns.tick() => {}
+            () = registry.look.notified() => {}
+        }
+        for (tenant, jobs) in registry.by_tenant() {
+            for jobs in jobs.chunks(LOOKED_AT_TOGETHER) {
+                match versions(&pool, tenant, jobs).await {
+                    Ok(versions) => registry.found(&versions),
+                    // Who waits reads again at the end of their time; what fails then is theirs to hear.
+                    Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "could not look at the watched jobs"),
+                }
+            }
+        }
+    }
+}
+
+async fn versions(pool: &PgPool, tenant: i32, jobs: &[Uuid]) -> Result<Vec<(JobId, i32)>, LedgerError> {
+    let mut transaction = tenant::transaction(pool, tenant).await?;
+    find::versions(&mut transaction, tenant, jobs).await
+}
+
+/// Tells Redis until every [`Follow`] is gone. A Redis that is away delays nobody: what can't be told is dropped.
+async fn tell_redis(mut connection: ConnectionManager, redis: Redis, mut tellings: mpsc::Receiver<Telling>) {
+    let mut batch = Vec::with_capacity(TOLD_TOGETHER);
+    while tellings.recv_many(&mut batch, TOLD_TOGETHER).await > 0 {
+        let mut queues: Vec<Queue> = batch.iter().filter_map(|telling| telling.wake).collect();
+        queues.sort_unstable();
+        queues.dedup();
+        let told = async {
+            for queue in queues {
+                signal::wake(&mut connection, redis.keys(), queue).await?;
+            }
+            signal::changed(&mut connection, redis.keys(), batch.drain(..).map(|telling| telling.changed)).await
+        };
+        if let Err(error) = told.await {
+            metrics::counter!("offstage_announcements_dropped_total").increment(1);
+            tracing::warn!(error = &error as &dyn std::error::Error, "could not tell Redis of a change; others find it by looking");
+        }
+        batch.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn job(number: u128) -> JobId {
+        JobId(Uuid::from_u128(number))
+    }
+
+    fn has_news(watch: &Watch) -> bool {
+        watch.news().now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_hint_reaches_all_who_watch_the_job_also_those_not_waiting_yet() {
+        let registry = Arc::new(Registry::new(10));
+        let (one, other, elsewhere) = (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(2)).unwrap());
+        registry.wake(&[job(1), job(1), job(3)]);
+        assert!(has_news(&one) && has_news(&other) && !has_news(&elsewhere));
+        assert!(!has_news(&one), "two hints before a reading are one piece of news");
+    }
+
+    #[test]
+    fn a_look_wakes_only_those_who_know_less() {
+        let registry = Arc::new(Registry::new(10));
+        let (old, new, reading) = (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap());
+        old.saw(4);
+        new.saw(5);
+        registry.found(&[(job(1), 5), (job(9), 1)]);
+        assert!(has_news(&old) && !has_news(&new) && !has_news(&reading));
+    }
+
+    #[test]
+    fn places_are_bounded_and_come_back_with_the_last_of_a_job() {
+        let registry = Arc::new(Registry::new(2));
+        let (one, two) = (registry.watch(1, job(1)).unwrap(), registry.watch(2, job(2)).unwrap());
+        assert!(registry.watch(1, job(3)).is_none());
+        assert_eq!(registry.by_tenant(), HashMap::from([(1, vec![job(1).0]), (2, vec![job(2).0])]));
+        drop(two);
+        let again = registry.watch(1, job(1)).unwrap();
+        drop(one);
+        registry.wake(&[job(1)]);
+        assert!(has_news(&again));
+        drop(again);
+        assert!(registry.lock().is_empty());
+    }
+}

@@ -1,0 +1,104 @@
+//! Jobs: asked for, shown, waited for, listed, cancelled, tried again.
+//!
+//! What must stay true: a job of another tenant, or of another user than the one a backend acts for, does not exist here
+//! (404); what is answered with 202 is durable; no request waits for Redis.
+
+mod admission;
+mod change;
+mod create;
+mod fingerprint;
+mod list;
+mod read;
+mod view;
+
+use axum::{
+    Router,
+    extract::{FromRequestParts, Path},
+    http::request::Parts,
+    routing::{get, post},
+};
+use shared::job::JobId;
+use utoipa::OpenApi;
+use uuid::Uuid;
+
+pub use admission::{Admitted, Wish, admit};
+pub use view::{Outlook, Trouble};
+
+use crate::{
+    app::App,
+    problem::{Code, Problem},
+};
+
+/// The doors' part of the contract.
+#[derive(OpenApi)]
+#[openapi(
+    paths(create::create, list::list, read::read, change::cancel, change::retry),
+    tags((name = "jobs", description = "Every kind of work, asked for and followed")),
+)]
+pub struct Contract;
+
+/// The doors.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/jobs", post(create::create).get(list::list))
+        .route("/v1/jobs/{id}", get(read::read))
+        .route("/v1/jobs/{id}/cancel", post(change::cancel))
+        .route("/v1/jobs/{id}/retry", post(change::retry))
+}
+
+/// Whose job is asked for: of a tenant, and where a backend acts for a user, of that user.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The tenant.
+    pub tenant: i32,
+    /// The only user whose jobs exist; `None` for all of the tenant's.
+    pub owner: Option<&'a str>,
+    /// The job.
+    pub id: JobId,
+}
+
+/// The `{id}` of an address. What can't be an id names no job.
+#[derive(Debug, Clone, Copy)]
+pub struct IdOfPath(pub Option<JobId>);
+
+impl FromRequestParts<App> for IdOfPath {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
+        let text = Path::<String>::from_request_parts(parts, app).await;
+        Ok(Self(text.ok().and_then(|Path(text)| id_of(&text))))
+    }
+}
+
+impl IdOfPath {
+    /// The id.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`].
+    pub fn job(self) -> Result<JobId, Problem> {
+        self.0.ok_or_else(not_found)
+    }
+}
+
+/// An id in the form that we write; others lead nowhere, or one job would have several addresses.
+fn id_of(text: &str) -> Option<JobId> {
+    (text.len() == 36).then(|| Uuid::try_parse(text).ok().map(JobId))?
+}
+
+fn not_found() -> Problem {
+    Problem::new(Code::JobNotFound, "There is no such job for this key and user. Check the id, and X-Acting-User if it was sent.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_one_form() {
+        let id = "0197c2a4-5b6c-7d8e-9f01-23456789abcd";
+        assert_eq!(id_of(id).unwrap().to_string(), id);
+        for other in ["", "x", &id[1..], &format!("{{{id}}}"), &format!("urn:uuid:{id}"), &id.replace('-', ""), &id.replace('7', "g")] {
+            assert_eq!(id_of(other), None, "{other}");
+        }
+    }
+}
