@@ -1,0 +1,115 @@
+//! An installation of one's own.
+
+use std::{future::IntoFuture, path::Path};
+
+use chrono::{DateTime, Utc};
+use sandbox::{Launch, Options, Process, Sandbox};
+use sqlx::AssertSqlSafe;
+
+use crate::Client;
+
+/// The tenant that most tests are about.
+const TENANT: &str = "acme";
+
+/// Postgres, Redis, S3, one `api`, and a tenant with a key. It ends, with everything in it, when it is dropped; when the test
+/// fails, the processes' logs are kept and their place is printed.
+#[derive(Debug)]
+pub struct World {
+    /// The services, and what starts programs.
+    pub sandbox: Sandbox,
+    /// The API.
+    pub api: Process,
+    /// The tenant's backend, with a key that may do everything.
+    pub client: Client,
+}
+
+impl World {
+    /// Without a worker.
+    pub async fn start() -> Self {
+        Self::start_with(Launch::new()).await
+    }
+
+    /// Without a worker, the API started as `api` says.
+    pub async fn start_with(api: Launch) -> Self {
+        let sandbox = Sandbox::start(Options::test()).await.expect("a sandbox");
+        let (api, key) = tokio::join!(sandbox.start_api(api).into_future(), async {
+            apply_tenant(&sandbox, TENANT).await;
+            sandbox.create_key(TENANT, "test", "*").await.expect("a key")
+        });
+        let api = api.expect("an API");
+        let client = Client::new(api.url(), key);
+        Self { sandbox, api, client }
+    }
+
+    /// With one worker.
+    pub async fn with_worker() -> (Self, Process) {
+        let world = Self::start().await;
+        let worker = world.worker().await;
+        (world, worker)
+    }
+
+    /// One more worker, ready; restarted when it dies.
+    pub async fn worker(&self) -> Process {
+        self.start_worker(Launch::new()).await
+    }
+
+    /// One more worker as `launch` says, ready.
+    pub async fn start_worker(&self, launch: Launch) -> Process {
+        self.sandbox.start_worker(launch).await.expect("a worker")
+    }
+
+    /// Makes another tenant, and a key of its own that may do everything.
+    pub async fn tenant(&self, name: &str) -> Client {
+        apply_tenant(&self.sandbox, name).await;
+        self.key_of(name, "*").await
+    }
+
+    /// The tenant's backend with a key that has these scopes.
+    pub async fn key(&self, scopes: &str) -> Client {
+        self.key_of(TENANT, scopes).await
+    }
+
+    async fn key_of(&self, tenant: &str, scopes: &str) -> Client {
+        self.client.with_key(&self.sandbox.create_key(tenant, "test", scopes).await.expect("a key"))
+    }
+
+    /// One number from the database, by a statement of the test's own.
+    pub async fn number(&self, statement: impl Into<String>) -> i64 {
+        let statement: String = statement.into();
+        sqlx::query_scalar(AssertSqlSafe(statement.as_str()))
+            .fetch_one(self.sandbox.pool())
+            .await
+            .unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    /// Changes the database behind the product's back; how many rows.
+    pub async fn execute(&self, statement: impl Into<String>) -> u64 {
+        let statement: String = statement.into();
+        let done = sqlx::query(AssertSqlSafe(statement.as_str())).execute(self.sandbox.pool()).await;
+        done.unwrap_or_else(|error| panic!("{statement}: {error}")).rows_affected()
+    }
+
+    /// The time, by the database's clock.
+    pub async fn now(&self) -> DateTime<Utc> {
+        sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(self.sandbox.pool()).await.expect("the time")
+    }
+
+    /// One figure of a process' `/metrics`: the sum over the series of this name whose labels hold all of `labels`.
+    pub async fn figure(&self, process: &Process, name: &str, labels: &[&str]) -> f64 {
+        let answer = self.client.without_key().get(&format!("{}/metrics", process.url())).await;
+        assert_eq!(answer.status, 200);
+        let text = answer.text();
+        let series = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let (found, found_labels) = series.split_once('{').unwrap_or((series, ""));
+            (found == name && labels.iter().all(|label| found_labels.contains(label))).then(|| value.parse::<f64>().ok()).flatten()
+        });
+        series.sum()
+    }
+}
+
+async fn apply_tenant(sandbox: &Sandbox, name: &str) {
+    let manifest = sandbox.directory().join(format!("{name}.toml"));
+    std::fs::write(&manifest, format!("[tenant]\nname = \"{name}\"\n")).expect("a file in the sandbox");
+    sandbox.apply_tenant(Path::new(&manifest)).await.expect("a tenant");
+}

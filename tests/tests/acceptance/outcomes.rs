@@ -1,0 +1,155 @@
+//! How runs end: well, in passing trouble, for good, in a panic, with their process; and jobs that no worker can read.
+
+use std::time::Duration;
+
+use acceptance::{Callbacks, World, probe, until};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+
+async fn waits_for_later(world: &World) -> String {
+    world.client.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + TimeDelta::hours(1)})).await
+}
+
+/// Makes a waiting job due, once it was changed behind the product's back.
+async fn make_due(world: &World, id: &str) {
+    world.execute(format!("UPDATE job_waiting SET run_at = now() WHERE job_id = '{id}'")).await;
+}
+
+#[tokio::test]
+async fn a_passing_failure_is_tried_again_with_backoff_and_fails_in_the_end() {
+    let (world, _worker) = World::with_worker().await;
+    let client = &world.client;
+    let callbacks = Callbacks::listen().await;
+    let id = client.create_id(&probe(&json!({"outcome": "retry", "callback_url": callbacks.url()}))).await;
+    let mut pauses = Vec::new();
+    for attempt in 1..=2 {
+        let waiting = client.wait_for(&id, "backing off", |job| job["reason"] == "backing_off" && job["attempt"] == attempt).await;
+        assert_eq!(waiting["state"], "waiting");
+        assert!(waiting["error"]["code"].is_string() && waiting["error"]["message"].is_string(), "it says what happened: {waiting}");
+        let run_at: DateTime<Utc> = waiting["run_at"].as_str().unwrap().parse().unwrap();
+        let finished = client.job_with_attempts(&id).await["attempts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|run| run["finished_at"].clone())
+            .max_by_key(Value::to_string)
+            .unwrap();
+        pauses.push(run_at - finished.as_str().unwrap().parse::<DateTime<Utc>>().unwrap());
+    }
+    let failed = client.ended(&id).await;
+    assert_eq!(
+        (failed["state"].as_str(), failed["attempt"].as_i64(), failed["attempts_allowed"].as_i64()),
+        (Some("failed"), Some(3), Some(3)),
+        "{failed}"
+    );
+    assert!(failed["error"]["code"].is_string() && failed["result"].is_null(), "{failed}");
+    assert!(failed["error"]["causes"].is_null(), "causes are for operators: {failed}");
+    // R2: from 2 s, doubling, with jitter (±20 %).
+    for (pause, expected) in pauses.iter().zip([2_000, 4_000]) {
+        assert!((expected * 8 / 10..=expected * 12 / 10).contains(&pause.num_milliseconds()), "{pauses:?}");
+    }
+    let started: Vec<_> = callbacks.of_phase("started").into_iter().map(|call| call.attempt).collect();
+    assert_eq!(started, [1, 2, 3]);
+    let runs = client.job_with_attempts(&id).await["attempts"].clone();
+    let mut outcomes: Vec<_> =
+        runs.as_array().unwrap().iter().map(|run| (run["attempt"].as_i64(), run["outcome"].as_str().unwrap())).collect();
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, [(Some(1), "retry"), (Some(2), "retry"), (Some(3), "failed")]);
+}
+
+#[tokio::test]
+async fn a_permanent_failure_is_not_tried_again() {
+    let (world, _worker) = World::with_worker().await;
+    let failed = world.client.ended(&world.client.create_id(&probe(&json!({"outcome": "fail"}))).await).await;
+    assert_eq!((failed["state"].as_str(), failed["attempt"].as_i64()), (Some("failed"), Some(1)), "{failed}");
+    assert!(failed["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{failed}");
+}
+
+#[tokio::test]
+async fn a_panic_fails_its_job_and_nothing_else() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let panics = client.create_id(&probe(&json!({"outcome": "panic"}))).await;
+    let waiting = client.wait_for(&panics, "backing off", |job| job["reason"] == "backing_off").await;
+    assert_eq!(waiting["error"]["code"], "panic", "{waiting}");
+    // The same process goes on, in the same queue.
+    for _ in 0..3 {
+        client.succeeded(&client.create_id(&probe(&json!({}))).await).await;
+    }
+    let failed = client.ended(&panics).await;
+    assert_eq!((failed["state"].as_str(), failed["attempt"].as_i64()), (Some("failed"), Some(3)), "{failed}");
+    assert_eq!(failed["error"]["code"], "panic");
+    assert_eq!((worker.starts(), worker.exits().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_job_that_kills_its_process_fails_as_poison_and_its_neighbours_finish() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    // The poison goes first, so that its neighbours run or wait beside it each time.
+    let poison = client.create_id(&probe(&json!({"outcome": "exit", "sleep_ms": 300}))).await;
+    let mut neighbours = Vec::new();
+    for _ in 0..12 {
+        neighbours.push(client.create_id(&probe(&json!({"sleep_ms": 1_500}))).await);
+    }
+    let job = client.wait_for_within(Duration::from_secs(120), &poison, "failed", |job| job["state"] == "failed").await;
+    assert_eq!(job["error"]["code"], "poison", "{job}");
+    let deaths = worker.exits().len();
+    assert!((2..=6).contains(&deaths), "after a bounded number of crashes: {deaths}");
+    for id in &neighbours {
+        let job = client.succeeded(id).await;
+        assert_eq!(job["attempt"], 1, "a crash costs a neighbour no attempt: {job}");
+    }
+    // The worker that came back stays.
+    client.succeeded(&client.create_id(&probe(&json!({}))).await).await;
+    assert_eq!(worker.exits().len(), deaths);
+    println!("poison: {deaths} processes died of it");
+}
+
+#[tokio::test]
+async fn a_payload_that_no_worker_can_read_fails_alone() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let mut unreadable = Vec::new();
+    for payload in [r#""text""#, r#"{"sleep_ms": "long"}"#, "[]"] {
+        let id = waits_for_later(&world).await;
+        world.execute(format!("UPDATE job SET payload = '{payload}' WHERE id = '{id}'")).await;
+        unreadable.push(id);
+    }
+    let good = waits_for_later(&world).await;
+    // Due together, so that one claim takes them all.
+    world.execute("UPDATE job_waiting SET run_at = now()").await;
+    client.succeeded(&good).await;
+    for id in &unreadable {
+        let job = client.ended(id).await;
+        assert_eq!(
+            (job["state"].as_str(), job["error"]["code"].as_str(), job["attempt"].as_i64()),
+            (Some("failed"), Some("payload_invalid"), Some(1)),
+            "{job}"
+        );
+    }
+    assert_eq!(worker.exits().len(), 0);
+}
+
+#[tokio::test]
+async fn a_kind_that_no_worker_knows_waits_for_one_that_does() {
+    let (world, _worker) = World::with_worker().await;
+    let client = &world.client;
+    let id = waits_for_later(&world).await;
+    world.execute(format!("UPDATE job SET kind = 'probe.tomorrow' WHERE id = '{id}'")).await;
+    make_due(&world, &id).await;
+    let job = client.wait_for(&id, "snoozed", |job| job["reason"] == "snoozed").await;
+    assert_eq!((job["state"].as_str(), job["attempt"].as_i64()), (Some("waiting"), Some(0)), "it used no attempt: {job}");
+    // A replica that knows the kind finishes it: here the kind becomes known.
+    world.execute(format!("UPDATE job SET kind = 'probe.run' WHERE id = '{id}'")).await;
+    until("the snooze is written", async || {
+        if world.execute(format!("UPDATE job_waiting SET run_at = now() WHERE job_id = '{id}'")).await == 1 {
+            Ok(())
+        } else {
+            Err("not waiting")
+        }
+    })
+    .await;
+    let job = client.succeeded(&id).await;
+    assert_eq!(job["attempt"], 1, "{job}");
+}

@@ -1,0 +1,321 @@
+//! What survives what: processes killed, paused and restarted, Redis emptied, killed and away, Postgres crashed. Accepted
+//! equals finished, once each. Times are printed and not judged.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use acceptance::{Call, Callbacks, Load, Loaded, PATIENCE, Spread, World, probe, until, until_within};
+use sandbox::{Launch, Process};
+use serde_json::{Value, json};
+
+/// Takeovers need some seconds of silence, many jobs some of work.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Posts `count` probes that run for `sleep`, and returns their ids once all have started.
+async fn running(world: &World, callbacks: &Callbacks, count: usize, sleep: Duration) -> BTreeSet<String> {
+    let sleep = u64::try_from(sleep.as_millis()).unwrap();
+    let mut ids = BTreeSet::new();
+    for _ in 0..count {
+        ids.insert(world.client.create_id(&probe(&json!({"sleep_ms": sleep, "callback_url": callbacks.url()}))).await);
+    }
+    let started = callbacks.wait_for(PATIENCE, "started", None, count).await;
+    assert_eq!(jobs_of(&started), ids);
+    ids
+}
+
+fn jobs_of(calls: &[Call]) -> BTreeSet<String> {
+    calls.iter().map(|call| call.job.clone()).collect()
+}
+
+/// Waits until every worker has been heard for long enough to judge others, as in an installation that has been up.
+async fn all_may_judge(world: &World) {
+    until("every worker has been up for 7 s", async || {
+        match world.number("SELECT count(*) FROM worker WHERE started_at > now() - interval '7 s'").await {
+            0 => Ok(()),
+            young => Err(young),
+        }
+    })
+    .await;
+}
+
+/// Every accepted job succeeded, each by one run that counted.
+async fn every_job_succeeded_once(world: &World, loaded: &Loaded, others: usize) {
+    let jobs = i64::try_from(loaded.ids.len() + others).unwrap();
+    until_within(LONG, "every job is at its end", async || match world.number("SELECT count(*) FROM job_state WHERE state < 3").await {
+        0 => Ok(()),
+        open => Err(format!("{open} are not")),
+    })
+    .await;
+    assert_eq!(loaded.ids.iter().collect::<BTreeSet<_>>().len(), loaded.ids.len(), "each answer named a job of its own");
+    assert_eq!(world.number("SELECT count(*) FROM job").await, jobs, "as many jobs as were accepted");
+    assert_eq!(
+        world.number("SELECT count(*) FROM job_state WHERE state = 3 AND attempt = 1").await,
+        jobs,
+        "every one succeeded at its first attempt"
+    );
+    let succeeded = "SELECT count(*) FROM job_attempt WHERE outcome = 'succeeded'";
+    assert_eq!(world.number(succeeded).await, jobs, "one success a job");
+    assert_eq!(world.number("SELECT count(DISTINCT job_id) FROM job_attempt WHERE outcome = 'succeeded'").await, jobs);
+    assert_eq!(
+        world.number("SELECT count(*) FROM job_dispatched").await + world.number("SELECT count(*) FROM job_waiting").await,
+        0,
+        "nothing is left over"
+    );
+    let known = world.number(format!("SELECT count(*) FROM job WHERE id = ANY ('{{{}}}')", loaded.ids.join(","))).await;
+    assert_eq!(known, i64::try_from(loaded.ids.len()).unwrap(), "every 202 is a job");
+}
+
+fn probes(count: usize, payload: &Value) -> Vec<Value> {
+    vec![probe(payload); count]
+}
+
+/// Twenty probes run on `victim`; it is killed; how long until each runs again.
+async fn killed_under_twenty(world: &World, callbacks: &Callbacks, victim: &Process, jobs: &BTreeSet<String>, how: &str) {
+    let killed = Instant::now();
+    victim.kill9().await.unwrap().unwrap();
+    let again = callbacks.wait_for(Duration::from_secs(30), "started", Some(killed), jobs.len()).await;
+    assert_eq!(&jobs_of(&again), jobs, "all of them, once each");
+    println!(
+        "kill -9 of a worker with {} probes running, {how}: running again after {}",
+        jobs.len(),
+        again.iter().map(|call| call.received - killed).collect::<Spread>()
+    );
+    assert!(again.iter().all(|call| call.attempt == 1), "a crash costs no attempt");
+    for id in jobs {
+        let job = world.client.job_with_attempts(id).await;
+        assert_eq!((job["state"].as_str(), job["attempt"].as_i64()), (Some("running"), Some(1)), "{job}");
+        let outcomes: Vec<_> = job["attempts"].as_array().unwrap().iter().map(|run| run["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["crashed"], "the lost run is told of: {job}");
+    }
+    // The new holder hears of wishes, so it holds them for good.
+    for id in jobs {
+        world.client.post_nothing(&format!("/v1/jobs/{id}/cancel")).await;
+    }
+    for id in jobs {
+        assert_eq!(world.client.ended(id).await["state"], "cancelled");
+    }
+}
+
+#[tokio::test]
+async fn another_worker_takes_over_from_a_killed_one() {
+    let (world, victim) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 20, Duration::from_secs(600)).await;
+    victim.set_restart(false).await.unwrap();
+    world.worker().await;
+    all_may_judge(&world).await;
+    killed_under_twenty(&world, &callbacks, &victim, &jobs, "another one there").await;
+}
+
+#[tokio::test]
+async fn a_killed_worker_that_comes_back_takes_over_from_itself() {
+    let (world, victim) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 20, Duration::from_secs(600)).await;
+    killed_under_twenty(&world, &callbacks, &victim, &jobs, "the same restarted").await;
+}
+
+#[tokio::test]
+async fn an_api_that_is_killed_under_load_loses_nothing_it_accepted() {
+    let (world, _worker) = World::with_worker().await;
+    let load = Load::start(&world.client, probes(1_000, &json!({})), 64);
+    until("a third is accepted", async || if load.accepted() >= 333 { Ok(()) } else { Err(load.accepted()) }).await;
+    world.api.kill9().await.unwrap().unwrap();
+    let loaded = load.finish().await;
+    println!("kill -9 of the API during 1,000 POSTs over 64 connections: answers by status (0 is none) {:?}", loaded.answers);
+    assert!(loaded.answers.get(&0).is_some_and(|unanswered| *unanswered > 0), "it was killed in the middle");
+    every_job_succeeded_once(&world, &loaded, 0).await;
+    assert_eq!(world.api.starts(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_thousand_jobs_outlive_an_emptied_redis() {
+    const JOBS: usize = 20_000;
+    let world = World::start().await;
+    let began = Instant::now();
+    let loaded = Load::start(&world.client, probes(JOBS, &json!({})), 64).finish().await;
+    let accepted = began.elapsed();
+    assert_eq!(loaded.answers.keys().collect::<Vec<_>>(), [&202], "{:?}", loaded.answers);
+
+    let began = Instant::now();
+    let _worker = world.worker().await;
+    let succeeded = async || world.number("SELECT count(*) FROM job_attempt").await;
+    until_within(LONG, "a quarter is done", async || match succeeded().await {
+        done if done >= 5_000 => Ok(()),
+        done => Err(done),
+    })
+    .await;
+    world.sandbox.redis.flushall().await.unwrap();
+    let at_flush = succeeded().await;
+    every_job_succeeded_once(&world, &loaded, 0).await;
+    println!(
+        "{JOBS} jobs accepted without a worker in {:.1} s, worked off in {:.1} s with a FLUSHALL after {at_flush}",
+        accepted.as_secs_f64(),
+        began.elapsed().as_secs_f64(),
+    );
+    assert_eq!(world.number("SELECT max(runs) FROM job_state").await, 1, "none ran twice");
+    assert!(at_flush < 20_000, "emptied in the middle");
+}
+
+#[tokio::test]
+async fn a_redis_that_dies_and_comes_back_empty_delays_and_loses_nothing() {
+    let (world, _worker) = World::with_worker().await;
+    let load = Load::start(&world.client, probes(2_000, &json!({"sleep_ms": 5})), 16);
+    until("some are accepted", async || if load.accepted() >= 500 { Ok(()) } else { Err(load.accepted()) }).await;
+    world.sandbox.redis.kill9().await.unwrap().unwrap();
+    // Redis is away, and jobs are accepted as before.
+    let while_away = load.accepted() + 500;
+    until("more are accepted without Redis", async || if load.accepted() >= while_away { Ok(()) } else { Err(load.accepted()) }).await;
+    world.sandbox.redis.start().await.unwrap();
+    let back = Instant::now();
+    let loaded = load.finish().await;
+    assert_eq!(loaded.answers.keys().collect::<Vec<_>>(), [&202], "nobody was turned away: {:?}", loaded.answers);
+    every_job_succeeded_once(&world, &loaded, 0).await;
+    println!(
+        "2,000 jobs around a Redis that died and came back empty: all finished {:.1} s after it came back",
+        back.elapsed().as_secs_f64()
+    );
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_holds_nobody_up_who_posts() {
+    let (world, _worker) = World::with_worker().await;
+    world.sandbox.redis.pause().await.unwrap();
+    let loaded = Load::start(&world.client, probes(200, &json!({})), 8).finish().await;
+    assert_eq!(loaded.answers.keys().collect::<Vec<_>>(), [&202], "{:?}", loaded.answers);
+    world.sandbox.redis.resume().await.unwrap();
+    every_job_succeeded_once(&world, &loaded, 0).await;
+}
+
+#[tokio::test]
+async fn a_postgres_that_crashes_under_load_loses_nothing_it_confirmed() {
+    let (world, _worker) = World::with_worker().await;
+    let load = Load::start(&world.client, probes(1_500, &json!({"sleep_ms": 20})), 16);
+    until("some are accepted", async || if load.accepted() >= 400 { Ok(()) } else { Err(load.accepted()) }).await;
+    world.sandbox.postgres.kill9().await.unwrap().unwrap();
+    world.sandbox.postgres.start().await.unwrap();
+    let back = Instant::now();
+    let loaded = load.finish().await;
+    let known: Vec<_> = loaded.answers.keys().copied().collect();
+    assert!(
+        known.iter().all(|status| [200, 202, 503].contains(status)),
+        "every request was answered, and told to come back where need be: {:?}",
+        loaded.answers
+    );
+    every_job_succeeded_once(&world, &loaded, 0).await;
+    println!(
+        "crash of Postgres under load: answers {:?}; all finished {:.1} s after it was back",
+        loaded.answers,
+        back.elapsed().as_secs_f64()
+    );
+}
+
+#[tokio::test]
+async fn a_paused_worker_loses_its_jobs_and_its_late_word_changes_nothing() {
+    let (world, paused) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    // Over while it is paused: it goes on with finished jobs in its hands.
+    let jobs = running(&world, &callbacks, 5, Duration::from_secs(4)).await;
+    paused.pause().await.unwrap();
+    let _other = world.worker().await;
+    let again = callbacks.wait_for(PATIENCE, "started", Some(Instant::now()), jobs.len()).await;
+    assert_eq!(jobs_of(&again), jobs);
+    paused.resume().await.unwrap();
+    let done: Vec<Value> = {
+        let mut done = Vec::new();
+        for id in &jobs {
+            done.push(world.client.succeeded(id).await);
+        }
+        done
+    };
+    // It notices, stops, and begins anew: from here on it works again.
+    until("the paused worker noticed", async || match world.figure(&paused, "offstage_worker_fenced_total", &[]).await {
+        noticed if noticed >= 1.0 => Ok(()),
+        none => Err(none),
+    })
+    .await;
+    until("both workers are known", async || match world.number("SELECT count(*) FROM worker").await {
+        2 => Ok(()),
+        count => Err(count),
+    })
+    .await;
+    for before in done {
+        let after = world.client.job_with_attempts(before["id"].as_str().unwrap()).await;
+        assert_eq!(
+            (after["version"].as_i64(), &after["state"], after["attempt"].as_i64()),
+            (before["version"].as_i64(), &before["state"], Some(1)),
+            "{after}"
+        );
+        let mut outcomes: Vec<_> = after["attempts"].as_array().unwrap().iter().map(|run| run["outcome"].as_str().unwrap()).collect();
+        outcomes.sort_unstable();
+        assert_eq!(outcomes, ["crashed", "succeeded"], "{after}");
+    }
+    assert_eq!(paused.exits().len(), 0, "it was not restarted");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_asked_to_stop_finishes_what_runs() {
+    let (world, worker) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 8, Duration::from_secs(2)).await;
+    worker.terminate().await.unwrap();
+    let exit = worker.wait_exit(PATIENCE).await.unwrap();
+    assert_eq!(exit.code, Some(0), "all it held was finished: {exit}\n{}", worker.log());
+    for id in &jobs {
+        let job = world.client.job(id).await;
+        assert_eq!(
+            (job["state"].as_str(), job["attempt"].as_i64()),
+            (Some("succeeded"), Some(1)),
+            "finished before the process ended: {job}"
+        );
+    }
+    assert_eq!(world.number("SELECT count(*) FROM worker").await, 0, "it left in good order");
+}
+
+#[tokio::test]
+async fn a_worker_out_of_grace_hands_back_what_still_runs() {
+    let world = World::start().await;
+    let worker = world.start_worker(Launch::new().env("OFFSTAGE_SHUTDOWN_GRACE_SECONDS", "1")).await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 8, Duration::from_secs(5)).await;
+    worker.terminate().await.unwrap();
+    let exit = worker.wait_exit(PATIENCE).await.unwrap();
+    assert_eq!(exit.code, Some(3), "it handed back: {exit}\n{}", worker.log());
+    for id in &jobs {
+        let job = world.client.job(id).await;
+        assert_eq!((job["state"].as_str(), job["attempt"].as_i64()), (Some("queued"), Some(0)), "handed back, and no attempt used: {job}");
+    }
+    let stopped = Instant::now();
+    let _other = world.worker().await;
+    let again = callbacks.wait_for(PATIENCE, "started", Some(stopped), jobs.len()).await;
+    println!(
+        "handed back by a shutdown, running on another worker {} after that was started",
+        again.iter().map(|call| call.received - stopped).collect::<Spread>()
+    );
+    for id in &jobs {
+        assert_eq!(world.client.succeeded(id).await["attempt"], 1);
+    }
+}
+
+#[tokio::test]
+async fn workers_restarted_one_after_the_other_under_load_lose_nothing() {
+    let world = World::start().await;
+    let first = world.worker().await;
+    let second = world.worker().await;
+    let load = Load::start(&world.client, probes(3_000, &json!({"sleep_ms": 10})), 16);
+    for worker in [&first, &second] {
+        let seen = load.accepted() + 300;
+        until("the load goes on", async || if load.accepted() >= seen.min(3_000) { Ok(()) } else { Err(load.accepted()) }).await;
+        worker.terminate().await.unwrap();
+        let exit = worker.wait_exit(PATIENCE).await.unwrap();
+        assert!([Some(0), Some(3)].contains(&exit.code), "{exit}\n{}", worker.log());
+        worker.start().await.unwrap();
+        worker.wait_ready(PATIENCE).await.unwrap();
+    }
+    let loaded = load.finish().await;
+    assert_eq!(loaded.answers.keys().collect::<Vec<_>>(), [&202], "{:?}", loaded.answers);
+    every_job_succeeded_once(&world, &loaded, 0).await;
+    assert_eq!(world.number("SELECT count(*) FROM job_attempt WHERE outcome <> 'succeeded'").await, 0, "no run was lost");
+}
