@@ -10,5 +10,6 @@ pub mod ledger;
 pub mod queue;
 pub mod random;
 pub mod shutdown;
+pub mod storage;
 pub mod telemetry;
 pub mod tenant;

@@ -17,6 +17,7 @@ use shared::{
     queue::{Redis, eviction_policy},
     shutdown::{Exit, Shutdown},
     telemetry::{self, Metrics},
+    tenant::Tenants,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -80,10 +81,12 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
     let database = &config.database;
     let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
     warn_of_eviction(&redis).await;
+    let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &database.url, Sessions::Engine, database.pool)?;
     let services = Services {
-        pool: ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &database.url, Sessions::Engine, database.pool)?,
+        pool: pool.clone(),
         clock: Clock::system(),
-        clients: Clients::new(&config)?,
+        tenants: Tenants::new(pool),
+        clients: Clients::new(&config),
         sources: config.sources,
         probe: config.probe,
     };

@@ -19,6 +19,7 @@ use shared::{
         claim::ClaimedJob,
         effects::{self, Intent},
     },
+    tenant::Tenants,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,8 @@ pub struct Services {
     pub pool: PgPool,
     /// Business time.
     pub clock: Clock,
+    /// Tenants and what their manifests declare.
+    pub tenants: Tenants,
     /// The outside world.
     pub clients: Clients,
     /// Addresses of the sources that datasets read.

@@ -1,0 +1,211 @@
+//! Calls of observers on this very machine: what `probe.run` tells whoever watches it.
+//!
+//! What must stay true: a connection goes to a loopback address and nowhere else, whatever the URL says. A host is a literal
+//! loopback address or `localhost`; the latter is resolved here, other addresses are dropped, and the connection goes to
+//! what is left, so no answer of a name server can move it. No proxy, no redirect.
+
+use std::{net::SocketAddr, sync::OnceLock, time::Duration};
+
+use reqwest::{
+    Client,
+    dns::{Addrs, Name, Resolve, Resolving},
+    redirect::Policy,
+};
+use serde_json::Value;
+use shared::job::Failure;
+use url::{Host, Url};
+
+/// The longest a call may take, from the connection to the answer's head.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// A client that only reaches this machine. Made at the first call: most workers never make one.
+#[derive(Debug, Default)]
+pub struct Callback {
+    client: OnceLock<Client>,
+}
+
+/// A callback that was not delivered.
+#[derive(Debug, thiserror::Error)]
+pub enum CallbackError {
+    /// The address is not one of this machine's own.
+    #[error("`callback_url` must be an http or https URL of a loopback address (127.0.0.1, [::1]) or of `localhost`")]
+    NotLoopback,
+    /// This machine can't make a client.
+    #[error("this worker can't make HTTP calls")]
+    Client(#[source] reqwest::Error),
+    /// Nobody answered.
+    #[error("the observer at `callback_url` did not answer")]
+    Unanswered(#[source] reqwest::Error),
+    /// The answer says no.
+    #[error("the observer at `callback_url` answered {0}")]
+    Refused(reqwest::StatusCode),
+}
+
+impl From<CallbackError> for Failure {
+    fn from(error: CallbackError) -> Self {
+        let failure = match error {
+            CallbackError::NotLoopback => Self::permanent("callback_not_allowed", error.to_string()),
+            // Observers count on every call, so a probe that can't make one has not done its work.
+            _ => Self::transient("callback_failed", error.to_string()),
+        };
+        match std::error::Error::source(&error) {
+            Some(cause) => failure.caused_by(cause),
+            None => failure,
+        }
+    }
+}
+
+impl Callback {
+    /// POSTs a JSON body; any 2xx is delivery.
+    ///
+    /// # Errors
+    /// [`CallbackError`].
+    pub async fn post(&self, url: &str, body: &Value) -> Result<(), CallbackError> {
+        let url = loopback(url).ok_or(CallbackError::NotLoopback)?;
+        let client = self.client()?;
+        let answer = client.post(url).json(body).send().await.map_err(|error| CallbackError::Unanswered(error.without_url()))?;
+        if answer.status().is_success() { Ok(()) } else { Err(CallbackError::Refused(answer.status())) }
+    }
+
+    fn client(&self) -> Result<&Client, CallbackError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        #[expect(clippy::disallowed_methods, reason = "the program's one client for this: it reaches loopback only, within a deadline")]
+        let builder = Client::builder();
+        let client = builder
+            .timeout(WITHIN)
+            .no_proxy()
+            .redirect(Policy::none())
+            .dns_resolver(LoopbackOnly)
+            .pool_max_idle_per_host(16)
+            .build()
+            .map_err(CallbackError::Client)?;
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+/// The URL, if its host is this machine by its looks; a name is resolved later, by [`LoopbackOnly`].
+fn loopback(url: &str) -> Option<Url> {
+    let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+    let allowed = match url.host()? {
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.is_loopback(),
+        Host::Domain(name) => name.eq_ignore_ascii_case("localhost"),
+    };
+    allowed.then_some(url)
+}
+
+/// Resolves names to loopback addresses, or not at all.
+struct LoopbackOnly;
+
+impl Resolve for LoopbackOnly {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.filter(|address| address.ip().is_loopback()).collect();
+            if found.is_empty() {
+                return Err(format!("`{}` is no loopback address here", name.as_str()).into());
+            }
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_this_machine() {
+        for url in [
+            "http://127.0.0.1:1/x",
+            "http://127.9.9.9/",
+            "https://[::1]:1/",
+            "http://localhost:1",
+            "http://LOCALHOST",
+            "http://2130706433/",
+        ] {
+            assert!(loopback(url).is_some(), "{url}");
+        }
+        for url in [
+            "http://10.0.0.1/",
+            "http://169.254.169.254/latest/meta-data",
+            "http://0.0.0.0/",
+            "http://[::]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://localhost.example.com/",
+            "http://127.0.0.1.nip.io/",
+            "http://127.0.0.1@example.com/",
+            "ftp://127.0.0.1/",
+            "file:///etc/passwd",
+            "127.0.0.1",
+            "",
+        ] {
+            assert!(loopback(url).is_none(), "{url}");
+        }
+    }
+
+    /// Answers one request after the other with `answer`; gives the requests out.
+    async fn observer(answer: &'static str) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (mut request, mut piece) = (Vec::new(), [0; 1024]);
+                while !request.ends_with(b"}") {
+                    match stream.read(&mut piece).await {
+                        Ok(read) if read > 0 => request.extend_from_slice(&piece[..read]),
+                        _ => break,
+                    }
+                }
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = sender.send(String::from_utf8_lossy(&request).into_owned());
+            }
+        });
+        (port, receiver)
+    }
+
+    #[tokio::test]
+    async fn delivers_to_an_address_and_to_localhost() {
+        let (port, mut requests) = observer("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
+        let callback = Callback::default();
+        for host in ["127.0.0.1", "localhost"] {
+            callback.post(&format!("http://{host}:{port}/seen?by=test"), &json!({"phase": "started"})).await.unwrap();
+            let request = requests.recv().await.unwrap();
+            assert!(request.starts_with("POST /seen?by=test HTTP/1.1\r\n"), "{request}");
+            assert!(request.ends_with("\r\n\r\n{\"phase\":\"started\"}"), "{request}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_no_delivery_and_is_not_followed() {
+        let (port, mut requests) = observer("HTTP/1.1 307 Temporary Redirect\r\nlocation: /elsewhere\r\ncontent-length: 0\r\n\r\n").await;
+        let error = Callback::default().post(&format!("http://127.0.0.1:{port}/"), &json!({})).await.unwrap_err();
+        assert!(matches!(error, CallbackError::Refused(status) if status == 307), "{error}");
+        assert!(requests.recv().await.unwrap().starts_with("POST / "));
+        assert!(requests.try_recv().is_err());
+        let failure = Failure::from(error);
+        assert_eq!((failure.class, failure.code), (shared::job::FailureClass::Transient, "callback_failed"));
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_transient_and_elsewhere_is_permanent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let callback = Callback::default();
+        let failure = Failure::from(callback.post(&format!("http://127.0.0.1:{port}/"), &json!({})).await.unwrap_err());
+        assert_eq!((failure.class, failure.code), (shared::job::FailureClass::Transient, "callback_failed"));
+        assert!(!failure.causes.is_empty());
+        let failure = Failure::from(callback.post("http://192.0.2.1/", &json!({})).await.unwrap_err());
+        assert_eq!((failure.class, failure.code), (shared::job::FailureClass::Permanent, "callback_not_allowed"));
+    }
+}

@@ -1,0 +1,302 @@
+//! A product's own Postgres, read for a dataset: one connection, one snapshot, one cursor, row by row.
+//!
+//! What must stay true:
+//! - **nothing is written there**: `READ ONLY`, and a warning when the role could write all the same;
+//! - **one moment**: all rows come from one `REPEATABLE READ` snapshot, however long reading takes;
+//! - **exact**: parameters are bound, never pasted; values arrive in Postgres' own text form, which loses nothing, under
+//!   settings that don't depend on the server ([`SETTINGS`]), and [`Shape`] says what each text is;
+//! - **bounded**: at most [`SLOTS`] connections a source and process, rows stream (a row at a time is held), every wait has
+//!   a deadline, and the server ends what we walked away from.
+//!
+//! Each export has a connection of its own, closed at its end: nothing a dataset did to its session meets another tenant's, and a
+//! product's database, whose connections are scarce, holds none for us while nothing is exported. A snapshot that is
+//! dropped half way just closes its socket; from Postgres 14 on the server notices within two seconds and stops the query.
+//!
+//! The statement is described by name (`sqlx_s_…`), so a transaction pooler in between must know prepared statements, as
+//! `PgBouncer` does from 1.21 on.
+
+mod array;
+mod error;
+mod shape;
+mod time;
+
+use std::{
+    collections::{HashMap, HashSet},
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, stream::BoxStream};
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{
+    AssertSqlSafe, Column as _, ConnectOptions, Connection, Either, Executor, PgConnection, Row as _, SqlSafeStr, Statement, ValueRef,
+    postgres::{PgConnectOptions, PgQueryResult, PgRow, types::Oid},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub use error::SourceError;
+use error::Step;
+pub use shape::Shape;
+
+/// The most connections to one source from one process. R6's budgets are small, and the product itself comes first.
+const SLOTS: usize = 4;
+
+/// The longest that connecting may take, authentication included.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is waited for beyond the server's own statement timeout before the server counts as gone.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// How long the server keeps a transaction of ours in which nothing happens: longer than the longest stall of an upload,
+/// shorter than a product wants to wait for its vacuum after our machine was cut off.
+const IDLE: Duration = Duration::from_secs(900);
+
+/// What makes the text of values the same from every server, role and database.
+///
+/// `IntervalStyle iso_8601` writes durations as ISO 8601 does (`P1DT2H`), the one form that other programs read.
+/// `extra_float_digits 3` writes floats so that they read back as the same number, on every version of Postgres.
+/// `cursor_tuple_fraction 1` has the planner plan for all rows; by default it would plan for the first tenth.
+const SETTINGS: &str = "SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL TimeZone = 'UTC'; SET LOCAL IntervalStyle = 'iso_8601'; \
+     SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'; SET LOCAL lc_monetary = 'C'; \
+     SET LOCAL cursor_tuple_fraction = 1; \
+     SELECT set_config(name, '2000', true) FROM pg_settings WHERE name = 'client_connection_check_interval'";
+
+/// A source, as the manifest and the worker's settings know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Its name in the manifest.
+    pub name: &'a str,
+    /// The variable that holds its URL.
+    pub variable: &'a str,
+    /// Its URL.
+    pub url: &'a SecretString,
+    /// The longest one statement may run there.
+    pub statement_timeout: Duration,
+}
+
+/// The sources of this process, by the variable that holds the URL. Operators declare those, so their number is bounded.
+#[derive(Debug, Default)]
+pub struct Sources {
+    slots: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Whose role was looked at.
+    examined: Mutex<HashSet<String>>,
+}
+
+impl Sources {
+    /// Waits for one of the source's slots, connects, and begins the snapshot. The wait has no end of its own: who calls
+    /// has a deadline, and those before it in the queue have one too.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn open(&self, source: &Source<'_>) -> Result<Snapshot, SourceError> {
+        let options = PgConnectOptions::from_str(source.url.expose_secret())
+            .map_err(|_| SourceError::address(source.name, source.variable))?
+            .application_name("offstage export")
+            .disable_statement_logging();
+        let slots = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(slots.entry(source.variable.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(SLOTS))))
+        };
+        // Never closed, so never an error.
+        let slot = slots.acquire_owned().await.ok();
+        let fault = |step| move |error| SourceError::of(step, source.name, source.statement_timeout, error);
+        let connection = tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options))
+            .await
+            .map_err(|_| SourceError::silent(source.name, CONNECT_WITHIN))?
+            .map_err(fault(Step::Connect))?;
+        let mut snapshot = Snapshot { connection, name: source.name.to_owned(), statement_timeout: source.statement_timeout, _slot: slot };
+        snapshot.begin().await?;
+        self.examine(source, &mut snapshot).await?;
+        Ok(snapshot)
+    }
+
+    /// Warns, once, of a role that could write: the transaction can't, but the manifest's author meant a role that can't either.
+    async fn examine(&self, source: &Source<'_>, snapshot: &mut Snapshot) -> Result<(), SourceError> {
+        if !self.examined.lock().unwrap_or_else(PoisonError::into_inner).insert(source.variable.to_owned()) {
+            return Ok(());
+        }
+        let could_write = "SELECT current_setting('is_superuser')::boolean OR EXISTS (
+                SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^(pg_|information_schema$)'
+                  AND has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE'))";
+        let fetch = sqlx::query_scalar::<_, bool>(could_write).persistent(false).fetch_one(&mut snapshot.connection);
+        let answer = tokio::time::timeout(source.statement_timeout + GRACE, fetch).await;
+        let could_write = answer
+            .map_err(|_| SourceError::silent(source.name, source.statement_timeout + GRACE))?
+            .map_err(|error| SourceError::of(Step::Begin, source.name, source.statement_timeout, error))?;
+        if could_write {
+            tracing::warn!(
+                source = source.name,
+                variable = source.variable,
+                "the role of this source can write; exports read in a read-only transaction, but give it a role that can't"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// One moment of a source's data, and the connection that holds it.
+#[derive(Debug)]
+pub struct Snapshot {
+    connection: PgConnection,
+    name: String,
+    statement_timeout: Duration,
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Snapshot {
+    async fn begin(&mut self) -> Result<(), SourceError> {
+        let (timeout, idle) = (self.statement_timeout.as_millis(), IDLE.as_millis());
+        // Numbers and constants of ours: nothing in here can be more than a number.
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {timeout}; \
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; {SETTINGS}"
+        );
+        let ran = tokio::time::timeout(CONNECT_WITHIN, self.connection.execute(sqlx::raw_sql(AssertSqlSafe(begin)))).await;
+        ran.map_err(|_| SourceError::silent(&self.name, CONNECT_WITHIN))?.map_err(|error| self.fault(Step::Begin, error))?;
+        Ok(())
+    }
+
+    /// Opens a cursor over a dataset's statement; `values` are those of `$1` … `$n`, all of them text.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn read(&mut self, dataset: &str, sql: &str, values: &[Option<String>]) -> Result<Cursor<'_>, SourceError> {
+        let patience = self.statement_timeout + GRACE;
+        let step = Step::Dataset(dataset.to_owned());
+        let columns = tokio::time::timeout(patience, self.describe(sql, values.len()))
+            .await
+            .map_err(|_| SourceError::silent(&self.name, patience))?
+            .map_err(|error| self.fault(step.clone(), error))?;
+        let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {sql}");
+        let mut query = sqlx::query(AssertSqlSafe(declare)).persistent(false);
+        for value in values {
+            query = query.bind(value);
+        }
+        tokio::time::timeout(patience, query.execute(&mut self.connection))
+            .await
+            .map_err(|_| SourceError::silent(&self.name, patience))?
+            .map_err(|error| self.fault(step.clone(), error))?;
+        Ok(Cursor { snapshot: self, columns, step })
+    }
+
+    /// The columns of a statement, which are known though it may yield no row.
+    async fn describe(&mut self, sql: &str, parameters: usize) -> sqlx::Result<Vec<Column>> {
+        let text = <String as sqlx::Type<sqlx::Postgres>>::type_info();
+        let statement = self.connection.prepare_with(AssertSqlSafe(sql).into_sql_str(), &vec![text; parameters]).await?;
+        let named: Vec<_> =
+            statement.columns().iter().map(|column| (column.name().to_owned(), column.type_info().oid().unwrap_or_default())).collect();
+        let types: HashMap<Oid, shape::Type> = shape::types(&mut self.connection, named.iter().map(|(_, oid)| *oid)).await?;
+        let column = |(name, oid): (String, Oid)| Column {
+            name,
+            type_name: types.get(&oid).map_or_else(|| "unknown".to_owned(), |kind| kind.name.clone()),
+            shape: shape::resolve(oid, &types),
+        };
+        Ok(named.into_iter().map(column).collect())
+    }
+
+    fn fault(&self, step: Step, error: sqlx::Error) -> SourceError {
+        SourceError::of(step, &self.name, self.statement_timeout, error)
+    }
+
+    /// Says goodbye in good order. Nothing hangs on it: what was read stays right, and the server cleans up by itself.
+    pub async fn close(self) {
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close()).await;
+    }
+}
+
+/// The cursor's name in the session, which is ours alone.
+const CURSOR: &str = "offstage_export";
+
+/// A column of a dataset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name, as the statement gives it; two columns may have the same.
+    pub name: String,
+    /// Its type as Postgres writes it: `numeric`, `text[]`, `plan_tier`. A domain is named by what it is based on.
+    pub type_name: String,
+    /// What its texts are.
+    pub shape: Shape,
+}
+
+/// A dataset that is being read.
+#[derive(Debug)]
+pub struct Cursor<'a> {
+    snapshot: &'a mut Snapshot,
+    columns: Vec<Column>,
+    step: Step,
+}
+
+impl Cursor<'_> {
+    /// The columns, from left to right.
+    #[must_use]
+    pub fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// Asks for the next rows, at most so many; fewer mean that there are no more.
+    pub fn fetch(&mut self, rows: u32) -> Batch<'_> {
+        let Snapshot { connection, name, statement_timeout, .. } = &mut *self.snapshot;
+        // The simple protocol: every type in its text form. FETCH takes no parameters anyway.
+        let fetch = sqlx::raw_sql(AssertSqlSafe(format!("FETCH {rows} FROM {CURSOR}")));
+        Batch { stream: fetch.fetch_many(connection), name, statement_timeout: *statement_timeout, step: &self.step }
+    }
+}
+
+/// The rows of one `FETCH`, on their way.
+pub struct Batch<'a> {
+    stream: BoxStream<'a, sqlx::Result<Either<PgQueryResult, PgRow>>>,
+    name: &'a str,
+    statement_timeout: Duration,
+    step: &'a Step,
+}
+
+impl Batch<'_> {
+    /// The next row; `None` at the end of the batch.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn next(&mut self) -> Result<Option<Row>, SourceError> {
+        loop {
+            // Most rows are there already: no timer for those.
+            let item = if let Some(item) = self.stream.next().now_or_never() {
+                item
+            } else {
+                let patience = self.statement_timeout + GRACE;
+                let waited = tokio::time::timeout(patience, self.stream.next()).await;
+                waited.map_err(|_| SourceError::silent(self.name, patience))?
+            };
+            match item {
+                Some(Ok(Either::Right(row))) => return Ok(Some(Row { row })),
+                Some(Ok(Either::Left(_))) => {}
+                Some(Err(error)) => return Err(SourceError::of(self.step.clone(), self.name, self.statement_timeout, error)),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// A row.
+pub struct Row {
+    row: PgRow,
+}
+
+impl Row {
+    /// A cell as Postgres writes it; `None` is NULL.
+    ///
+    /// # Errors
+    /// [`NotText`]: the database has no encoding (`SQL_ASCII`) and the value is not UTF-8. A column that is not there counts so too.
+    pub fn cell(&self, index: usize) -> Result<Option<&str>, NotText> {
+        let value = self.row.try_get_raw(index).map_err(|_| NotText)?;
+        if value.is_null() {
+            return Ok(None);
+        }
+        value.as_str().map(Some).map_err(|_| NotText)
+    }
+}
+
+/// A value is not UTF-8 text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a value is not UTF-8 text")]
+pub struct NotText;
