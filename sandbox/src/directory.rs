@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Doing, Error, Result};
 use crate::random;
@@ -11,11 +12,15 @@ use crate::random;
 /// Logs of failed tests that are kept before the oldest goes.
 const FAILED_KEPT: usize = 20;
 
+/// A lock that is held longer than a moment is held by another sandbox.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// A sandbox's directory. The lock lives as long as this, and no longer than the process.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
-    _lock: File,
+    lock: File,
     /// Where the logs go when a test fails; set for directories that end with their sandbox.
     temporary: Option<PathBuf>,
 }
@@ -24,30 +29,20 @@ impl Directory {
     /// A directory that stays, as `.local`: data is found again by the next sandbox.
     pub(crate) fn lasting(path: &Path) -> Result<Self> {
         make(path)?;
-        let path = path
-            .canonicalize()
-            .doing(|| format!("find the directory {}", path.display()))?;
+        let path = path.canonicalize().doing(|| format!("find the directory {}", path.display()))?;
         let lock = open_lock(&path.join("lock"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Busy {
-                    directory: path,
-                    details: String::new(),
-                });
-            }
-            Err(TryLockError::Error(source)) => {
-                return Err(Error::Io {
-                    action: format!("lock the directory {}", path.display()),
-                    source,
-                });
+        for tries in 0.. {
+            match lock.try_lock() {
+                Ok(()) => break,
+                // A process that another thread forks holds a copy of a lock that was let go until it becomes another program.
+                Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::WouldBlock) => return Err(Error::Busy { directory: path, details: String::new() }),
+                Err(TryLockError::Error(source)) => {
+                    return Err(Error::Io { action: format!("lock the directory {}", path.display()), source });
+                }
             }
         }
-        let directory = Self {
-            path,
-            _lock: lock,
-            temporary: None,
-        };
+        let directory = Self { path, lock, temporary: None };
         make(&directory.logs())?;
         Ok(directory)
     }
@@ -58,29 +53,24 @@ impl Directory {
         make(&worlds)?;
         // Between making a lock file and locking it, it looks abandoned: so nobody sweeps meanwhile.
         let sweeping = open_lock(&worlds.join("sweep"))?;
-        sweeping
-            .lock()
-            .doing(|| format!("lock {}", worlds.display()))?;
+        sweeping.lock().doing(|| format!("lock {}", worlds.display()))?;
         sweep(&worlds);
         let name = random::characters(12)?;
         let lock = open_lock(&worlds.join(format!("{name}.lock")))?;
-        lock.lock()
-            .doing(|| format!("lock the new directory {name}"))?;
+        lock.lock().doing(|| format!("lock the new directory {name}"))?;
         drop(sweeping);
-        let directory = Self {
-            path: worlds.join(name),
-            _lock: lock,
-            temporary: Some(cache.join("failed")),
-        };
+        let directory = Self { path: worlds.join(name), lock, temporary: Some(cache.join("failed")) };
         make(&directory.logs())?;
         Ok(directory)
     }
 
     /// Writes our process id into the lock, for the message that another one then shows.
     pub(crate) fn note_owner(&self) -> Result<()> {
-        let path = self.path.join("lock");
-        std::fs::write(&path, std::process::id().to_string())
-            .doing(|| format!("write {}", path.display()))
+        let write = || {
+            self.lock.set_len(0)?;
+            (&self.lock).write_all(std::process::id().to_string().as_bytes())
+        };
+        write().doing(|| format!("write the lock of {}", self.path.display()))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -98,11 +88,7 @@ impl Directory {
 
 /// The process id that the owner of a lasting directory noted, if it did.
 pub(crate) fn owner(directory: &Path) -> Option<u32> {
-    std::fs::read_to_string(directory.join("lock"))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+    std::fs::read_to_string(directory.join("lock")).ok()?.trim().parse().ok()
 }
 
 impl Drop for Directory {
@@ -121,24 +107,15 @@ impl Drop for Directory {
 
 /// Moves a failed test's logs where a person can read them, and says where.
 fn keep_logs(logs: &Path, failed: &Path) {
-    let test = std::thread::current()
-        .name()
-        .unwrap_or("test")
-        .replace([':', '/'], "_");
+    let test = std::thread::current().name().unwrap_or("test").replace([':', '/'], "_");
     let kept = failed.join(format!("{test}-{}", std::process::id()));
     if make(failed).is_ok() && std::fs::rename(logs, &kept).is_ok() {
-        eprintln!(
-            "the logs of this test's processes are in {}",
-            kept.display()
-        );
+        eprintln!("the logs of this test's processes are in {}", kept.display());
     }
     let Ok(entries) = std::fs::read_dir(failed) else {
         return;
     };
-    let mut all: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
+    let mut all: Vec<_> = entries.flatten().filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
     all.sort();
     for (_, old) in all.iter().take(all.len().saturating_sub(FAILED_KEPT)) {
         let _ = std::fs::remove_dir_all(old);
@@ -168,34 +145,20 @@ fn sweep(worlds: &Path) {
 }
 
 fn open_lock(path: &Path) -> Result<File> {
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .doing(|| format!("open the lock {}", path.display()))
+    File::options().create(true).truncate(false).write(true).open(path).doing(|| format!("open the lock {}", path.display()))
 }
 
 /// Makes a directory and its parents. Others may pass through, since Postgres may run under an account of its own;
 /// what is secret is closed file by file.
 pub(crate) fn make(path: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
-        .doing(|| format!("make the directory {}", path.display()))
+    DirBuilder::new().recursive(true).mode(0o755).create(path).doing(|| format!("make the directory {}", path.display()))
 }
 
 /// Writes a file that its owner alone may read, at once or not at all.
 pub(crate) fn write_secret(path: &Path, text: &str) -> Result<()> {
     let write = || {
         let partial = path.with_added_extension("partial");
-        let mut file = File::options()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&partial)?;
+        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
         file.set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
@@ -236,17 +199,14 @@ mod tests {
 
     #[test]
     fn a_directory_is_swept_when_its_owner_has_gone_and_not_before() {
-        let cache = std::env::temp_dir().join(format!(
-            "offstage-directory-{}",
-            random::characters(8).unwrap()
-        ));
+        let cache = std::env::temp_dir().join(format!("offstage-directory-{}", random::characters(8).unwrap()));
         let held = Directory::temporary(&cache).unwrap();
         let other = Directory::temporary(&cache).unwrap();
         assert!(held.logs().is_dir() && other.logs().is_dir());
         // Killed: the lock ends with the process, nothing is tidied.
         let abandoned = other.path().to_owned();
         let leaked = std::mem::ManuallyDrop::new(other);
-        leaked._lock.unlock().unwrap();
+        leaked.lock.unlock().unwrap();
         let _third = Directory::temporary(&cache).unwrap();
         assert!(!abandoned.exists() && !abandoned.with_extension("lock").exists());
         assert!(held.logs().is_dir());
@@ -255,10 +215,7 @@ mod tests {
 
     #[test]
     fn a_lasting_directory_has_one_owner() {
-        let path = std::env::temp_dir().join(format!(
-            "offstage-directory-{}",
-            random::characters(8).unwrap()
-        ));
+        let path = std::env::temp_dir().join(format!("offstage-directory-{}", random::characters(8).unwrap()));
         let first = Directory::lasting(&path).unwrap();
         assert!(matches!(Directory::lasting(&path), Err(Error::Busy { .. })));
         drop(first);
@@ -268,15 +225,9 @@ mod tests {
 
     #[test]
     fn secrets_are_readable_by_their_owner_alone() {
-        let path = std::env::temp_dir().join(format!(
-            "offstage-secret-{}",
-            random::characters(8).unwrap()
-        ));
+        let path = std::env::temp_dir().join(format!("offstage-secret-{}", random::characters(8).unwrap()));
         write_secret(&path, "secret").unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         std::fs::remove_file(path).unwrap();
     }
 }

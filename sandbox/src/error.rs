@@ -100,18 +100,12 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for std::io::Result<T> {
     fn doing(self, action: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Io {
-            action: action(),
-            source,
-        })
+        self.map_err(|source| Error::Io { action: action(), source })
     }
 }
 
 impl<T> Doing<T> for sqlx::Result<T> {
     fn doing(self, action: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Sql {
-            action: action(),
-            source,
-        })
+        self.map_err(|source| Error::Sql { action: action(), source })
     }
 }

@@ -13,7 +13,7 @@ use crate::process::Process;
 use crate::programs::{Launch, Programs};
 
 /// From the start of a program to its `/health/ready`.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 
 /// Starts programs and knows those it started.
 #[derive(Debug)]
@@ -28,47 +28,17 @@ pub(crate) type Environment = BTreeMap<String, String>;
 
 impl Fleet {
     pub(crate) fn new(programs: Programs, logs: PathBuf) -> Self {
-        Self {
-            programs,
-            logs,
-            started: Mutex::default(),
-        }
+        Self { programs, logs, started: Mutex::default() }
     }
 
-    pub(crate) async fn start_api(
-        &self,
-        host: &Host,
-        environment: Environment,
-        launch: Launch,
-    ) -> Result<Process> {
+    pub(crate) async fn start_api(&self, host: &Host, environment: Environment, launch: Launch) -> Result<Process> {
         let program = self.programs.api()?;
-        self.start(
-            "api",
-            program,
-            "OFFSTAGE_LISTEN",
-            host,
-            environment,
-            launch.first("serve"),
-        )
-        .await
+        self.start("api", program, "OFFSTAGE_LISTEN", host, environment, launch.first("serve")).await
     }
 
-    pub(crate) async fn start_worker(
-        &self,
-        host: &Host,
-        environment: Environment,
-        launch: Launch,
-    ) -> Result<Process> {
+    pub(crate) async fn start_worker(&self, host: &Host, environment: Environment, launch: Launch) -> Result<Process> {
         let program = self.programs.worker()?;
-        self.start(
-            "worker",
-            program,
-            "OFFSTAGE_WORKER_LISTEN",
-            host,
-            environment,
-            launch,
-        )
-        .await
+        self.start("worker", program, "OFFSTAGE_WORKER_LISTEN", host, environment, launch).await
     }
 
     async fn start(
@@ -82,15 +52,10 @@ impl Fleet {
     ) -> Result<Process> {
         let process = {
             let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-            let number = started
-                .iter()
-                .filter(|process| process.name().starts_with(kind))
-                .count()
-                + 1;
+            let number = started.iter().filter(|process| process.name().starts_with(kind)).count() + 1;
             let name = format!("{kind}-{number}");
             let log = self.logs.join(format!("{name}.log"));
-            let process =
-                host.supervise(launch.spec(&name, program, listen, environment, log)?)?;
+            let process = host.supervise(launch.spec(&name, program, listen, environment, log)?)?;
             started.push(process.clone());
             process
         };
@@ -100,54 +65,23 @@ impl Fleet {
     }
 
     /// `api ARGUMENTS`, to its end.
-    pub(crate) async fn run_api(
-        &self,
-        host: &Host,
-        environment: Environment,
-        arguments: Vec<OsString>,
-    ) -> Result<Output> {
-        self.programs
-            .run_api(
-                host,
-                arguments,
-                environment,
-                &self.logs.join("commands.log"),
-            )
-            .await
+    pub(crate) async fn run_api(&self, host: &Host, environment: Environment, arguments: Vec<OsString>) -> Result<Output> {
+        self.programs.run_api(host, arguments, environment, &self.logs.join("commands.log")).await
     }
 
     /// `api key create`: the key it prints.
-    pub(crate) async fn create_key(
-        &self,
-        host: &Host,
-        environment: Environment,
-        tenant: &str,
-        name: &str,
-        scopes: &str,
-    ) -> Result<String> {
-        let arguments = [
-            "key", "create", "--tenant", tenant, "--name", name, "--scopes", scopes, "--json",
-        ];
-        let output = self
-            .run_api(host, environment, arguments.map(OsString::from).into())
-            .await?;
-        let answer: serde_json::Value =
-            serde_json::from_slice(&output.stdout).map_err(|error| {
-                Error::Invalid(format!(
-                    "`api key create --json` did not print JSON: {error}"
-                ))
-            })?;
+    pub(crate) async fn create_key(&self, host: &Host, environment: Environment, tenant: &str, name: &str, scopes: &str) -> Result<String> {
+        let arguments = ["key", "create", "--tenant", tenant, "--name", name, "--scopes", scopes, "--json"];
+        let output = self.run_api(host, environment, arguments.map(OsString::from).into()).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .map_err(|error| Error::Invalid(format!("`api key create --json` did not print JSON: {error}")))?;
         let key = answer.get("key").and_then(serde_json::Value::as_str);
-        key.map(str::to_owned)
-            .ok_or_else(|| Error::Invalid("`api key create --json` printed no \"key\"".to_owned()))
+        key.map(str::to_owned).ok_or_else(|| Error::Invalid("`api key create --json` printed no \"key\"".to_owned()))
     }
 
     /// All that were started so far.
     pub(crate) fn processes(&self) -> Vec<Process> {
-        self.started
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends all of them in order, at the same time.

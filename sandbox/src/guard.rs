@@ -78,10 +78,7 @@ impl Guard {
             .process_group(0)
             .spawn()
             .doing(|| "start the guard, /bin/sh".to_owned())?;
-        Ok(Self {
-            pipe: Mutex::new(Some(writer)),
-            shell: Mutex::new(Some(shell)),
-        })
+        Ok(Self { pipe: Mutex::new(Some(writer)), shell: Mutex::new(Some(shell)) })
     }
 
     /// A command whose process is enlisted before `program` runs, in a process group of its own. The caller sets
@@ -89,19 +86,13 @@ impl Guard {
     pub(crate) fn command(&self, orphan: Orphan, program: &OsStr) -> Result<Command> {
         let pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         let pipe = pipe.as_ref().ok_or(Error::Stopping)?;
-        let pipe = pipe
-            .try_clone()
-            .doing(|| "copy the guard's pipe".to_owned())?;
+        let pipe = pipe.try_clone().doing(|| "copy the guard's pipe".to_owned())?;
         let signal = match orphan {
             Orphan::Kill => "KILL",
             Orphan::Quit => "QUIT",
         };
         let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", ENLIST, signal])
-            .arg(program)
-            .stdin(pipe)
-            .process_group(0);
+        command.args(["-c", ENLIST, signal]).arg(program).stdin(pipe).process_group(0);
         Ok(command)
     }
 
@@ -116,17 +107,8 @@ impl Guard {
 
     /// Ends all that is enlisted and returns when it has ended (at most a few seconds). Nothing can be started afterwards.
     pub(crate) fn close(&self) {
-        drop(
-            self.pipe
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        let shell = self
-            .shell
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        drop(self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let shell = self.shell.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut shell) = shell {
             let _ = shell.wait();
         }
@@ -149,19 +131,10 @@ mod tests {
         let guard = Guard::start().unwrap();
         let start = |orphan| {
             let mut command = guard.command(orphan, OsStr::new("/bin/sh")).unwrap();
-            let mut child = command
-                .args(["-c", "echo running; exec sleep 60"])
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
+            let mut child = command.args(["-c", "echo running; exec sleep 60"]).stdout(Stdio::piped()).spawn().unwrap();
             // Whoever says so has enlisted before.
             let mut said = [0; 7];
-            child
-                .stdout
-                .as_mut()
-                .unwrap()
-                .read_exact(&mut said)
-                .unwrap();
+            child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
             child
         };
         let mut watched = start(Orphan::Kill);
@@ -176,9 +149,6 @@ mod tests {
         assert!(forgotten.try_wait().unwrap().is_none());
         forgotten.kill().unwrap();
         forgotten.wait().unwrap();
-        assert!(matches!(
-            guard.command(Orphan::Kill, OsStr::new("sleep")),
-            Err(Error::Stopping)
-        ));
+        assert!(matches!(guard.command(Orphan::Kill, OsStr::new("sleep")), Err(Error::Stopping)));
     }
 }

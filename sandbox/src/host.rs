@@ -33,11 +33,7 @@ impl Host {
             .build()
             .doing(|| "start the sandbox's runtime".to_owned())?;
         let (events, _) = broadcast::channel(EVENTS);
-        Ok(Self {
-            guard: Arc::new(Guard::start()?),
-            runtime: Some(runtime),
-            events,
-        })
+        Ok(Self { guard: Arc::new(Guard::start()?), runtime: Some(runtime), events })
     }
 
     pub(crate) fn events(&self) -> broadcast::Receiver<Event> {
@@ -45,36 +41,23 @@ impl Host {
     }
 
     pub(crate) fn runtime(&self) -> Result<&tokio::runtime::Handle> {
-        self.runtime
-            .as_ref()
-            .map(Runtime::handle)
-            .ok_or(Error::Stopping)
+        self.runtime.as_ref().map(Runtime::handle).ok_or(Error::Stopping)
     }
 
     /// A process that can be started.
     pub(crate) fn supervise(&self, spec: Spec) -> Result<Process> {
-        Process::supervise(
-            spec,
-            Arc::clone(&self.guard),
-            self.runtime()?,
-            self.events.clone(),
-        )
+        Process::supervise(spec, Arc::clone(&self.guard), self.runtime()?, self.events.clone())
     }
 
     /// Runs a command to its end. Its log gets what it wrote; so does the error when it fails.
     pub(crate) async fn run(&self, spec: Spec, deadline: Duration) -> Result<Output> {
         let shown = shown(&spec);
         let mut command = tokio::process::Command::from(spec.command(&self.guard)?);
-        command
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .kill_on_drop(true);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
         let guard = Arc::clone(&self.guard);
         let path = spec.log.clone();
         let running = self.runtime()?.spawn(async move {
-            let child = command
-                .spawn()
-                .doing(|| format!("run {}", spec.program.display()))?;
+            let child = command.spawn().doing(|| format!("run {}", spec.program.display()))?;
             let pid = child.id();
             let output = tokio::time::timeout(deadline, child.wait_with_output()).await;
             if let Some(pid) = pid {
@@ -82,11 +65,7 @@ impl Host {
             }
             match output {
                 Ok(output) => output.doing(|| format!("wait for {}", spec.program.display())),
-                Err(_) => Err(Error::Invalid(format!(
-                    "`{}` did not end within {} s and was killed",
-                    spec.name,
-                    deadline.as_secs()
-                ))),
+                Err(_) => Err(Error::Invalid(format!("`{}` did not end within {} s and was killed", spec.name, deadline.as_secs()))),
             }
         });
         let output = running.await.map_err(|_| Error::Stopping)??;
@@ -97,11 +76,7 @@ impl Host {
         Err(Error::Command {
             command: shown,
             status: output.status.to_string(),
-            output: format!(
-                "{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            ),
+            output: format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
         })
     }
 
@@ -123,14 +98,6 @@ impl Drop for Host {
 
 /// The command line for messages. Secrets never stand in arguments here, only in the environment and in files.
 fn shown(spec: &Spec) -> String {
-    let program = spec
-        .program
-        .file_name()
-        .unwrap_or(Path::new("").as_os_str())
-        .to_string_lossy();
-    spec.arguments
-        .iter()
-        .fold(program.into_owned(), |all, argument| {
-            format!("{all} {}", argument.to_string_lossy())
-        })
+    let program = spec.program.file_name().unwrap_or(Path::new("").as_os_str()).to_string_lossy();
+    spec.arguments.iter().fold(program.into_owned(), |all, argument| format!("{all} {}", argument.to_string_lossy()))
 }

@@ -29,9 +29,7 @@ pub(crate) async fn ask(
 ) -> std::io::Result<Answer> {
     let asking = async {
         let stream = tokio::net::TcpStream::connect(address).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(std::io::Error::other)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -41,23 +39,12 @@ pub(crate) async fn ask(
         if let Some(bearer) = bearer {
             request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
         }
-        let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(std::io::Error::other)?;
+        let request = request.body(Full::new(Bytes::from(body))).map_err(std::io::Error::other)?;
         let exchange = async {
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(std::io::Error::other)?;
+            let response = sender.send_request(request).await.map_err(std::io::Error::other)?;
             let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), BODY_LIMIT)
-                .collect()
-                .await
-                .map_err(std::io::Error::other)?;
-            Ok(Answer {
-                status,
-                body: String::from_utf8_lossy(&body.to_bytes()).into_owned(),
-            })
+            let body = Limited::new(response.into_body(), BODY_LIMIT).collect().await.map_err(std::io::Error::other)?;
+            Ok(Answer { status, body: String::from_utf8_lossy(&body.to_bytes()).into_owned() })
         };
         // The connection does its work only while it is polled, and ends with the exchange.
         let mut connection = std::pin::pin!(connection);

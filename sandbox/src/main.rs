@@ -21,10 +21,10 @@ struct CommandLine {
 enum Command {
     /// Starts everything, loads an example product, prints what to try, and stops all of it at Ctrl-C.
     ///
-    /// Uses the services named by OFFSTAGE_DATABASE_URL (the owner of an empty database, with CREATEROLE and CREATEDB),
-    /// OFFSTAGE_REDIS_URL and OFFSTAGE_S3_BUCKET (with the other OFFSTAGE_S3_*) when they are set, each for itself.
+    /// Uses the services named by `OFFSTAGE_DATABASE_URL` (the owner of an empty database, with CREATEROLE and CREATEDB),
+    /// `OFFSTAGE_REDIS_URL` and `OFFSTAGE_S3_BUCKET` (with the other `OFFSTAGE_S3_*`) when they are set, each for itself.
     ///
-    /// OFFSTAGE_CONTROL_URL in DIR/demo.env takes orders meanwhile: `curl -X POST $OFFSTAGE_CONTROL_URL/worker-1/kill9`,
+    /// `OFFSTAGE_CONTROL_URL` in DIR/demo.env takes orders meanwhile: `curl -X POST $OFFSTAGE_CONTROL_URL/worker-1/kill9`,
     /// `curl $OFFSTAGE_CONTROL_URL/s3/faults --json '{"fault": {"status": 503}, "times": 3}'`.
     Run(Run),
     /// Starts the private Postgres, Redis and S3 alone, prints the settings for them, and stops them at Ctrl-C.
@@ -53,11 +53,7 @@ struct Run {
 
 fn main() -> ExitCode {
     let command = CommandLine::parse().command;
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
@@ -84,12 +80,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 async fn run(run: Run) -> Outcome {
     let mut stop = Stop::listen()?;
-    let settings = Settings {
-        directory: run.dir,
-        rows: run.rows,
-        port: run.port,
-        workers: run.workers,
-    };
+    let settings = Settings { directory: run.dir, rows: run.rows, port: run.port, workers: run.workers };
     say!("Starting Offstage and what it needs:");
     // Whatever has started ends with what is dropped here.
     let local = tokio::select! {
@@ -125,13 +116,7 @@ async fn services(directory: PathBuf) -> Outcome {
         world = local::services(&directory) => world?,
         () = stop.asked() => return Ok(()),
     };
-    for (name, value) in world
-        .postgres
-        .environment()
-        .into_iter()
-        .chain(world.redis.environment())
-        .chain(world.s3.environment())
-    {
+    for (name, value) in world.postgres.environment().into_iter().chain(world.redis.environment()).chain(world.s3.environment()) {
         say!("{name}='{value}'");
     }
     say!("# Ready. Ctrl-C stops them.");

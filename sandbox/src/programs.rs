@@ -13,9 +13,9 @@ use crate::ports::Port;
 use crate::process::Spec;
 
 /// Migrations of an empty database take a second; those of a full one may rewrite tables.
-const MIGRATE_WITHIN: Duration = Duration::from_secs(600);
+const MIGRATE_WITHIN: Duration = Duration::from_mins(10);
 /// Every other command of `api`.
-const COMMAND_WITHIN: Duration = Duration::from_secs(60);
+const COMMAND_WITHIN: Duration = Duration::from_mins(1);
 /// More than the programs' own grace for a shutdown (25 s): a SIGKILL here hides a program that overstays.
 const STOP_WITHIN: Duration = Duration::from_secs(35);
 
@@ -36,14 +36,8 @@ impl Programs {
         let directory = us.parent().unwrap_or(Path::new("/"));
         // Tests lie one level deeper, in `deps`; examples in `examples`.
         let inner = directory.ends_with("deps") || directory.ends_with("examples");
-        let directory = if inner {
-            directory.parent().unwrap_or(directory)
-        } else {
-            directory
-        };
-        Ok(Self {
-            directory: directory.to_owned(),
-        })
+        let directory = if inner { directory.parent().unwrap_or(directory) } else { directory };
+        Ok(Self { directory: directory.to_owned() })
     }
 
     /// Where templates and directories of tests lie: `target/sandbox`, or the machine's temporary directory when the
@@ -95,8 +89,7 @@ impl Programs {
         spec.arguments = arguments;
         spec.environment = environment;
         // Manifests are named relative to where the caller stands.
-        spec.directory =
-            std::env::current_dir().doing(|| "find the current directory".to_owned())?;
+        spec.directory = std::env::current_dir().doing(|| "find the current directory".to_owned())?;
         host.run(spec, COMMAND_WITHIN).await
     }
 }
@@ -112,12 +105,7 @@ pub struct Launch {
 
 impl Default for Launch {
     fn default() -> Self {
-        Self {
-            environment: BTreeMap::new(),
-            arguments: Vec::new(),
-            restart: true,
-            port: None,
-        }
+        Self { environment: BTreeMap::new(), arguments: Vec::new(), restart: true, port: None }
     }
 }
 
@@ -178,11 +166,8 @@ impl Launch {
         };
         let mut spec = Spec::new(name, program, log);
         spec.environment = environment;
-        spec.environment
-            .insert(listen.to_owned(), port.address().to_string());
-        spec.environment
-            .entry("RUST_BACKTRACE".to_owned())
-            .or_insert_with(|| "1".to_owned());
+        spec.environment.insert(listen.to_owned(), port.address().to_string());
+        spec.environment.entry("RUST_BACKTRACE".to_owned()).or_insert_with(|| "1".to_owned());
         spec.environment.extend(self.environment);
         spec.arguments = self.arguments;
         spec.port = Some(Arc::new(port));

@@ -14,23 +14,15 @@ pub(crate) fn characters(length: usize) -> Result<String> {
         // 248 is the largest multiple of 62 in a byte: rejecting the rest keeps the letters equally likely.
         let usable = bytes.iter().filter(|byte| **byte < 248);
         text.extend(
-            usable
-                .filter_map(|byte| ALPHABET.get(usize::from(*byte % 62)))
-                .map(|byte| char::from(*byte))
-                .take(length - text.len()),
+            usable.filter_map(|byte| ALPHABET.get(usize::from(*byte % 62))).map(|byte| char::from(*byte)).take(length - text.len()),
         );
     }
     Ok(text)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the sandbox depends on no other crate of ours: this is its one place for randomness"
-)]
+#[expect(clippy::disallowed_methods, reason = "the sandbox depends on no other crate of ours: this is its one place for randomness")]
 fn fill(bytes: &mut [u8]) -> Result<()> {
-    getrandom::fill(bytes)
-        .map_err(std::io::Error::from)
-        .doing(|| "get random bytes from the operating system".to_owned())
+    getrandom::fill(bytes).map_err(std::io::Error::from).doing(|| "get random bytes from the operating system".to_owned())
 }
 
 #[cfg(test)]

@@ -48,7 +48,10 @@ impl Secrets {
     pub(crate) fn kept_in(path: &Path) -> Result<Self> {
         match std::fs::read_to_string(path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| {
-                Error::Invalid(format!("{} is not what the sandbox wrote ({error}): restore it, or remove its whole directory to start anew", path.display()))
+                Error::Invalid(format!(
+                    "{} is not what the sandbox wrote ({error}): restore it, or remove its whole directory to start anew",
+                    path.display()
+                ))
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let secrets = Self::new()?;
@@ -60,8 +63,7 @@ impl Secrets {
     }
 
     pub(crate) fn keep_in(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self)
-            .map_err(|error| Error::Invalid(error.to_string()))?;
+        let text = serde_json::to_string_pretty(self).map_err(|error| Error::Invalid(error.to_string()))?;
         write_secret(path, &text)
     }
 }

@@ -38,23 +38,13 @@ impl Options {
     /// For one test: everything new, small and quick, in a directory that goes with it, the database migrated.
     #[must_use]
     pub fn test() -> Self {
-        Self {
-            durability: Durability::Fast,
-            directory: None,
-            programs: None,
-            migrated: true,
-        }
+        Self { durability: Durability::Fast, directory: None, programs: None, migrated: true }
     }
 
     /// For work that goes on tomorrow: data in `directory`, durable, found there again.
     #[must_use]
     pub fn lasting(directory: impl Into<PathBuf>) -> Self {
-        Self {
-            durability: Durability::Lasting,
-            directory: Some(directory.into()),
-            programs: None,
-            migrated: true,
-        }
+        Self { durability: Durability::Lasting, directory: Some(directory.into()), programs: None, migrated: true }
     }
 
     /// Where `api` and `worker` lie, when not beside the running program.
@@ -99,12 +89,11 @@ impl Sandbox {
             None => Programs::beside_us()?,
         };
         let cache = programs.cache();
-        let directory = match (&options.directory, options.durability) {
-            (Some(path), _) => Directory::lasting(path)?,
-            (None, _) => {
-                make(&cache)?;
-                Directory::temporary(&cache)?
-            }
+        let directory = if let Some(path) = &options.directory {
+            Directory::lasting(path)?
+        } else {
+            make(&cache)?;
+            Directory::temporary(&cache)?
         };
         let host = Host::new()?;
         let secrets = Secrets::kept_in(&directory.path().join("secrets.json"))?;
@@ -113,33 +102,16 @@ impl Sandbox {
         let (postgres, redis, s3) = tokio::try_join!(
             Postgres::open(&directory, durability, &cache, &host, migrations),
             Redis::open(&directory, durability, &secrets.redis, &host),
-            S3::open(
-                &directory,
-                &secrets.s3_key_id,
-                &secrets.s3_secret,
-                host.runtime()?.clone()
-            ),
+            S3::open(&directory, &secrets.s3_key_id, &secrets.s3_secret, host.runtime()?.clone()),
         )?;
         if options.migrated && durability == Durability::Lasting {
-            programs
-                .migrate(&host, &postgres.owner_url(), &directory.log("migrate"))
-                .await?;
+            programs.migrate(&host, &postgres.owner_url(), &directory.log("migrate")).await?;
             postgres.open_logins().await?;
         }
-        let pool = PgPoolOptions::new()
-            .max_connections(POOL_SIZE)
-            .acquire_timeout(Duration::from_secs(10))
-            .connect_lazy(&postgres.owner_url())?;
+        let pool =
+            PgPoolOptions::new().max_connections(POOL_SIZE).acquire_timeout(Duration::from_secs(10)).connect_lazy(&postgres.owner_url())?;
         let fleet = Fleet::new(programs, directory.logs());
-        Ok(Self {
-            postgres,
-            redis,
-            s3,
-            pool,
-            fleet,
-            host,
-            directory,
-        })
+        Ok(Self { postgres, redis, s3, pool, fleet, host, directory })
     }
 
     /// One `api serve`, ready; restarted when it dies.
@@ -171,9 +143,7 @@ impl Sandbox {
     /// # Errors
     /// As [`Sandbox::api`].
     pub async fn start_worker(&self, launch: Launch) -> Result<Process> {
-        self.fleet
-            .start_worker(&self.host, self.env(), launch)
-            .await
+        self.fleet.start_worker(&self.host, self.env(), launch).await
     }
 
     /// Every `api` and `worker` started so far.
@@ -186,10 +156,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// When it ends with another code than 0; with what it printed.
-    pub async fn run_api(
-        &self,
-        arguments: impl IntoIterator<Item = impl Into<OsString>>,
-    ) -> Result<Output> {
+    pub async fn run_api(&self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Output> {
         let arguments = arguments.into_iter().map(Into::into).collect();
         self.fleet.run_api(&self.host, self.env(), arguments).await
     }
@@ -199,13 +166,7 @@ impl Sandbox {
     /// # Errors
     /// When the manifest is refused; with what `api` said.
     pub async fn apply_tenant(&self, manifest: &Path) -> Result<()> {
-        self.run_api([
-            "tenant".into(),
-            "apply".into(),
-            manifest.as_os_str().to_owned(),
-        ])
-        .await
-        .map(drop)
+        self.run_api(["tenant".into(), "apply".into(), manifest.as_os_str().to_owned()]).await.map(drop)
     }
 
     /// `api key create`: a key of the tenant with these scopes (comma separated; `*` is all).
@@ -213,9 +174,7 @@ impl Sandbox {
     /// # Errors
     /// When there is no such tenant or scope; with what `api` said.
     pub async fn create_key(&self, tenant: &str, name: &str, scopes: &str) -> Result<String> {
-        self.fleet
-            .create_key(&self.host, self.env(), tenant, name, scopes)
-            .await
+        self.fleet.create_key(&self.host, self.env(), tenant, name, scopes).await
     }
 
     /// Makes promptlockr's tables and fills them with `rows` prompts and all that goes with them (`examples/promptlockr`).
@@ -246,12 +205,7 @@ impl Sandbox {
     }
 
     fn example(&self) -> Example<'_> {
-        Example {
-            host: &self.host,
-            psql: self.postgres.psql(),
-            url: self.postgres.product_url(),
-            log: self.directory.log("example"),
-        }
+        Example { host: &self.host, psql: self.postgres.psql(), url: self.postgres.product_url(), log: self.directory.log("example") }
     }
 
     /// The settings that `api` and `worker` are started with, all of them.

@@ -16,8 +16,7 @@ struct Services {
 
 impl Services {
     fn start(name: &str) -> Self {
-        let directory =
-            std::env::temp_dir().join(format!("offstage-{name}-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("offstage-{name}-{}", std::process::id()));
         Self::start_in(&directory).unwrap()
     }
 
@@ -34,20 +33,9 @@ impl Services {
         for line in BufReader::new(process.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             if line.starts_with("# Ready") {
-                return Ok(Self {
-                    process,
-                    directory: directory.to_owned(),
-                    addresses,
-                });
+                return Ok(Self { process, directory: directory.to_owned(), addresses });
             }
-            if [
-                "OFFSTAGE_DATABASE_URL=",
-                "OFFSTAGE_REDIS_URL=",
-                "OFFSTAGE_S3_ENDPOINT=",
-            ]
-            .iter()
-            .any(|name| line.starts_with(name))
-            {
+            if ["OFFSTAGE_DATABASE_URL=", "OFFSTAGE_REDIS_URL=", "OFFSTAGE_S3_ENDPOINT="].iter().any(|name| line.starts_with(name)) {
                 let address = line.split_once("127.0.0.1:").unwrap().1;
                 let port: String = address.chars().take_while(char::is_ascii_digit).collect();
                 addresses.push(format!("127.0.0.1:{port}"));
@@ -58,48 +46,27 @@ impl Services {
     }
 
     fn listening(&self) -> Vec<&str> {
-        self.addresses
-            .iter()
-            .map(String::as_str)
-            .filter(|address| TcpStream::connect(*address).is_ok())
-            .collect()
+        self.addresses.iter().map(String::as_str).filter(|address| TcpStream::connect(*address).is_ok()).collect()
     }
 
     /// Processes of this sandbox, by the directory that their command lines name.
     fn processes(&self) -> Vec<String> {
         let directory = self.directory.canonicalize().unwrap().display().to_string();
-        let output = Command::new("/bin/sh")
-            .args([
-                "-c",
-                "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' || ps -A -o args=",
-            ])
-            .output()
-            .unwrap();
+        let output =
+            Command::new("/bin/sh").args(["-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' || ps -A -o args="]).output().unwrap();
         let all = String::from_utf8_lossy(&output.stdout).into_owned();
-        all.split("postgres -D ")
-            .skip(1)
-            .filter(|rest| rest.starts_with(&directory))
-            .map(str::to_owned)
-            .collect()
+        all.split("postgres -D ").skip(1).filter(|rest| rest.starts_with(&directory)).map(str::to_owned).collect()
     }
 
     fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .args(["-s", signal, &self.process.id().to_string()])
-            .status()
-            .unwrap();
+        let status = Command::new("kill").args(["-s", signal, &self.process.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
     fn gone_within(&self, deadline: Duration) {
         let end = Instant::now() + deadline;
         while !self.listening().is_empty() || !self.processes().is_empty() {
-            assert!(
-                Instant::now() < end,
-                "still there: {:?} {:?}",
-                self.listening(),
-                self.processes()
-            );
+            assert!(Instant::now() < end, "still there: {:?} {:?}", self.listening(), self.processes());
             std::thread::yield_now();
         }
     }
@@ -141,9 +108,6 @@ fn an_orderly_end_is_waited_for() {
 fn a_second_one_in_the_same_directory_says_so() {
     let services = Services::start("second");
     let refusal = Services::start_in(&services.directory).err().unwrap();
-    assert!(
-        refusal.contains("is in use by another sandbox"),
-        "{refusal}"
-    );
+    assert!(refusal.contains("is in use by another sandbox"), "{refusal}");
     assert_eq!(services.listening().len(), 3, "the first goes on");
 }

@@ -18,7 +18,7 @@ use crate::services::postgres::connect;
 pub use packages::{Catalogue, Origin};
 
 /// A million rows take a minute or two.
-const LOAD_WITHIN: Duration = Duration::from_secs(3600);
+const LOAD_WITHIN: Duration = Duration::from_hours(1);
 
 /// Where the example's files are, and by what they are run.
 #[derive(Debug)]
@@ -46,22 +46,11 @@ impl Example<'_> {
     pub(crate) async fn load(&self, rows: u64) -> Result<bool> {
         let mut connection = self.connect().await?;
         if !exists(&mut connection, "prompts").await? {
-            self.psql(&[
-                "--single-transaction".into(),
-                "--file".into(),
-                directory().join("schema.sql").into(),
-            ])
-            .await?;
+            self.psql(&["--single-transaction".into(), "--file".into(), directory().join("schema.sql").into()]).await?;
         }
         let empty = is_empty(&mut connection, "users").await?;
         if empty {
-            self.psql(&[
-                "--set".into(),
-                format!("rows={rows}").into(),
-                "--file".into(),
-                directory().join("generate.sql").into(),
-            ])
-            .await?;
+            self.psql(&["--set".into(), format!("rows={rows}").into(), "--file".into(), directory().join("generate.sql").into()]).await?;
         }
         close(connection).await?;
         Ok(empty)
@@ -71,45 +60,25 @@ impl Example<'_> {
     pub(crate) async fn load_packages(&self) -> Result<Option<Catalogue>> {
         let mut connection = self.connect().await?;
         if !exists(&mut connection, "packages").await? {
-            self.psql(&[
-                "--single-transaction".into(),
-                "--file".into(),
-                directory().join("packages.sql").into(),
-            ])
-            .await?;
+            self.psql(&["--single-transaction".into(), "--file".into(), directory().join("packages.sql").into()]).await?;
         }
-        let loaded = if is_empty(&mut connection, "packages").await? {
-            Some(packages::load(&mut connection).await?)
-        } else {
-            None
-        };
+        let loaded = if is_empty(&mut connection, "packages").await? { Some(packages::load(&mut connection).await?) } else { None };
         close(connection).await?;
         Ok(loaded)
     }
 
     async fn connect(&self) -> Result<PgConnection> {
-        connect(&self.url)
-            .await
-            .doing(|| "connect to the example's database".to_owned())
+        connect(&self.url).await.doing(|| "connect to the example's database".to_owned())
     }
 
     async fn psql(&self, arguments: &[OsString]) -> Result<()> {
         let (url, password) = without_password(&self.url)?;
         let mut spec = Spec::new("psql", self.psql.clone(), self.log.clone());
-        spec.arguments = [
-            "--no-psqlrc",
-            "--quiet",
-            "--set",
-            "ON_ERROR_STOP=1",
-            "--dbname",
-        ]
-        .map(OsString::from)
-        .into();
+        spec.arguments = ["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname"].map(OsString::from).into();
         spec.arguments.push(url.into());
         spec.arguments.extend_from_slice(arguments);
         spec.environment.insert("PGPASSWORD".to_owned(), password);
-        spec.environment
-            .insert("PGCLIENTENCODING".to_owned(), "UTF8".to_owned());
+        spec.environment.insert("PGCLIENTENCODING".to_owned(), "UTF8".to_owned());
         self.host.run(spec, LOAD_WITHIN).await.map(drop)
     }
 }
@@ -126,10 +95,7 @@ fn without_password(url: &str) -> Result<(String, String)> {
     match parts() {
         Some((url, password)) => Ok((url, decode(password))),
         None if url.contains("://") => Ok((url.to_owned(), String::new())),
-        None => Err(Error::Invalid(
-            "a database's address must look like postgres://user:password@host:port/database"
-                .to_owned(),
-        )),
+        None => Err(Error::Invalid("a database's address must look like postgres://user:password@host:port/database".to_owned())),
     }
 }
 
@@ -138,10 +104,7 @@ fn decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
-        let hex = (*first == b'%')
-            .then(|| after.get(..2))
-            .flatten()
-            .and_then(|two| std::str::from_utf8(two).ok());
+        let hex = (*first == b'%').then(|| after.get(..2)).flatten().and_then(|two| std::str::from_utf8(two).ok());
         if let Some(byte) = hex.and_then(|two| u8::from_str_radix(two, 16).ok()) {
             bytes.push(byte);
             rest = after.get(2..).unwrap_or_default();
@@ -163,17 +126,11 @@ async fn exists(connection: &mut PgConnection, table: &str) -> Result<bool> {
 
 async fn is_empty(connection: &mut PgConnection, table: &'static str) -> Result<bool> {
     let query = AssertSqlSafe(format!("SELECT NOT EXISTS (SELECT FROM {table})"));
-    sqlx::query_scalar(query)
-        .fetch_one(connection)
-        .await
-        .doing(|| format!("look into the table {table}"))
+    sqlx::query_scalar(query).fetch_one(connection).await.doing(|| format!("look into the table {table}"))
 }
 
 async fn close(connection: PgConnection) -> Result<()> {
-    connection
-        .close()
-        .await
-        .doing(|| "close a connection to the example's database".to_owned())
+    connection.close().await.doing(|| "close a connection to the example's database".to_owned())
 }
 
 #[cfg(test)]
@@ -183,18 +140,9 @@ mod tests {
     #[test]
     fn passwords_leave_the_url() {
         let split = |url| without_password(url).unwrap();
-        let expected = (
-            "postgres://u@h:1/d?sslmode=disable".to_owned(),
-            "p@s%".to_owned(),
-        );
-        assert_eq!(
-            split("postgres://u:p%40s%25@h:1/d?sslmode=disable"),
-            expected
-        );
-        assert_eq!(
-            split("postgres://u@h/d"),
-            ("postgres://u@h/d".to_owned(), String::new())
-        );
+        let expected = ("postgres://u@h:1/d?sslmode=disable".to_owned(), "p@s%".to_owned());
+        assert_eq!(split("postgres://u:p%40s%25@h:1/d?sslmode=disable"), expected);
+        assert_eq!(split("postgres://u@h/d"), ("postgres://u@h/d".to_owned(), String::new()));
         assert!(without_password("somewhere").is_err());
     }
 }

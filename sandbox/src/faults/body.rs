@@ -39,21 +39,13 @@ impl Allowance {
             Some(Fault::Drop { after_bytes }) => Some(Arc::new(AtomicU64::new(after_bytes))),
             _ => None,
         };
-        Self {
-            bytes_per_second,
-            left,
-            connection,
-        }
+        Self { bytes_per_second, left, connection }
     }
 
     /// Takes `size` bytes off what may pass. False when that is too much: the connection is then cut.
     fn pass(&self, size: u64) -> bool {
         let Some(left) = &self.left else { return true };
-        let passed = left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(size)
-            })
-            .is_ok();
+        let passed = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(size)).is_ok();
         if !passed {
             self.connection.cancel();
         }
@@ -73,25 +65,14 @@ pub(crate) struct Metered {
 
 impl Metered {
     /// The two bodies of one exchange: each wraps what it is given.
-    pub(crate) fn pair(
-        fault: Option<Fault>,
-        connection: &CancellationToken,
-    ) -> (impl FnOnce(Body) -> Self, impl FnOnce(Body) -> Self) {
+    pub(crate) fn pair(fault: Option<Fault>, connection: &CancellationToken) -> (impl FnOnce(Body) -> Self, impl FnOnce(Body) -> Self) {
         let allowance = Allowance::new(fault, connection.clone());
         let other = allowance.clone();
-        (
-            move |body| Self::new(body, allowance),
-            move |body| Self::new(body, other),
-        )
+        (move |body| Self::new(body, allowance), move |body| Self::new(body, other))
     }
 
     fn new(inner: Body, allowance: Allowance) -> Self {
-        Self {
-            inner,
-            allowance,
-            rest: Bytes::new(),
-            turn: None,
-        }
+        Self { inner, allowance, rest: Bytes::new(), turn: None }
     }
 }
 
@@ -99,10 +80,7 @@ impl HttpBody for Metered {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         if let Some(turn) = this.turn.as_mut() {
             ready!(turn.as_mut().poll(context));
@@ -118,9 +96,7 @@ impl HttpBody for Metered {
             }
         }
         let size = match this.allowance.bytes_per_second {
-            Some(rate) => usize::try_from((rate / PIECES_PER_SECOND).max(1))
-                .unwrap_or(usize::MAX)
-                .min(this.rest.len()),
+            Some(rate) => usize::try_from((rate / PIECES_PER_SECOND).max(1)).unwrap_or(usize::MAX).min(this.rest.len()),
             None => this.rest.len(),
         };
         let piece = this.rest.split_to(size);

@@ -63,13 +63,7 @@ pub struct Rule {
 
 impl From<Fault> for Rule {
     fn from(fault: Fault) -> Self {
-        Self {
-            fault,
-            operation: None,
-            path_contains: None,
-            skip: 0,
-            times: None,
-        }
+        Self { fault, operation: None, path_contains: None, skip: 0, times: None }
     }
 }
 
@@ -103,13 +97,8 @@ impl Rule {
     }
 
     fn matches(&self, request: &Request) -> bool {
-        self.operation
-            .as_ref()
-            .is_none_or(|operation| *operation == request.operation)
-            && self
-                .path_contains
-                .as_ref()
-                .is_none_or(|text| request.path.contains(text.as_str()))
+        self.operation.as_ref().is_none_or(|operation| *operation == request.operation)
+            && self.path_contains.as_ref().is_none_or(|text| request.path.contains(text.as_str()))
     }
 }
 
@@ -170,12 +159,7 @@ impl Faults {
     /// None: everything works.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                ledger: Mutex::default(),
-                cleared: watch::Sender::new(0),
-            }),
-        }
+        Self { inner: Arc::new(Inner { ledger: Mutex::default(), cleared: watch::Sender::new(0) }) }
     }
 
     /// From now on, for requests that arrive after this.
@@ -189,9 +173,7 @@ impl Faults {
     /// Everything works again. Requests that hang are cut off; slowed ones stay slow.
     pub fn clear(&self) {
         self.ledger().rules.clear();
-        self.inner
-            .cleared
-            .send_modify(|generation| *generation += 1);
+        self.inner.cleared.send_modify(|generation| *generation += 1);
     }
 
     /// The rules that are not used up.
@@ -209,11 +191,7 @@ impl Faults {
     /// How many of the remembered requests were for this operation.
     #[must_use]
     pub fn count(&self, operation: &str) -> usize {
-        self.ledger()
-            .records
-            .iter()
-            .filter(|record| record.request.operation == operation)
-            .count()
+        self.ledger().records.iter().filter(|record| record.request.operation == operation).count()
     }
 
     /// Forgets the requests so far.
@@ -227,11 +205,7 @@ impl Faults {
     ///
     /// # Errors
     /// The requests so far, when the deadline has passed.
-    pub async fn wait_for(
-        &self,
-        deadline: Duration,
-        wanted: impl Fn(&[Record]) -> bool,
-    ) -> Result<Vec<Record>, Vec<Record>> {
+    pub async fn wait_for(&self, deadline: Duration, wanted: impl Fn(&[Record]) -> bool) -> Result<Vec<Record>, Vec<Record>> {
         let end = Instant::now() + deadline;
         loop {
             let requests = self.requests();
@@ -250,11 +224,7 @@ impl Faults {
         let mut guard = self.ledger();
         let ledger = &mut *guard;
         let mut fault = None;
-        for rule in ledger
-            .rules
-            .iter_mut()
-            .filter(|rule| rule.matches(&request))
-        {
+        for rule in ledger.rules.iter_mut().filter(|rule| rule.matches(&request)) {
             if rule.skip > 0 {
                 rule.skip -= 1;
                 continue;
@@ -270,12 +240,7 @@ impl Faults {
             ledger.records.pop_front();
             ledger.forgotten += 1;
         }
-        ledger.records.push_back(Record {
-            request,
-            status: None,
-            fault,
-            at: Instant::now(),
-        });
+        ledger.records.push_back(Record { request, status: None, fault, at: Instant::now() });
         let number = ledger.forgotten + u64::try_from(ledger.records.len()).unwrap_or_default() - 1;
         (number, fault)
     }
@@ -283,9 +248,7 @@ impl Faults {
     /// Notes the answer to a request.
     pub(crate) fn answered(&self, number: u64, status: u16) {
         let mut ledger = self.ledger();
-        let index = number
-            .checked_sub(ledger.forgotten)
-            .and_then(|index| usize::try_from(index).ok());
+        let index = number.checked_sub(ledger.forgotten).and_then(|index| usize::try_from(index).ok());
         if let Some(record) = index.and_then(|index| ledger.records.get_mut(index)) {
             record.status = Some(status);
         }
@@ -299,10 +262,7 @@ impl Faults {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.inner
-            .ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -311,22 +271,13 @@ mod tests {
     use super::*;
 
     fn request(operation: &str, path: &str) -> Request {
-        Request {
-            operation: operation.to_owned(),
-            method: "PUT".to_owned(),
-            path: path.to_owned(),
-        }
+        Request { operation: operation.to_owned(), method: "PUT".to_owned(), path: path.to_owned() }
     }
 
     #[test]
     fn the_first_matching_rule_decides_until_it_is_used_up() {
         let faults = Faults::new();
-        faults.add(
-            Rule::from(Fault::Status(503))
-                .on("UploadPart")
-                .skip(1)
-                .times(2),
-        );
+        faults.add(Rule::from(Fault::Status(503)).on("UploadPart").skip(1).times(2));
         faults.add(Rule::from(Fault::Hang).path_contains("/b/"));
         let decide = |operation: &str, path: &str| faults.decide(request(operation, path)).1;
         assert_eq!(decide("UploadPart", "/a/key"), None, "skipped");
@@ -334,11 +285,7 @@ mod tests {
         assert_eq!(decide("UploadPart", "/b/key"), Some(Fault::Status(503)));
         assert_eq!(decide("UploadPart", "/a/key"), Some(Fault::Status(503)));
         assert_eq!(decide("UploadPart", "/a/key"), None, "used up");
-        assert_eq!(
-            decide("UploadPart", "/b/key"),
-            Some(Fault::Hang),
-            "the next rule"
-        );
+        assert_eq!(decide("UploadPart", "/b/key"), Some(Fault::Hang), "the next rule");
         assert_eq!(faults.rules().len(), 1);
         faults.clear();
         assert_eq!(decide("UploadPart", "/b/key"), None);
@@ -352,9 +299,9 @@ mod tests {
         for _ in 0..RECORDS_KEPT {
             faults.decide(request("PutObject", "/between"));
         }
-        let (last, _) = faults.decide(request("PutObject", "/last"));
+        let (newest, _) = faults.decide(request("PutObject", "/last"));
         faults.answered(lost, 500);
-        faults.answered(last, 200);
+        faults.answered(newest, 200);
         let requests = faults.requests();
         assert_eq!(requests.len(), RECORDS_KEPT);
         assert!(requests.iter().all(|record| record.status != Some(500)));

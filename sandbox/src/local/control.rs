@@ -42,29 +42,18 @@ impl Local {
     pub async fn serve_control(self: &Arc<Self>) -> Result<()> {
         let port = Port::reserve()?;
         let address = port.address();
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .doing(|| format!("listen on {address}"))?;
+        let listener = tokio::net::TcpListener::bind(address).await.doing(|| format!("listen on {address}"))?;
         let hosts = [address.to_string(), format!("localhost:{}", address.port())];
         let router = Router::new()
             .route("/", get(overview))
             .route("/s3/requests", get(requests))
             .route("/s3/objects", get(objects))
             .route("/s3/uploads", get(uploads))
-            .route(
-                "/s3/faults",
-                get(faults).post(add_fault).delete(clear_faults),
-            )
+            .route("/s3/faults", get(faults).post(add_fault).delete(clear_faults))
             .route("/{name}/{verb}", post(command))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
                 let ours = comes_from_here(&request, &hosts);
-                async move {
-                    if ours {
-                        next.run(request).await
-                    } else {
-                        StatusCode::FORBIDDEN.into_response()
-                    }
-                }
+                async move { if ours { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() } }
             }))
             // Weak: the server must not keep alive what it is to end with.
             .with_state(Arc::downgrade(self));
@@ -73,24 +62,17 @@ impl Local {
             // It ends with the process; an error of accept is retried inside.
             let _ = axum::serve(listener, router).await;
         });
-        self.demo
-            .add("OFFSTAGE_CONTROL_URL", &format!("http://{address}"))
+        self.demo.add("OFFSTAGE_CONTROL_URL", &format!("http://{address}"))
     }
 
     fn process(&self, name: &str) -> Option<Process> {
-        self.processes()
-            .into_iter()
-            .find(|process| process.name() == name)
+        self.processes().into_iter().find(|process| process.name() == name)
     }
 }
 
 fn comes_from_here(request: &Request, hosts: &[String; 2]) -> bool {
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    !request.headers().contains_key(header::ORIGIN)
-        && host.is_some_and(|host| hosts.iter().any(|ours| ours == host))
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    !request.headers().contains_key(header::ORIGIN) && host.is_some_and(|host| hosts.iter().any(|ours| ours == host))
 }
 
 type Shared = State<std::sync::Weak<Local>>;
@@ -107,23 +89,30 @@ async fn overview(State(local): Shared) -> Response {
             json!({"name": process.name(), "pid": process.pid(), "address": address, "starts": process.starts(), "log": process.log_path()})
         })
         .collect();
-    Json(json!({"processes": processes, "s3": local.s3.as_ref().map(S3::endpoint)})).into_response()
+    Json(json!({"processes": processes, "s3": local.services.s3.as_ref().map(S3::endpoint)})).into_response()
 }
 
 async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)>) -> Response {
     let Some(local) = local.upgrade() else {
         return stopping();
     };
-    let done = match (name.as_str(), local.s3.as_ref(), local.process(&name)) {
+    let done = match (name.as_str(), local.services.s3.as_ref(), local.process(&name)) {
         ("s3", Some(s3), _) => match verb.as_str() {
-            "kill9" | "stop" => Ok(s3.kill9()),
-            "pause" => Ok(s3.pause()),
-            "resume" => Ok(s3.resume()),
+            "kill9" | "stop" => {
+                s3.kill9();
+                Ok(())
+            }
+            "pause" => {
+                s3.pause();
+                Ok(())
+            }
+            "resume" => {
+                s3.resume();
+                Ok(())
+            }
             "start" => s3.start().await,
             _ => {
-                return unknown(&format!(
-                    "the verb {verb}: kill9, stop, start, pause, resume"
-                ));
+                return unknown(&format!("the verb {verb}: kill9, stop, start, pause, resume"));
             }
         },
         (_, _, Some(process)) => match verb.as_str() {
@@ -133,9 +122,7 @@ async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)
             "resume" => process.resume().await.map(drop),
             "start" => process.start().await,
             _ => {
-                return unknown(&format!(
-                    "the verb {verb}: kill9, stop, start, pause, resume"
-                ));
+                return unknown(&format!("the verb {verb}: kill9, stop, start, pause, resume"));
             }
         },
         _ => return unknown(&format!("{name}: GET / lists what runs")),
@@ -152,9 +139,7 @@ async fn objects(State(local): Shared) -> Response {
 }
 
 async fn uploads(State(local): Shared) -> Response {
-    with_s3(&local, |s3| {
-        s3.unfinished_uploads().map(|uploads| json!(uploads))
-    })
+    with_s3(&local, |s3| s3.unfinished_uploads().map(|uploads| json!(uploads)))
 }
 
 async fn faults(State(local): Shared) -> Response {
@@ -175,14 +160,11 @@ async fn clear_faults(State(local): Shared) -> Response {
     })
 }
 
-fn with_s3(
-    local: &std::sync::Weak<Local>,
-    act: impl FnOnce(&S3) -> Result<serde_json::Value>,
-) -> Response {
+fn with_s3(local: &std::sync::Weak<Local>, act: impl FnOnce(&S3) -> Result<serde_json::Value>) -> Response {
     let Some(local) = local.upgrade() else {
         return stopping();
     };
-    match &local.s3 {
+    match &local.services.s3 {
         Some(s3) => answer(act(s3)),
         None => unknown("an S3 of ours: OFFSTAGE_S3_BUCKET names another"),
     }
@@ -191,26 +173,14 @@ fn with_s3(
 fn answer(result: Result<serde_json::Value>) -> Response {
     match result {
         Ok(value) => Json(value).into_response(),
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            Json(json!({"error": error.to_string()})),
-        )
-            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": error.to_string()}))).into_response(),
     }
 }
 
 fn unknown(what: &str) -> Response {
-    (
-        StatusCode::NOT_FOUND,
-        Json(json!({"error": format!("there is no {what}")})),
-    )
-        .into_response()
+    (StatusCode::NOT_FOUND, Json(json!({"error": format!("there is no {what}")}))).into_response()
 }
 
 fn stopping() -> Response {
-    (
-        StatusCode::SERVICE_UNAVAILABLE,
-        Json(json!({"error": Error::Stopping.to_string()})),
-    )
-        .into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"error": Error::Stopping.to_string()}))).into_response()
 }

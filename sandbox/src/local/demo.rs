@@ -44,10 +44,7 @@ pub(super) struct Demo {
 
 impl std::fmt::Debug for Demo {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Demo")
-            .field("url", &self.url)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Demo").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
@@ -69,17 +66,9 @@ impl Demo {
         let earlier = read(&file).remove("OFFSTAGE_KEY");
         let key = match earlier {
             Some(key) if is_valid(api, &key).await? => key,
-            _ => {
-                fleet
-                    .create_key(host, environment.clone(), "promptlockr", "demo", "*")
-                    .await?
-            }
+            _ => fleet.create_key(host, environment.clone(), "promptlockr", "demo", "*").await?,
         };
-        let demo = Self {
-            url: api.url(),
-            key,
-            file,
-        };
+        let demo = Self { url: api.url(), key, file };
         environment.insert("OFFSTAGE_URL".to_owned(), demo.url.clone());
         environment.insert("OFFSTAGE_KEY".to_owned(), demo.key.clone());
         demo.write(&environment)?;
@@ -94,13 +83,9 @@ impl Demo {
     }
 
     fn write(&self, environment: &Environment) -> Result<()> {
-        let mut text = String::from(
-            "# Written by `make run`: `. .local/demo.env` in a shell, then $OFFSTAGE_URL and $OFFSTAGE_KEY are set.\n",
-        );
-        for (name, value) in SHOWN
-            .iter()
-            .filter_map(|name| Some((name, environment.get(*name)?)))
-        {
+        let mut text =
+            String::from("# Written by `make run`: `. .local/demo.env` in a shell, then $OFFSTAGE_URL and $OFFSTAGE_KEY are set.\n");
+        for (name, value) in SHOWN.iter().filter_map(|name| Some((name, environment.get(*name)?))) {
             // Single quotes keep everything but a single quote from the shell.
             let _ = writeln!(text, "{name}='{}'", value.replace('\'', "'\\''"));
         }
@@ -113,21 +98,10 @@ async fn is_valid(api: &Process, key: &str) -> Result<bool> {
     let Some(address) = api.address() else {
         return Ok(false);
     };
-    let asked = http::ask(
-        address,
-        Method::GET,
-        "/v1/jobs?limit=1",
-        Some(key),
-        String::new(),
-        Duration::from_secs(10),
-    )
-    .await;
+    let asked = http::ask(address, Method::GET, "/v1/jobs?limit=1", Some(key), String::new(), Duration::from_secs(10)).await;
     match asked {
         Ok(answer) => Ok(answer.status == 200),
-        Err(source) => Err(Error::Io {
-            action: "ask the API whether the demonstration's key is still valid".to_owned(),
-            source,
-        }),
+        Err(source) => Err(Error::Io { action: "ask the API whether the demonstration's key is still valid".to_owned(), source }),
     }
 }
 
@@ -165,32 +139,14 @@ mod tests {
     fn a_shell_reads_the_file_as_we_do() {
         let directory = std::env::temp_dir().join(format!("offstage-demo-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let demo = Demo {
-            url: String::new(),
-            key: String::new(),
-            file: path(&directory),
-        };
+        let demo = Demo { url: String::new(), key: String::new(), file: path(&directory) };
         let odd = "a'b \"c\" $HOME `id` \\";
-        demo.write(&Environment::from([
-            ("OFFSTAGE_URL".to_owned(), odd.to_owned()),
-            ("OTHER".to_owned(), "x".to_owned()),
-        ]))
-        .unwrap();
+        demo.write(&Environment::from([("OFFSTAGE_URL".to_owned(), odd.to_owned()), ("OTHER".to_owned(), "x".to_owned())])).unwrap();
         demo.add("OFFSTAGE_KEY", "key").unwrap();
         assert_eq!(read(&demo.file).get("OFFSTAGE_URL").unwrap(), odd);
-        let script = format!(
-            ". '{}'; printf '%s|%s|%s' \"$OFFSTAGE_URL\" \"$OFFSTAGE_KEY\" \"$OTHER\"",
-            demo.file.display()
-        );
-        let output = std::process::Command::new("/bin/sh")
-            .args(["-c", &script])
-            .env_remove("OTHER")
-            .output()
-            .unwrap();
-        assert_eq!(
-            String::from_utf8(output.stdout).unwrap(),
-            format!("{odd}|key|")
-        );
+        let script = format!(". '{}'; printf '%s|%s|%s' \"$OFFSTAGE_URL\" \"$OFFSTAGE_KEY\" \"$OTHER\"", demo.file.display());
+        let output = std::process::Command::new("/bin/sh").args(["-c", &script]).env_remove("OTHER").output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{odd}|key|"));
         std::fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -5,22 +5,14 @@ use std::path::Path;
 use sqlx::Connection;
 
 use super::demo;
-use super::terminal::say;
+use super::terminal::line;
 use crate::error::{Doing, Error, Result};
 use crate::fleet::Environment;
 use crate::secrets::Secrets;
-use crate::services::postgres::{
-    PRODUCT, close_to_writers, connect, ensure_database, ensure_role, open_logins,
-};
+use crate::services::postgres::{PRODUCT, close_to_writers, connect, ensure_database, ensure_role, open_logins};
 
 /// Set for scripts that talk to the demonstration, of no meaning to the programs; and what the sandbox decides itself.
-const OURS: [&str; 5] = [
-    "OFFSTAGE_URL",
-    "OFFSTAGE_KEY",
-    "OFFSTAGE_CONTROL_URL",
-    "OFFSTAGE_LISTEN",
-    "OFFSTAGE_WORKER_LISTEN",
-];
+const OURS: [&str; 5] = ["OFFSTAGE_URL", "OFFSTAGE_KEY", "OFFSTAGE_CONTROL_URL", "OFFSTAGE_LISTEN", "OFFSTAGE_WORKER_LISTEN"];
 
 /// The `OFFSTAGE_*` of our own environment, to be handed on.
 #[derive(Debug)]
@@ -33,24 +25,18 @@ impl Given {
     pub(super) fn from_environment(demo_file: &Path) -> Self {
         let earlier = demo::read(demo_file);
         let environment = std::env::vars()
-            .filter(|(name, value)| {
-                name.starts_with("OFFSTAGE_") && !OURS.contains(&name.as_str()) && !value.is_empty()
-            })
+            .filter(|(name, value)| name.starts_with("OFFSTAGE_") && !OURS.contains(&name.as_str()) && !value.is_empty())
             .filter(|(name, value)| earlier.get(name) != Some(value))
             .collect();
         Self { environment }
     }
 
-    pub(super) fn database_url(&self) -> Option<&str> {
-        self.environment
-            .get("OFFSTAGE_DATABASE_URL")
-            .map(String::as_str)
+    pub(super) fn has_database(&self) -> bool {
+        self.environment.contains_key("OFFSTAGE_DATABASE_URL")
     }
 
-    pub(super) fn redis_url(&self) -> Option<&str> {
-        self.environment
-            .get("OFFSTAGE_REDIS_URL")
-            .map(String::as_str)
+    pub(super) fn has_redis(&self) -> bool {
+        self.environment.contains_key("OFFSTAGE_REDIS_URL")
     }
 
     pub(super) fn has_s3(&self) -> bool {
@@ -61,59 +47,32 @@ impl Given {
 /// Fills in what is missing to work with a database that was given: logins for the two roles that the migrations made, and
 /// the example's database in the same cluster. Returns the example's address for its owner, or `None` when
 /// `OFFSTAGE_SOURCE_PROMPTLOCKR_URL` was given too: then it is somebody else's to fill.
-pub(super) async fn provision(
-    owner_url: &str,
-    secrets: &Secrets,
-    environment: &mut Environment,
-) -> Result<Option<String>> {
-    let mut connection = connect(owner_url)
-        .await
-        .doing(|| "connect to OFFSTAGE_DATABASE_URL".to_owned())?;
-    let roles = [
-        ("OFFSTAGE_API_DATABASE_URL", "offstage_api", &secrets.api),
-        (
-            "OFFSTAGE_ENGINE_DATABASE_URL",
-            "offstage_engine",
-            &secrets.engine,
-        ),
-    ];
-    if roles
-        .iter()
-        .any(|(variable, ..)| !environment.contains_key(*variable))
-    {
-        if roles
-            .iter()
-            .any(|(variable, ..)| environment.contains_key(*variable))
-        {
-            return Err(Error::Invalid(
-                "set both OFFSTAGE_API_DATABASE_URL and OFFSTAGE_ENGINE_DATABASE_URL, or neither"
-                    .to_owned(),
-            ));
+pub(super) async fn provision(owner_url: &str, secrets: &Secrets, environment: &mut Environment) -> Result<Option<String>> {
+    let mut connection = connect(owner_url).await.doing(|| "connect to OFFSTAGE_DATABASE_URL".to_owned())?;
+    let roles =
+        [("OFFSTAGE_API_DATABASE_URL", "offstage_api", &secrets.api), ("OFFSTAGE_ENGINE_DATABASE_URL", "offstage_engine", &secrets.engine)];
+    if roles.iter().any(|(variable, ..)| !environment.contains_key(*variable)) {
+        if roles.iter().any(|(variable, ..)| environment.contains_key(*variable)) {
+            return Err(Error::Invalid("set both OFFSTAGE_API_DATABASE_URL and OFFSTAGE_ENGINE_DATABASE_URL, or neither".to_owned()));
         }
         open_logins(&mut connection, secrets).await?;
         for (variable, role, password) in roles {
-            environment.insert(
-                variable.to_owned(),
-                as_other(owner_url, role, password, None)?,
-            );
+            environment.insert(variable.to_owned(), as_other(owner_url, role, password, None)?);
         }
-        say!("  database   gave the roles offstage_api and offstage_engine passwords of their own");
+        line("database", "gave the roles offstage_api and offstage_engine passwords of their own");
     }
     let mut example = None;
     if !environment.contains_key("OFFSTAGE_SOURCE_PROMPTLOCKR_URL") {
         ensure_role(&mut connection, "offstage_source", "LOGIN", &secrets.source).await?;
         if ensure_database(&mut connection, PRODUCT, None).await? {
-            say!("  database   made the database {PRODUCT} for the example");
+            line("database", &format!("made the database {PRODUCT} for the example"));
         }
         close_to_writers(&mut connection).await?;
         let reader = as_other(owner_url, "offstage_source", &secrets.source, Some(PRODUCT))?;
         environment.insert("OFFSTAGE_SOURCE_PROMPTLOCKR_URL".to_owned(), reader);
         example = Some(with_database(owner_url, PRODUCT)?);
     }
-    connection
-        .close()
-        .await
-        .doing(|| "close a connection to OFFSTAGE_DATABASE_URL".to_owned())?;
+    connection.close().await.doing(|| "close a connection to OFFSTAGE_DATABASE_URL".to_owned())?;
     Ok(example)
 }
 
@@ -130,9 +89,7 @@ fn as_other(url: &str, user: &str, password: &str, database: Option<&str>) -> Re
 
 /// A database URL with another database.
 fn with_database(url: &str, database: &str) -> Result<String> {
-    let (address, query) = url
-        .split_once('?')
-        .map_or((url, None), |(address, query)| (address, Some(query)));
+    let (address, query) = url.split_once('?').map_or((url, None), |(address, query)| (address, Some(query)));
     let (scheme, rest) = address.split_once("://").ok_or_else(odd)?;
     let place = rest.split_once('/').map_or(rest, |(place, _)| place);
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
@@ -140,10 +97,7 @@ fn with_database(url: &str, database: &str) -> Result<String> {
 }
 
 fn odd() -> Error {
-    Error::Invalid(
-        "OFFSTAGE_DATABASE_URL must look like postgres://user:password@host:port/database"
-            .to_owned(),
-    )
+    Error::Invalid("OFFSTAGE_DATABASE_URL must look like postgres://user:password@host:port/database".to_owned())
 }
 
 #[cfg(test)]
@@ -153,18 +107,9 @@ mod tests {
     #[test]
     fn addresses_change_account_and_database() {
         let url = "postgres://owner:p%40ss@host:5433/offstage?sslmode=require";
-        assert_eq!(
-            as_other(url, "offstage_api", "x", None).unwrap(),
-            "postgres://offstage_api:x@host:5433/offstage?sslmode=require"
-        );
-        assert_eq!(
-            as_other(url, "r", "x", Some("other")).unwrap(),
-            "postgres://r:x@host:5433/other?sslmode=require"
-        );
-        assert_eq!(
-            with_database("postgres://u:p@h", "d").unwrap(),
-            "postgres://u:p@h/d"
-        );
+        assert_eq!(as_other(url, "offstage_api", "x", None).unwrap(), "postgres://offstage_api:x@host:5433/offstage?sslmode=require");
+        assert_eq!(as_other(url, "r", "x", Some("other")).unwrap(), "postgres://r:x@host:5433/other?sslmode=require");
+        assert_eq!(with_database("postgres://u:p@h", "d").unwrap(), "postgres://u:p@h/d");
         assert!(as_other("host=here", "a", "b", None).is_err());
     }
 }

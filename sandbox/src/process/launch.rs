@@ -70,46 +70,25 @@ impl Spec {
     /// The command, enlisted with the guard, writing to the log.
     pub(crate) fn command(&self, guard: &Guard) -> Result<Command> {
         let log = log::open(&self.log)?;
-        let copy = log
-            .try_clone()
-            .doing(|| format!("open the log {} twice", self.log.display()))?;
+        let copy = log.try_clone().doing(|| format!("open the log {} twice", self.log.display()))?;
         let mut command = match self.account {
-            Some(Account {
-                uid,
-                gid,
-                pass_directories: true,
-            }) => {
+            Some(Account { uid, gid, pass_directories: true }) => {
                 let mut command = guard.command(self.orphan, "setpriv".as_ref())?;
                 command
                     .args([format!("--reuid={uid}"), format!("--regid={gid}")])
-                    .args([
-                        "--clear-groups",
-                        "--inh-caps=+dac_override",
-                        "--ambient-caps=+dac_override",
-                        "--",
-                    ])
+                    .args(["--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--"])
                     .arg(&self.program);
                 command
             }
-            Some(Account {
-                uid,
-                gid,
-                pass_directories: false,
-            }) => {
+            Some(Account { uid, gid, pass_directories: false }) => {
                 let mut command = guard.command(self.orphan, self.program.as_os_str())?;
                 command.uid(uid).gid(gid);
                 command
             }
             None => guard.command(self.orphan, self.program.as_os_str())?,
         };
-        command
-            .args(&self.arguments)
-            .current_dir(&self.directory)
-            .stdout(Stdio::from(log))
-            .stderr(Stdio::from(copy));
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFSTAGE_"))
-        {
+        command.args(&self.arguments).current_dir(&self.directory).stdout(Stdio::from(log)).stderr(Stdio::from(copy));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFSTAGE_")) {
             command.env_remove(name);
         }
         command.envs(&self.environment);

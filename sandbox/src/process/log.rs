@@ -21,11 +21,7 @@ pub(super) fn put_aside(path: &Path) -> Result<()> {
 
 /// Opens the log to add to it.
 pub(super) fn open(path: &Path) -> Result<File> {
-    File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .doing(|| format!("open the log {}", path.display()))
+    File::options().create(true).append(true).open(path).doing(|| format!("open the log {}", path.display()))
 }
 
 /// The last `lines` lines, or as many as there are.
@@ -42,9 +38,7 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let bytes = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
-    all.get(all.len().saturating_sub(lines)..)
-        .unwrap_or_default()
-        .join("\n")
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
 }
 
 /// Adds what a finished command wrote.

@@ -119,18 +119,10 @@ impl Process {
         log::put_aside(&spec.log)?;
         let (orders, received) = mpsc::channel(16);
         let (publish, state) = watch::channel(State::default());
-        let inner = Inner {
-            name: spec.name.clone(),
-            log: spec.log.clone(),
-            port: spec.port.clone(),
-            stop_within: spec.stop_within,
-            orders,
-            state,
-        };
+        let inner =
+            Inner { name: spec.name.clone(), log: spec.log.clone(), port: spec.port.clone(), stop_within: spec.stop_within, orders, state };
         runtime.spawn(Supervisor::new(spec, guard, publish, events).run(received));
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// What it is called, as in `api-1`.
@@ -154,9 +146,7 @@ impl Process {
     /// `http://127.0.0.1:PORT`, without a slash at the end; empty for what does not speak HTTP.
     #[must_use]
     pub fn url(&self) -> String {
-        self.address()
-            .map(|address| format!("http://{address}"))
-            .unwrap_or_default()
+        self.address().map(|address| format!("http://{address}")).unwrap_or_default()
     }
 
     /// How often it was started.
@@ -180,9 +170,7 @@ impl Process {
     /// All it wrote so far.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read(&self.inner.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        std::fs::read(&self.inner.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Starts it when it does not run. Does not wait until it is ready.
@@ -199,8 +187,7 @@ impl Process {
     /// # Errors
     /// Only when the sandbox is being taken down.
     pub async fn stop(&self) -> Result<Option<Exit>> {
-        self.order(|done| Order::Stop(self.inner.stop_within, done))
-            .await
+        self.order(|done| Order::Stop(self.inner.stop_within, done)).await
     }
 
     /// [`Process::stop`] with a deadline of one's own.
@@ -261,11 +248,7 @@ impl Process {
         let running = state.borrow().pid;
         let ended = state.wait_for(|state| state.pid.is_none() || state.pid != running);
         match tokio::time::timeout(deadline, ended).await {
-            Ok(Ok(state)) => state
-                .exits
-                .last()
-                .cloned()
-                .ok_or_else(|| self.not_ready("it was never started".to_owned())),
+            Ok(Ok(state)) => state.exits.last().cloned().ok_or_else(|| self.not_ready("it was never started".to_owned())),
             Ok(Err(_)) => Err(Error::Stopping),
             Err(_) => Err(self.not_ready(format!("it still runs after {} s", deadline.as_secs()))),
         }
@@ -276,28 +259,13 @@ impl Process {
     /// # Errors
     /// When the process ends meanwhile and stays down, or ends three times, or the deadline passes; with its log's end.
     pub async fn wait_ready(&self, deadline: Duration) -> Result<()> {
-        let address = self
-            .address()
-            .ok_or_else(|| self.not_ready("it has no address to ask".to_owned()))?;
+        let address = self.address().ok_or_else(|| self.not_ready("it has no address to ask".to_owned()))?;
         let mut last = "nothing listens".to_owned();
         self.wait_until(deadline, async || {
-            match http::ask(
-                address,
-                Method::GET,
-                "/health/ready",
-                None,
-                String::new(),
-                Duration::from_secs(2),
-            )
-            .await
-            {
+            match http::ask(address, Method::GET, "/health/ready", None, String::new(), Duration::from_secs(2)).await {
                 Ok(answer) if answer.status == 200 => return Ok(()),
                 Ok(answer) => {
-                    last = format!(
-                        "/health/ready answers {} {}",
-                        answer.status,
-                        answer.body.trim()
-                    )
+                    last = format!("/health/ready answers {} {}", answer.status, answer.body.trim());
                 }
                 Err(error) => last = format!("/health/ready: {error}"),
             }
@@ -324,11 +292,7 @@ impl Process {
                 (state.pid, state.exited - exited_before)
             };
             if (pid.is_none() && exited > 0) || exited >= 3 {
-                let exit = self
-                    .exits()
-                    .last()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
+                let exit = self.exits().last().map(ToString::to_string).unwrap_or_default();
                 return Err(self.not_ready(format!("it ended with {exit}")));
             }
             if Instant::now() > end {
@@ -344,20 +308,11 @@ impl Process {
 
     async fn order<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T> {
         let (done, answer) = oneshot::channel();
-        self.inner
-            .orders
-            .send(order(done))
-            .await
-            .map_err(|_| Error::Stopping)?;
+        self.inner.orders.send(order(done)).await.map_err(|_| Error::Stopping)?;
         answer.await.map_err(|_| Error::Stopping)
     }
 
     fn not_ready(&self, reason: String) -> Error {
-        Error::NotReady {
-            name: self.inner.name.clone(),
-            reason,
-            log: self.inner.log.clone(),
-            tail: log::tail(&self.inner.log, TAIL_LINES),
-        }
+        Error::NotReady { name: self.inner.name.clone(), reason, log: self.inner.log.clone(), tail: log::tail(&self.inner.log, TAIL_LINES) }
     }
 }

@@ -51,22 +51,8 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn new(
-        spec: Spec,
-        guard: Arc<Guard>,
-        state: watch::Sender<State>,
-        events: broadcast::Sender<Event>,
-    ) -> Self {
-        Self {
-            spec,
-            guard,
-            state,
-            events,
-            running: None,
-            ending: false,
-            again_at: None,
-            in_a_row: 0,
-        }
+    pub(super) fn new(spec: Spec, guard: Arc<Guard>, state: watch::Sender<State>, events: broadcast::Sender<Event>) -> Self {
+        Self { spec, guard, state, events, running: None, ending: false, again_at: None, in_a_row: 0 }
     }
 
     /// Works until every handle is gone or the runtime ends; the guard then ends the child.
@@ -104,11 +90,7 @@ impl Supervisor {
         match order {
             Order::Start(done) => {
                 self.in_a_row = 0;
-                let _ = done.send(if self.running.is_some() {
-                    Ok(())
-                } else {
-                    self.start()
-                });
+                let _ = done.send(if self.running.is_some() { Ok(()) } else { self.start() });
             }
             Order::Stop(deadline, done) => {
                 let _ = done.send(self.stop(deadline).await);
@@ -146,16 +128,10 @@ impl Supervisor {
         self.again_at = None;
         self.ending = false;
         let command = self.spec.command(&self.guard)?;
-        let child = tokio::process::Command::from(command)
-            .spawn()
-            .doing(|| format!("run {}", self.spec.program.display()))?;
+        let child = tokio::process::Command::from(command).spawn().doing(|| format!("run {}", self.spec.program.display()))?;
         // A child that was not waited for has its id.
         let pid = child.id().unwrap_or_default();
-        self.running = Some(Running {
-            child,
-            pid,
-            since: Instant::now(),
-        });
+        self.running = Some(Running { child, pid, since: Instant::now() });
         self.state.send_modify(|state| {
             state.pid = Some(pid);
             state.starts += 1;
@@ -166,15 +142,8 @@ impl Supervisor {
     fn start_again(&mut self) {
         match self.start() {
             Ok(()) => {
-                let pid = self
-                    .running
-                    .as_ref()
-                    .map(|running| running.pid)
-                    .unwrap_or_default();
-                let _ = self.events.send(Event::Restarted {
-                    name: self.spec.name.clone(),
-                    pid,
-                });
+                let pid = self.running.as_ref().map(|running| running.pid).unwrap_or_default();
+                let _ = self.events.send(Event::Restarted { name: self.spec.name.clone(), pid });
             }
             // The sandbox is being taken down: there is no guard to start it under.
             Err(_) => self.again_at = None,
@@ -188,12 +157,12 @@ impl Supervisor {
         // What was paused can't end before it goes on.
         self.signal(Signal::SIGCONT);
         let running = self.running.as_mut()?;
-        let status = match tokio::time::timeout(deadline, running.child.wait()).await {
-            Ok(status) => status,
-            Err(_) => {
-                self.signal(Signal::SIGKILL);
-                self.running.as_mut()?.child.wait().await
-            }
+        let ended = tokio::time::timeout(deadline, running.child.wait()).await;
+        let status = if let Ok(status) = ended {
+            status
+        } else {
+            self.signal(Signal::SIGKILL);
+            self.running.as_mut()?.child.wait().await
         };
         self.died(status);
         self.state.borrow().exits.last().cloned()
@@ -210,10 +179,10 @@ impl Supervisor {
         let pid = Pid::from_raw(raw);
         // An orderly end is the parent's to arrange; everything else must reach the children as well.
         if self.spec.family && signal != self.spec.stop_signal {
-            tree::family(pid).into_iter().for_each(|member| {
+            for member in tree::family(pid) {
                 // A member that has just ended needs no signal.
                 let _ = kill(member, signal);
-            });
+            }
             true
         } else {
             kill(pid, signal).is_ok()
@@ -243,16 +212,10 @@ impl Supervisor {
         if std::mem::take(&mut self.ending) {
             return;
         }
-        self.in_a_row = if exit.lived < WELL_AFTER {
-            self.in_a_row.saturating_add(1)
-        } else {
-            1
-        };
+        self.in_a_row = if exit.lived < WELL_AFTER { self.in_a_row.saturating_add(1) } else { 1 };
         let again_in = self.spec.restart.then(|| {
             let doublings = self.in_a_row.saturating_sub(1).min(10);
-            BACKOFF_FIRST
-                .saturating_mul(1 << doublings)
-                .min(BACKOFF_LONGEST)
+            BACKOFF_FIRST.saturating_mul(1 << doublings).min(BACKOFF_LONGEST)
         });
         self.again_at = again_in.map(|pause| tokio::time::Instant::now() + pause);
         // Nobody has to listen.

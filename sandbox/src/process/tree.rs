@@ -42,10 +42,7 @@ fn parents() -> Vec<(i32, i32)> {
 /// Every process with its parent, as far as this user may see.
 #[cfg(not(target_os = "linux"))]
 fn parents() -> Vec<(i32, i32)> {
-    let Ok(output) = std::process::Command::new("ps")
-        .args(["-A", "-o", "pid=,ppid="])
-        .output()
-    else {
+    let Ok(output) = std::process::Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output() else {
         return Vec::new();
     };
     String::from_utf8_lossy(&output.stdout)

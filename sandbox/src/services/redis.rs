@@ -27,22 +27,13 @@ pub struct Redis {
 }
 
 impl Redis {
-    pub(crate) async fn open(
-        directory: &Directory,
-        durability: Durability,
-        password: &str,
-        host: &Host,
-    ) -> Result<Self> {
+    pub(crate) async fn open(directory: &Directory, durability: Durability, password: &str, host: &Host) -> Result<Self> {
         let program = find()?;
         let port = Port::reserve()?;
         let data = directory.path().join("redis");
         make(&data)?;
         let configuration = data.join("redis.conf");
-        let append = if durability == Durability::Lasting {
-            "yes"
-        } else {
-            "no"
-        };
+        let append = if durability == Durability::Lasting { "yes" } else { "no" };
         // In a file and not in arguments, which everybody on the machine can read.
         write_secret(
             &configuration,
@@ -58,10 +49,7 @@ impl Redis {
         spec.restart = durability == Durability::Lasting;
         let url = format!("redis://:{password}@{}/0", port.address());
         spec.port = Some(Arc::new(port));
-        let redis = Self {
-            process: host.supervise(spec)?,
-            url,
-        };
+        let redis = Self { process: host.supervise(spec)?, url };
         redis.start().await?;
         Ok(redis)
     }
@@ -72,11 +60,7 @@ impl Redis {
     /// When it ends, or is not ready within half a minute; with its log's end.
     pub async fn start(&self) -> Result<()> {
         self.process.start().await?;
-        self.process
-            .wait_until(START_WITHIN, async || {
-                self.ask::<String>(&::redis::cmd("PING")).await.map(drop)
-            })
-            .await
+        self.process.wait_until(START_WITHIN, async || self.ask::<String>(&::redis::cmd("PING")).await.map(drop)).await
     }
 
     /// Ends the server in order.
@@ -124,15 +108,10 @@ impl Redis {
     /// # Errors
     /// When Redis does not answer within five seconds or refuses.
     pub async fn command<T: ::redis::FromRedisValue>(&self, command: &::redis::Cmd) -> Result<T> {
-        self.ask(command)
-            .await
-            .map_err(|reason| Error::Invalid(format!("the sandbox's Redis: {reason}")))
+        self.ask(command).await.map_err(|reason| Error::Invalid(format!("the sandbox's Redis: {reason}")))
     }
 
-    async fn ask<T: ::redis::FromRedisValue>(
-        &self,
-        command: &::redis::Cmd,
-    ) -> std::result::Result<T, String> {
+    async fn ask<T: ::redis::FromRedisValue>(&self, command: &::redis::Cmd) -> std::result::Result<T, String> {
         let asking = async {
             let client = ::redis::Client::open(self.url.as_str())?;
             let mut connection = client.get_multiplexed_async_connection().await?;
@@ -167,17 +146,9 @@ impl Redis {
 /// The one on the PATH, else in Homebrew's places.
 fn find() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = [
-        "/usr/bin",
-        "/usr/local/bin",
-        "/opt/homebrew/bin",
-        "/opt/homebrew/opt/redis/bin",
-        "/usr/local/opt/redis/bin",
-    ];
+    let usual = ["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/homebrew/opt/redis/bin", "/usr/local/opt/redis/bin"];
     let places = std::env::split_paths(&path).chain(usual.map(PathBuf::from));
-    let suits = |program: &PathBuf| {
-        program.is_file() && major(program).is_some_and(|major| major >= OLDEST)
-    };
+    let suits = |program: &PathBuf| program.is_file() && major(program).is_some_and(|major| major >= OLDEST);
     places.map(|directory| directory.join("redis-server")).find(suits).ok_or_else(|| Error::Missing {
         program: format!("Redis {OLDEST} or newer"),
         advice: "`make run` installs it; by hand: `apt-get install redis-server` or `brew install redis`".to_owned(),
@@ -188,8 +159,6 @@ fn major(program: &Path) -> Option<u32> {
     let output = Command::new(program).arg("--version").output().ok()?;
     // `Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64 build=…`
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let version = text
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("v="))?;
+    let version = text.split_whitespace().find_map(|word| word.strip_prefix("v="))?;
     version.split('.').next()?.parse().ok()
 }

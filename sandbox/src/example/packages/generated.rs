@@ -6,9 +6,7 @@ use std::io::{BufRead, Read};
 /// As many as a Debian release has, roughly.
 const RECORDS: u32 = 60_000;
 
-const SECTIONS: [&str; 8] = [
-    "admin", "devel", "games", "libs", "net", "python", "text", "x11",
-];
+const SECTIONS: [&str; 8] = ["admin", "devel", "games", "libs", "net", "python", "text", "x11"];
 const WORDS: [&str; 16] = [
     "library",
     "tools",
@@ -43,11 +41,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new() -> Self {
-        Self {
-            next: 0,
-            stanza: Vec::new(),
-            read: 0,
-        }
+        Self { next: 0, stanza: Vec::new(), read: 0 }
     }
 }
 
@@ -90,47 +84,24 @@ fn stanza(number: u32) -> String {
         if dice.below(3) == 0 { "all" } else { "amd64" },
     );
     // Writing to a String can't fail.
-    let depends: Vec<String> = (0..dice.below(40))
-        .map(|_| {
-            format!(
-                "{}-{:05} (>= {})",
-                dice.one_of(&SECTIONS),
-                dice.below(60_000),
-                dice.below(9)
-            )
-        })
-        .collect();
+    let depends: Vec<String> =
+        (0..dice.below(40)).map(|_| format!("{}-{:05} (>= {})", dice.one_of(&SECTIONS), dice.below(60_000), dice.below(9))).collect();
     if !depends.is_empty() {
         let _ = writeln!(text, "Depends: {}", depends.join(", "));
     }
     let words: Vec<&str> = (0..=dice.below(12)).map(|_| dice.one_of(&WORDS)).collect();
     let _ = writeln!(text, "Description: {}", words.join(" "));
     if dice.below(4) == 0 {
-        let _ = write!(
-            text,
-            " A second paragraph,\n .\n  indented {}.\n",
-            dice.one_of(&WORDS)
-        );
+        let _ = write!(text, " A second paragraph,\n .\n  indented {}.\n", dice.one_of(&WORDS));
     }
     if dice.below(20) == 0 {
-        let _ = writeln!(
-            text,
-            "Tag: {}",
-            vec!["role::program"; dice.below(600)].join(",\n ")
-        );
+        let _ = writeln!(text, "Tag: {}", vec!["role::program"; dice.below(600)].join(",\n "));
     }
     if dice.below(10) > 0 {
-        let _ = writeln!(
-            text,
-            "Homepage: https://example.org/{number}?a=1&b=%20#{section}"
-        );
+        let _ = writeln!(text, "Homepage: https://example.org/{number}?a=1&b=%20#{section}");
     }
     let size = dice.below(2_000_000_000);
-    let _ = write!(
-        text,
-        "Section: {section}\nPriority: optional\nSize: {size}\nSHA256: {:064x}\n\n",
-        dice.next()
-    );
+    let _ = write!(text, "Section: {section}\nPriority: optional\nSize: {size}\nSHA256: {:064x}\n\n", dice.next());
     text
 }
 

@@ -41,31 +41,17 @@ pub struct Catalogue {
 /// Fills the empty table `packages` in one transaction.
 pub(super) async fn load(connection: &mut PgConnection) -> Result<Catalogue> {
     for origin in [Origin::Apt, Origin::Generated] {
-        let mut transaction = connection
-            .begin()
-            .await
-            .doing(|| "begin to load the package catalogue".to_owned())?;
+        let mut transaction = connection.begin().await.doing(|| "begin to load the package catalogue".to_owned())?;
         let rows = copy(&mut transaction, origin).await?;
         if rows >= FEWEST {
-            transaction
-                .commit()
-                .await
-                .doing(|| "finish loading the package catalogue".to_owned())?;
+            transaction.commit().await.doing(|| "finish loading the package catalogue".to_owned())?;
             // Now rather than when autovacuum finds the time: a plan made without statistics may sort 60,000 wide rows.
-            sqlx::query("ANALYZE packages")
-                .execute(connection)
-                .await
-                .doing(|| "analyse the package catalogue".to_owned())?;
+            sqlx::query("ANALYZE packages").execute(connection).await.doing(|| "analyse the package catalogue".to_owned())?;
             return Ok(Catalogue { origin, rows });
         }
-        transaction
-            .rollback()
-            .await
-            .doing(|| "take back a catalogue of too few packages".to_owned())?;
+        transaction.rollback().await.doing(|| "take back a catalogue of too few packages".to_owned())?;
     }
-    Err(Error::Invalid(format!(
-        "fewer than {FEWEST} package records were generated: that is a mistake in the sandbox"
-    )))
+    Err(Error::Invalid(format!("fewer than {FEWEST} package records were generated: that is a mistake in the sandbox")))
 }
 
 async fn copy(connection: &mut PgConnection, origin: Origin) -> Result<u64> {
@@ -75,42 +61,26 @@ async fn copy(connection: &mut PgConnection, origin: Origin) -> Result<u64> {
         Origin::Apt => read_apt(&chunks),
         Origin::Generated => send(Stanzas::new(generated::Reader::new()), &chunks),
     });
-    let statement = format!(
-        "COPY packages ({}) FROM STDIN",
-        COLUMNS.map(|(column, _)| column).join(", ")
-    );
+    let statement = format!("COPY packages ({}) FROM STDIN", COLUMNS.map(|(column, _)| column).join(", "));
     let failed = || "copy the package catalogue into its table".to_owned();
     let mut sink = connection.copy_in_raw(&statement).await.doing(failed)?;
     while let Some(chunk) = received.recv().await {
         sink.send(chunk).await.doing(failed)?;
     }
     let rows = sink.finish().await.doing(failed)?;
-    reading
-        .await
-        .map_err(|_| Error::Stopping)?
-        .doing(|| "read `apt-cache dumpavail`".to_owned())?;
+    reading.await.map_err(|_| Error::Stopping)?.doing(|| "read `apt-cache dumpavail`".to_owned())?;
     Ok(rows)
 }
 
 /// Without apt there are no records, which is no error.
 fn read_apt(chunks: &mpsc::Sender<Vec<u8>>) -> std::io::Result<()> {
-    let command = Command::new("apt-cache")
-        .arg("dumpavail")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
+    let command = Command::new("apt-cache").arg("dumpavail").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = match command {
         Ok(child) => child,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let sent = child.stdout.take().map_or(Ok(()), |output| {
-        send(
-            Stanzas::new(BufReader::with_capacity(1 << 20, output)),
-            chunks,
-        )
-    });
+    let sent = child.stdout.take().map_or(Ok(()), |output| send(Stanzas::new(BufReader::with_capacity(1 << 20, output)), chunks));
     // When we stopped reading, it ends by a broken pipe.
     child.wait()?;
     sent
@@ -121,12 +91,7 @@ fn send(mut stanzas: Stanzas<impl BufRead>, chunks: &mpsc::Sender<Vec<u8>>) -> s
     let mut chunk = Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
     while stanzas.next_row(&mut chunk)? {
         if chunk.len() >= CHUNK_BYTES
-            && chunks
-                .blocking_send(std::mem::replace(
-                    &mut chunk,
-                    Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4),
-                ))
-                .is_err()
+            && chunks.blocking_send(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4))).is_err()
         {
             return Ok(());
         }

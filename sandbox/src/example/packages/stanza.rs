@@ -62,13 +62,7 @@ pub(super) struct Stanzas<R> {
 
 impl<R: BufRead> Stanzas<R> {
     pub(super) fn new(input: R) -> Self {
-        Self {
-            input,
-            line: Vec::new(),
-            fields: Default::default(),
-            current: None,
-            seen: HashSet::new(),
-        }
+        Self { input, line: Vec::new(), fields: Default::default(), current: None, seen: HashSet::new() }
     }
 
     /// Adds the next record to `rows`. False at the end.
@@ -112,11 +106,7 @@ impl<R: BufRead> Stanzas<R> {
 
     fn take(&mut self, line: &str) {
         if line.starts_with([' ', '\t']) {
-            if let Some(value) = self
-                .current
-                .and_then(|index| self.fields.get_mut(index))
-                .and_then(Option::as_mut)
-            {
+            if let Some(value) = self.current.and_then(|index| self.fields.get_mut(index)).and_then(Option::as_mut) {
                 value.push('\n');
                 value.push_str(line);
             }
@@ -148,7 +138,7 @@ impl<R: BufRead> Stanzas<R> {
             match (value, field.as_deref()) {
                 (Value::Text, Some(text)) => escape(text, rows),
                 (Value::Number, Some(text)) if text.parse::<i64>().is_ok() => {
-                    rows.extend_from_slice(text.as_bytes())
+                    rows.extend_from_slice(text.as_bytes());
                 }
                 (Value::YesNo, Some(text)) => rows.push(if text == "yes" { b't' } else { b'f' }),
                 _ => rows.extend_from_slice(b"\\N"),
@@ -182,13 +172,8 @@ mod tests {
         while stanzas.next_row(&mut bytes).unwrap() {}
         let text = String::from_utf8(bytes).unwrap();
         let row = |line: &str| {
-            let cells = line
-                .split('\t')
-                .zip(COLUMNS)
-                .filter(|(cell, _)| *cell != "\\N");
-            cells
-                .map(|(cell, (name, _))| (name, cell.to_owned()))
-                .collect()
+            let cells = line.split('\t').zip(COLUMNS).filter(|(cell, _)| *cell != "\\N");
+            cells.map(|(cell, (name, _))| (name, cell.to_owned())).collect()
         };
         text.lines().map(row).collect()
     }
@@ -198,12 +183,7 @@ mod tests {
         let text = "\n\nPackage: a\nVersion: 1:2~3\nArchitecture: all\nGhc-Package: x\n dropped with it\nTag: one,\n two,\n\tthree\n\
                     INSTALLED-SIZE: 12\nSize: many\nEssential: yes\nHomepage:  two spaces\nDescription: tab\there, \\ and: colon\n .\n end\n\n\
                     Package: b\nVersion: 1\nArchitecture: amd64\nSection:";
-        let expected = |pairs: &[(&'static str, &str)]| {
-            pairs
-                .iter()
-                .map(|(name, value)| (*name, (*value).to_owned()))
-                .collect::<Vec<_>>()
-        };
+        let expected = |pairs: &[(&'static str, &str)]| pairs.iter().map(|(name, value)| (*name, (*value).to_owned())).collect::<Vec<_>>();
         assert_eq!(
             rows(text),
             [
@@ -217,12 +197,7 @@ mod tests {
                     ("homepage", " two spaces"),
                     ("description", "tab\\there, \\\\ and: colon\\n .\\n end"),
                 ]),
-                expected(&[
-                    ("package", "b"),
-                    ("version", "1"),
-                    ("architecture", "amd64"),
-                    ("section", "")
-                ]),
+                expected(&[("package", "b"), ("version", "1"), ("architecture", "amd64"), ("section", "")]),
             ]
         );
     }

@@ -18,7 +18,7 @@ use crate::process::{Account, Spec};
 use crate::secrets::Secrets;
 
 /// initdb takes about a second; a machine at work on builds may need many.
-const INITDB_WITHIN: Duration = Duration::from_secs(120);
+const INITDB_WITHIN: Duration = Duration::from_mins(2);
 /// A fast shutdown writes what is dirty.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
@@ -48,21 +48,11 @@ impl Cluster {
             }
             _ => None,
         };
-        Ok(Self {
-            installation: Installation::find(major)?,
-            account: account::for_directory(place)?,
-        })
+        Ok(Self { installation: Installation::find(major)?, account: account::for_directory(place)? })
     }
 
     /// Runs initdb. An interrupted one leaves nothing that looks finished.
-    pub(super) async fn initialise(
-        &self,
-        data: &Path,
-        secrets: &Secrets,
-        durability: Durability,
-        host: &Host,
-        log: &Path,
-    ) -> Result<()> {
+    pub(super) async fn initialise(&self, data: &Path, secrets: &Secrets, durability: Durability, host: &Host, log: &Path) -> Result<()> {
         let owner = self.account.map(|account| (account.uid, account.gid));
         let partial = data.with_added_extension("partial");
         let _ = std::fs::remove_dir_all(&partial);
@@ -76,39 +66,24 @@ impl Cluster {
         prepare().doing(|| format!("make the data directory {}", partial.display()))?;
 
         let mut spec = self.spec("initdb", log);
-        spec.arguments = [
-            "--username=postgres",
-            "--auth=scram-sha-256",
-            "--encoding=UTF8",
-            "--no-locale",
-            "--no-instructions",
-        ]
-        .map(OsString::from)
-        .into();
+        spec.arguments = ["--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-instructions"]
+            .map(OsString::from)
+            .into();
         spec.arguments.push(joined("--pgdata=", &partial));
         spec.arguments.push(joined("--pwfile=", &password));
         if durability == Durability::Fast {
-            spec.arguments
-                .extend(["--no-sync", "--wal-segsize=4"].map(OsString::from));
+            spec.arguments.extend(["--no-sync", "--wal-segsize=4"].map(OsString::from));
         }
         let result = host.run(spec, INITDB_WITHIN).await;
         let _ = std::fs::remove_file(&password);
         result?;
-        std::fs::rename(&partial, data)
-            .doing(|| format!("finish the data directory {}", data.display()))
+        std::fs::rename(&partial, data).doing(|| format!("finish the data directory {}", data.display()))
     }
 
     /// The server of a data directory, not started yet.
-    pub(super) fn serve(
-        &self,
-        data: PathBuf,
-        secrets: Secrets,
-        durability: Durability,
-        host: &Host,
-        log: PathBuf,
-    ) -> Result<Postgres> {
+    pub(super) fn serve(&self, data: PathBuf, secrets: Secrets, durability: Durability, host: &Host, log: &Path) -> Result<Postgres> {
         let port = Port::reserve()?;
-        let mut spec = self.spec("postgres", &log);
+        let mut spec = self.spec("postgres", log);
         spec.arguments = vec!["-D".into(), data.clone().into()];
         let common = [
             format!("port={}", port.number()),
@@ -133,11 +108,7 @@ impl Cluster {
                 "jit=off",
             ],
         };
-        for setting in common
-            .iter()
-            .map(String::as_str)
-            .chain(chosen.iter().copied())
-        {
+        for setting in common.iter().map(String::as_str).chain(chosen.iter().copied()) {
             spec.arguments.push("-c".into());
             spec.arguments.push(setting.into());
         }
@@ -146,12 +117,7 @@ impl Cluster {
         spec.stop_within = STOP_WITHIN;
         spec.orphan = Orphan::Quit;
         spec.family = true;
-        Ok(Postgres::new(
-            host.supervise(spec)?,
-            data,
-            secrets,
-            self.installation.clone(),
-        ))
+        Ok(Postgres::new(host.supervise(spec)?, data, secrets, self.installation.clone()))
     }
 
     fn spec(&self, program: &str, log: &Path) -> Spec {
@@ -169,12 +135,7 @@ pub(super) async fn clear_leftovers(data: &Path) -> Result<()> {
     let Ok(text) = std::fs::read_to_string(&path) else {
         return Ok(());
     };
-    let Some(pid) = text
-        .lines()
-        .next()
-        .and_then(|line| line.trim().parse().ok())
-        .map(Pid::from_raw)
-    else {
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse().ok()).map(Pid::from_raw) else {
         return Ok(());
     };
     if serves(pid, data).await {
@@ -182,18 +143,13 @@ pub(super) async fn clear_leftovers(data: &Path) -> Result<()> {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while serves(pid, data).await {
             if tokio::time::Instant::now() > deadline {
-                return Err(Error::Invalid(format!(
-                    "a Postgres of an earlier run, process {pid}, still holds {}: end it",
-                    data.display()
-                )));
+                return Err(Error::Invalid(format!("a Postgres of an earlier run, process {pid}, still holds {}: end it", data.display())));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
     match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).doing(|| format!("remove {}", path.display()))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing(|| format!("remove {}", path.display())),
         _ => Ok(()),
     }
 }
@@ -203,11 +159,7 @@ async fn serves(pid: Pid, data: &Path) -> bool {
     let command = match std::fs::read(format!("/proc/{pid}/cmdline")) {
         Ok(bytes) => bytes,
         // No /proc on macOS, where ps is always there.
-        Err(_) => match tokio::process::Command::new("ps")
-            .args(["-o", "args=", "-p", &pid.to_string()])
-            .output()
-            .await
-        {
+        Err(_) => match tokio::process::Command::new("ps").args(["-o", "args=", "-p", &pid.to_string()]).output().await {
             Ok(output) => output.stdout,
             Err(_) => return false,
         },

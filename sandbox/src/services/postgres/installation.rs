@@ -22,20 +22,12 @@ impl Installation {
     /// The one on the PATH, else the newest in the distributions' usual places. `major` asks for one version, since a data
     /// directory can be read by the major version that made it only.
     pub(crate) fn find(major: Option<u32>) -> Result<Self> {
-        let suits =
-            |found: &Self| found.major >= OLDEST && major.is_none_or(|major| major == found.major);
+        let suits = |found: &Self| found.major >= OLDEST && major.is_none_or(|major| major == found.major);
         let path = std::env::var_os("PATH").unwrap_or_default();
-        if let Some(found) = std::env::split_paths(&path)
-            .filter_map(|directory| Self::at(&directory))
-            .find(suits)
-        {
+        if let Some(found) = std::env::split_paths(&path).filter_map(|directory| Self::at(&directory)).find(suits) {
             return Ok(found);
         }
-        let newest = usual_places()
-            .into_iter()
-            .filter_map(|directory| Self::at(&directory))
-            .filter(suits)
-            .max_by_key(|found| found.major);
+        let newest = usual_places().into_iter().filter_map(|directory| Self::at(&directory)).filter(suits).max_by_key(|found| found.major);
         newest.ok_or_else(|| Error::Missing {
             program: match major {
                 Some(major) => format!("Postgres {major}, which made this data,"),
@@ -52,11 +44,7 @@ impl Installation {
     /// The client, which Debian puts on the PATH by a package of its own.
     pub(crate) fn psql(&self) -> PathBuf {
         let beside = self.program("psql");
-        if beside.is_file() {
-            beside
-        } else {
-            PathBuf::from("psql")
-        }
+        if beside.is_file() { beside } else { PathBuf::from("psql") }
     }
 
     fn at(directory: &Path) -> Option<Self> {
@@ -64,28 +52,16 @@ impl Installation {
         if !postgres.is_file() || !directory.join("initdb").is_file() {
             return None;
         }
-        let output = Command::new(postgres)
-            .arg("--version")
-            .current_dir("/")
-            .output()
-            .ok()?;
+        let output = Command::new(postgres).arg("--version").current_dir("/").output().ok()?;
         let (major, version) = parse_version(&String::from_utf8_lossy(&output.stdout))?;
-        Some(Self {
-            directory: directory.to_owned(),
-            major,
-            version,
-        })
+        Some(Self { directory: directory.to_owned(), major, version })
     }
 }
 
 /// `postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)`, `… 17beta1`, `… 16.9 (Homebrew)`.
 fn parse_version(text: &str) -> Option<(u32, String)> {
-    let version = text
-        .split_whitespace()
-        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
-    let digits = version
-        .find(|letter: char| !letter.is_ascii_digit())
-        .unwrap_or(version.len());
+    let version = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
+    let digits = version.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(version.len());
     Some((version.get(..digits)?.parse().ok()?, version.to_owned()))
 }
 
@@ -102,9 +78,7 @@ fn usual_places() -> Vec<PathBuf> {
         .into_iter()
         .flat_map(|(root, prefix, end)| {
             let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
-            entries
-                .filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix))
-                .map(move |entry| entry.path().join(end))
+            entries.filter(move |entry| entry.file_name().to_string_lossy().starts_with(prefix)).map(move |entry| entry.path().join(end))
         })
         .collect()
 }
@@ -115,18 +89,9 @@ mod tests {
 
     #[test]
     fn versions_as_distributions_print_them() {
-        assert_eq!(
-            parse_version("postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)\n"),
-            Some((15, "15.13".to_owned()))
-        );
-        assert_eq!(
-            parse_version("postgres (PostgreSQL) 17beta1"),
-            Some((17, "17beta1".to_owned()))
-        );
-        assert_eq!(
-            parse_version("postgres (PostgreSQL) 16.9 (Homebrew)"),
-            Some((16, "16.9".to_owned()))
-        );
+        assert_eq!(parse_version("postgres (PostgreSQL) 15.13 (Debian 15.13-0+deb12u1)\n"), Some((15, "15.13".to_owned())));
+        assert_eq!(parse_version("postgres (PostgreSQL) 17beta1"), Some((17, "17beta1".to_owned())));
+        assert_eq!(parse_version("postgres (PostgreSQL) 16.9 (Homebrew)"), Some((16, "16.9".to_owned())));
         assert_eq!(parse_version("command not found"), None);
     }
 }

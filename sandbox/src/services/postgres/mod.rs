@@ -13,9 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, postgres::PgConnectOptions,
-};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, postgres::PgConnectOptions};
 
 use cluster::Cluster;
 pub use cluster::Durability;
@@ -33,7 +31,7 @@ pub(crate) const DATABASE: &str = "offstage";
 /// The example product's database, and the role that owns it.
 pub(crate) const PRODUCT: &str = "promptlockr";
 /// Recovery after a crash is part of a start.
-const START_WITHIN: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_mins(1);
 /// A statement of the sandbox's own.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -61,8 +59,7 @@ impl Postgres {
         match durability {
             Durability::Fast => {
                 let secrets = template::copy_to(&data, cache, host, programs).await?;
-                let postgres = Cluster::find(&data, Some(&data))?
-                    .serve(data, secrets, durability, host, log)?;
+                let postgres = Cluster::find(&data, Some(&data))?.serve(data, secrets, durability, host, &log)?;
                 postgres.start().await?;
                 Ok(postgres)
             }
@@ -70,12 +67,10 @@ impl Postgres {
                 let secrets = Secrets::kept_in(&directory.path().join("secrets.json"))?;
                 let cluster = Cluster::find(directory.path(), Some(&data))?;
                 if !data.exists() {
-                    cluster
-                        .initialise(&data, &secrets, durability, host, &directory.log("initdb"))
-                        .await?;
+                    cluster.initialise(&data, &secrets, durability, host, &directory.log("initdb")).await?;
                 }
                 cluster::clear_leftovers(&data).await?;
-                let postgres = cluster.serve(data, secrets, durability, host, log)?;
+                let postgres = cluster.serve(data, secrets, durability, host, &log)?;
                 postgres.process.set_restart(true).await?;
                 postgres.start().await?;
                 postgres.provision().await?;
@@ -85,12 +80,7 @@ impl Postgres {
     }
 
     fn new(process: Process, data: PathBuf, secrets: Secrets, installation: Installation) -> Self {
-        Self {
-            process,
-            data,
-            secrets,
-            installation,
-        }
+        Self { process, data, secrets, installation }
     }
 
     /// Starts the server and returns when it takes connections; a killed one recovers first.
@@ -105,25 +95,16 @@ impl Postgres {
                 cluster::clear_leftovers(&self.data).await?;
             }
             self.process.start().await?;
-            let ready = self.process.wait_until(START_WITHIN, async || {
-                match self.connect(&self.superuser_url()).await {
-                    Ok(connection) => connection.close().await.map_err(|error| error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                }
+            let ready = self.process.wait_until(START_WITHIN, async || match self.connect(&self.superuser_url()).await {
+                Ok(connection) => connection.close().await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
             });
             match ready.await {
                 Ok(()) => return Ok(()),
-                Err(error)
-                    if self.process.pid().is_some() || tokio::time::Instant::now() > deadline =>
-                {
+                Err(error) if self.process.pid().is_some() || tokio::time::Instant::now() > deadline => {
                     return Err(error);
                 }
-                Err(error)
-                    if !self
-                        .process
-                        .log()
-                        .ends_with_any(&["is still in use", "lock file \"postmaster.pid\""]) =>
-                {
+                Err(error) if !self.process.log().ends_with_any(&["is still in use", "lock file \"postmaster.pid\""]) => {
                     return Err(error);
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -224,19 +205,12 @@ impl Postgres {
             ("OFFSTAGE_DATABASE_URL".to_owned(), self.owner_url()),
             ("OFFSTAGE_API_DATABASE_URL".to_owned(), self.api_url()),
             ("OFFSTAGE_ENGINE_DATABASE_URL".to_owned(), self.engine_url()),
-            (
-                "OFFSTAGE_SOURCE_PROMPTLOCKR_URL".to_owned(),
-                self.source_url(),
-            ),
+            ("OFFSTAGE_SOURCE_PROMPTLOCKR_URL".to_owned(), self.source_url()),
         ])
     }
 
     fn url(&self, user: &str, password: &str, database: &str) -> String {
-        let address = self
-            .process
-            .address()
-            .map(|address| address.to_string())
-            .unwrap_or_default();
+        let address = self.process.address().map(|address| address.to_string()).unwrap_or_default();
         format!("postgres://{user}:{password}@{address}/{database}")
     }
 
@@ -249,52 +223,30 @@ impl Postgres {
         let mut connection = self.superuser().await?;
         let secrets = &self.secrets;
         // CREATEROLE and nothing more: migrations that need a superuser must fail here, not at a customer's.
-        ensure_role(
-            &mut connection,
-            "offstage",
-            "LOGIN CREATEROLE",
-            &secrets.owner,
-        )
-        .await?;
+        ensure_role(&mut connection, "offstage", "LOGIN CREATEROLE", &secrets.owner).await?;
         ensure_role(&mut connection, PRODUCT, "LOGIN", &secrets.product).await?;
         ensure_role(&mut connection, "offstage_source", "LOGIN", &secrets.source).await?;
         ensure_database(&mut connection, DATABASE, Some("offstage")).await?;
         ensure_database(&mut connection, PRODUCT, Some(PRODUCT)).await?;
         close_to_writers(&mut connection).await?;
-        let mut product = self
-            .connect(&self.url("postgres", &secrets.superuser, PRODUCT))
-            .await
-            .doing(|| format!("connect to {PRODUCT}"))?;
+        let mut product =
+            self.connect(&self.url("postgres", &secrets.superuser, PRODUCT)).await.doing(|| format!("connect to {PRODUCT}"))?;
         // Large objects belong to nobody's table; only a superuser may close them.
         let large = "REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM PUBLIC";
-        execute(&mut product, large.to_owned(), || {
-            "close large objects".to_owned()
-        })
-        .await?;
-        product
-            .close()
-            .await
-            .doing(|| "close a connection".to_owned())?;
-        connection
-            .close()
-            .await
-            .doing(|| "close a connection".to_owned())
+        execute(&mut product, large.to_owned(), || "close large objects".to_owned()).await?;
+        product.close().await.doing(|| "close a connection".to_owned())?;
+        connection.close().await.doing(|| "close a connection".to_owned())
     }
 
     /// Lets the roles that the migrations made log in.
     pub(crate) async fn open_logins(&self) -> Result<()> {
         let mut connection = self.superuser().await?;
         open_logins(&mut connection, &self.secrets).await?;
-        connection
-            .close()
-            .await
-            .doing(|| "close a connection".to_owned())
+        connection.close().await.doing(|| "close a connection".to_owned())
     }
 
     async fn superuser(&self) -> Result<PgConnection> {
-        self.connect(&self.superuser_url())
-            .await
-            .doing(|| "connect to the sandbox's Postgres".to_owned())
+        self.connect(&self.superuser_url()).await.doing(|| "connect to the sandbox's Postgres".to_owned())
     }
 }
 
@@ -302,100 +254,56 @@ impl Postgres {
 pub(crate) async fn connect(url: &str) -> sqlx::Result<PgConnection> {
     let options: PgConnectOptions = url.parse()?;
     let options = options.disable_statement_logging();
-    tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options))
-        .await
-        .map_err(|_| sqlx::Error::PoolTimedOut)?
+    tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options)).await.map_err(|_| sqlx::Error::PoolTimedOut)?
 }
 
 /// Gives `offstage_api` and `offstage_engine` their passwords.
 pub(crate) async fn open_logins(connection: &mut PgConnection, secrets: &Secrets) -> Result<()> {
-    for (name, password) in [
-        ("offstage_api", &secrets.api),
-        ("offstage_engine", &secrets.engine),
-    ] {
+    for (name, password) in [("offstage_api", &secrets.api), ("offstage_engine", &secrets.engine)] {
         let statement = format!("ALTER ROLE {name} LOGIN PASSWORD '{password}'");
-        execute(connection, statement, || {
-            format!("let the role {name} log in")
-        })
-        .await?;
+        execute(connection, statement, || format!("let the role {name} log in")).await?;
     }
     Ok(())
 }
 
 /// Makes a role or gives it these attributes and this password.
-pub(crate) async fn ensure_role(
-    connection: &mut PgConnection,
-    name: &str,
-    attributes: &str,
-    password: &str,
-) -> Result<()> {
-    let exists: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
-            .bind(name)
-            .fetch_one(&mut *connection)
-            .await
-            .doing(|| "look for a role".to_owned())?;
+pub(crate) async fn ensure_role(connection: &mut PgConnection, name: &str, attributes: &str, password: &str) -> Result<()> {
+    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)")
+        .bind(name)
+        .fetch_one(&mut *connection)
+        .await
+        .doing(|| "look for a role".to_owned())?;
     let verb = if exists { "ALTER" } else { "CREATE" };
     // Names are constants of ours, passwords letters and digits: nothing to escape.
-    execute(
-        connection,
-        format!("{verb} ROLE {name} {attributes} PASSWORD '{password}'"),
-        || format!("make the role {name}"),
-    )
-    .await
+    execute(connection, format!("{verb} ROLE {name} {attributes} PASSWORD '{password}'"), || format!("make the role {name}")).await
 }
 
 /// Makes a database unless there is one, and says whether it did. Without an owner it belongs to who makes it.
-pub(crate) async fn ensure_database(
-    connection: &mut PgConnection,
-    name: &str,
-    owner: Option<&str>,
-) -> Result<bool> {
-    let exists: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
-            .bind(name)
-            .fetch_one(&mut *connection)
-            .await
-            .doing(|| "look for a database".to_owned())?;
+pub(crate) async fn ensure_database(connection: &mut PgConnection, name: &str, owner: Option<&str>) -> Result<bool> {
+    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+        .bind(name)
+        .fetch_one(&mut *connection)
+        .await
+        .doing(|| "look for a database".to_owned())?;
     if exists {
         return Ok(false);
     }
-    let owner = owner
-        .map(|owner| format!(" OWNER {owner}"))
-        .unwrap_or_default();
-    execute(connection, format!("CREATE DATABASE {name}{owner}"), || {
-        format!("make the database {name}")
-    })
-    .await?;
+    let owner = owner.map(|owner| format!(" OWNER {owner}")).unwrap_or_default();
+    execute(connection, format!("CREATE DATABASE {name}{owner}"), || format!("make the database {name}")).await?;
     Ok(true)
 }
 
 /// `offstage_source` reads: it can't make so much as a temporary table in the example's database.
 pub(crate) async fn close_to_writers(connection: &mut PgConnection) -> Result<()> {
-    execute(
-        connection,
-        format!("REVOKE TEMPORARY ON DATABASE {PRODUCT} FROM PUBLIC"),
-        || format!("close the database {PRODUCT}"),
-    )
-    .await?;
-    execute(
-        connection,
-        "ALTER ROLE offstage_source SET default_transaction_read_only = on".to_owned(),
-        || "make offstage_source a reader".to_owned(),
-    )
+    execute(connection, format!("REVOKE TEMPORARY ON DATABASE {PRODUCT} FROM PUBLIC"), || format!("close the database {PRODUCT}")).await?;
+    execute(connection, "ALTER ROLE offstage_source SET default_transaction_read_only = on".to_owned(), || {
+        "make offstage_source a reader".to_owned()
+    })
     .await
 }
 
-async fn execute(
-    connection: &mut PgConnection,
-    statement: String,
-    action: impl FnOnce() -> String,
-) -> Result<()> {
-    connection
-        .execute(AssertSqlSafe(statement))
-        .await
-        .map(|_| ())
-        .doing(action)
+async fn execute(connection: &mut PgConnection, statement: String, action: impl FnOnce() -> String) -> Result<()> {
+    connection.execute(AssertSqlSafe(statement)).await.map(|_| ()).doing(action)
 }
 
 /// Looks for words in the last lines of a log.
@@ -405,18 +313,12 @@ trait EndsWithAny {
 
 impl EndsWithAny for String {
     fn ends_with_any(&self, words: &[&str]) -> bool {
-        self.lines()
-            .rev()
-            .take(10)
-            .any(|line| words.iter().any(|word| line.contains(word)))
+        self.lines().rev().take(10).any(|line| words.iter().any(|word| line.contains(word)))
     }
 }
 
 impl From<sqlx::Error> for Error {
     fn from(source: sqlx::Error) -> Self {
-        Self::Sql {
-            action: "ask the sandbox's Postgres".to_owned(),
-            source,
-        }
+        Self::Sql { action: "ask the sandbox's Postgres".to_owned(), source }
     }
 }

@@ -20,16 +20,11 @@ const RECIPE: u32 = 2;
 /// Templates of earlier builds that are kept.
 const KEPT: usize = 2;
 /// Another process may be making the same template; one takes seconds.
-const LOCK_WITHIN: Duration = Duration::from_secs(120);
+const LOCK_WITHIN: Duration = Duration::from_mins(2);
 
 /// Puts a copy of the template at `data` and returns the passwords that hold in it. `migrations` is the program that
 /// brings them, or `None` for databases without a schema.
-pub(super) async fn copy_to(
-    data: &Path,
-    cache: &Path,
-    host: &Host,
-    migrations: Option<&Programs>,
-) -> Result<Secrets> {
+pub(super) async fn copy_to(data: &Path, cache: &Path, host: &Host, migrations: Option<&Programs>) -> Result<Secrets> {
     let templates = cache.join("templates");
     make(&templates)?;
     let cluster = Cluster::find(&templates, None)?;
@@ -47,9 +42,7 @@ pub(super) async fn copy_to(
             make_template(&template, &cluster, host, migrations).await?;
             prune(&templates);
         }
-        making
-            .unlock()
-            .doing(|| "unlock the templates".to_owned())?;
+        making.unlock().doing(|| "unlock the templates".to_owned())?;
         // Somebody with another build may prune in between, at worst what he does not know to be in use; the copy says so.
     }
     let _copying = self::lock(&templates.join("lock"), Hold::Shared).await?;
@@ -62,55 +55,28 @@ pub(super) async fn copy_to(
     Secrets::kept_in(&template.join("secrets.json"))
 }
 
-async fn make_template(
-    template: &Path,
-    cluster: &Cluster,
-    host: &Host,
-    migrations: Option<&Programs>,
-) -> Result<()> {
+async fn make_template(template: &Path, cluster: &Cluster, host: &Host, migrations: Option<&Programs>) -> Result<()> {
     let partial = template.with_added_extension("partial");
     let _ = std::fs::remove_dir_all(&partial);
     make(&partial)?;
     let secrets = Secrets::kept_in(&partial.join("secrets.json"))?;
     let data = partial.join("data");
-    cluster
-        .initialise(
-            &data,
-            &secrets,
-            Durability::Fast,
-            host,
-            &partial.join("initdb.log"),
-        )
-        .await?;
-    let postgres = cluster.serve(
-        data,
-        secrets,
-        Durability::Fast,
-        host,
-        partial.join("postgres.log"),
-    )?;
+    cluster.initialise(&data, &secrets, Durability::Fast, host, &partial.join("initdb.log")).await?;
+    let postgres = cluster.serve(data, secrets, Durability::Fast, host, &partial.join("postgres.log"))?;
     postgres.start().await?;
     postgres.provision().await?;
     if let Some(programs) = migrations {
-        programs
-            .migrate(host, &postgres.owner_url(), &partial.join("migrate.log"))
-            .await?;
+        programs.migrate(host, &postgres.owner_url(), &partial.join("migrate.log")).await?;
         postgres.open_logins().await?;
     }
     postgres.stop().await?;
-    std::fs::rename(&partial, template)
-        .doing(|| format!("finish the template {}", template.display()))
+    std::fs::rename(&partial, template).doing(|| format!("finish the template {}", template.display()))
 }
 
 /// Which build of a program this is. Its bytes would say it better, but hashing a debug build takes longer than a test.
 fn identity(program: &Path) -> Result<String> {
     let metadata = std::fs::metadata(program).doing(|| format!("look at {}", program.display()))?;
-    Ok(format!(
-        "{:x}-{:x}-{:x}",
-        metadata.len(),
-        metadata.mtime(),
-        metadata.mtime_nsec()
-    ))
+    Ok(format!("{:x}-{:x}-{:x}", metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
 #[derive(Clone, Copy)]
@@ -122,11 +88,7 @@ enum Hold {
 async fn lock(path: &Path, hold: Hold) -> Result<File> {
     let path: PathBuf = path.to_owned();
     let waiting = tokio::task::spawn_blocking(move || {
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)?;
+        let file = File::options().create(true).truncate(false).write(true).open(path)?;
         match hold {
             Hold::Shared => file.lock_shared()?,
             Hold::Alone => file.lock()?,
@@ -134,13 +96,8 @@ async fn lock(path: &Path, hold: Hold) -> Result<File> {
         Ok::<_, std::io::Error>(file)
     });
     match tokio::time::timeout(LOCK_WITHIN, waiting).await {
-        Ok(locked) => locked
-            .map_err(|_| Error::Stopping)?
-            .doing(|| "lock the templates".to_owned()),
-        Err(_) => Err(Error::Invalid(format!(
-            "another process has held the templates for {} s: end it",
-            LOCK_WITHIN.as_secs()
-        ))),
+        Ok(locked) => locked.map_err(|_| Error::Stopping)?.doing(|| "lock the templates".to_owned()),
+        Err(_) => Err(Error::Invalid(format!("another process has held the templates for {} s: end it", LOCK_WITHIN.as_secs()))),
     }
 }
 

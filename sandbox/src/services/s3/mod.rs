@@ -6,12 +6,15 @@ mod server;
 mod store;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +30,9 @@ use store::Store;
 pub const BUCKET: &str = "offstage";
 /// What the product takes when nothing else is said; the store accepts any.
 const REGION: &str = "us-east-1";
+
+/// How long a port of ours may be held by a socket's copy.
+const LISTEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The S3 of one sandbox.
 #[derive(Debug)]
@@ -44,16 +50,10 @@ pub struct S3 {
 }
 
 impl S3 {
-    pub(crate) async fn open(
-        directory: &Directory,
-        key_id: &str,
-        secret: &str,
-        runtime: tokio::runtime::Handle,
-    ) -> Result<Self> {
+    pub(crate) async fn open(directory: &Directory, key_id: &str, secret: &str, runtime: tokio::runtime::Handle) -> Result<Self> {
         let root = directory.path().join("s3");
         make(&root.join(BUCKET))?;
-        let store =
-            Store::open(&root).doing(|| format!("open the object store {}", root.display()))?;
+        let store = Store::open(&root).doing(|| format!("open the object store {}", root.display()))?;
         let mut builder = S3ServiceBuilder::new(store);
         builder.set_auth(SimpleAuth::from_single(key_id, secret));
         let s3 = Self {
@@ -80,20 +80,11 @@ impl S3 {
             return Ok(());
         }
         let address = self.port.address();
-        let listening = self
-            .runtime
-            .spawn(async move { tokio::net::TcpListener::bind(address).await });
-        let listener = listening
-            .await
-            .map_err(|_| crate::Error::Stopping)?
-            .doing(|| format!("listen on {address}"))?;
+        let listening = self.runtime.spawn(listen(address));
+        let listener = listening.await.map_err(|_| crate::Error::Stopping)?.doing(|| format!("listen on {address}"))?;
         let token = CancellationToken::new();
         *self.running() = Some(token.clone());
-        let server = server::Server {
-            service: self.service.clone(),
-            faults: self.faults.clone(),
-            paused: self.paused.subscribe(),
-        };
+        let server = server::Server { service: self.service.clone(), faults: self.faults.clone(), paused: self.paused.subscribe() };
         self.runtime.spawn(server.serve(listener, token));
         Ok(())
     }
@@ -181,6 +172,20 @@ impl S3 {
 
     fn running(&self) -> std::sync::MutexGuard<'_, Option<CancellationToken>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The port is ours, so whoever still holds it is about to let go: a process forked by another thread holds a copy of a
+/// socket that we closed until it becomes another program.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + LISTEN_WITHIN;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            result => return result,
+        }
     }
 }
 

@@ -7,16 +7,9 @@ use hyper::Method;
 /// `Unknown` for what the product does not use.
 pub(super) fn name(method: &Method, path: &str, query: Option<&str>) -> &'static str {
     let asks = |name: &str| {
-        query.unwrap_or_default().split('&').any(|pair| {
-            pair.split('=')
-                .next()
-                .is_some_and(|found| found.eq_ignore_ascii_case(name))
-        })
+        query.unwrap_or_default().split('&').any(|pair| pair.split('=').next().is_some_and(|found| found.eq_ignore_ascii_case(name)))
     };
-    let (bucket, key) = path
-        .trim_start_matches('/')
-        .split_once('/')
-        .unwrap_or((path.trim_start_matches('/'), ""));
+    let (bucket, key) = path.trim_start_matches('/').split_once('/').unwrap_or((path.trim_start_matches('/'), ""));
     match (method, bucket.is_empty(), key.is_empty()) {
         (&Method::GET, true, _) => "ListBuckets",
         (&Method::GET, false, true) if asks("uploads") => "ListMultipartUploads",
@@ -47,65 +40,21 @@ mod tests {
     #[test]
     fn operations_are_told_apart() {
         let cases = [
-            (
-                Method::PUT,
-                "/bucket/a/b.csv",
-                Some("x-id=PutObject"),
-                "PutObject",
-            ),
-            (
-                Method::PUT,
-                "/bucket/a/b.csv",
-                Some("x-id=UploadPart&partNumber=1&uploadId=u"),
-                "UploadPart",
-            ),
-            (
-                Method::POST,
-                "/bucket/a/b.csv",
-                Some("uploads"),
-                "CreateMultipartUpload",
-            ),
-            (
-                Method::POST,
-                "/bucket/a/b.csv",
-                Some("uploadId=u"),
-                "CompleteMultipartUpload",
-            ),
-            (
-                Method::DELETE,
-                "/bucket/a/b.csv",
-                Some("uploadId=u"),
-                "AbortMultipartUpload",
-            ),
+            (Method::PUT, "/bucket/a/b.csv", Some("x-id=PutObject"), "PutObject"),
+            (Method::PUT, "/bucket/a/b.csv", Some("x-id=UploadPart&partNumber=1&uploadId=u"), "UploadPart"),
+            (Method::POST, "/bucket/a/b.csv", Some("uploads"), "CreateMultipartUpload"),
+            (Method::POST, "/bucket/a/b.csv", Some("uploadId=u"), "CompleteMultipartUpload"),
+            (Method::DELETE, "/bucket/a/b.csv", Some("uploadId=u"), "AbortMultipartUpload"),
             (Method::DELETE, "/bucket/a/b.csv", None, "DeleteObject"),
-            (
-                Method::GET,
-                "/bucket/a",
-                Some("X-Amz-Signature=s"),
-                "GetObject",
-            ),
-            (
-                Method::GET,
-                "/bucket",
-                Some("uploads"),
-                "ListMultipartUploads",
-            ),
-            (
-                Method::GET,
-                "/bucket/",
-                Some("list-type=2&prefix=a"),
-                "ListObjectsV2",
-            ),
+            (Method::GET, "/bucket/a", Some("X-Amz-Signature=s"), "GetObject"),
+            (Method::GET, "/bucket", Some("uploads"), "ListMultipartUploads"),
+            (Method::GET, "/bucket/", Some("list-type=2&prefix=a"), "ListObjectsV2"),
             (Method::HEAD, "/bucket", None, "HeadBucket"),
             (Method::GET, "/", None, "ListBuckets"),
             (Method::PATCH, "/bucket/a", None, "Unknown"),
         ];
         for (method, path, query, expected) in cases {
-            assert_eq!(
-                name(&method, path, query),
-                expected,
-                "{method} {path}?{query:?}"
-            );
+            assert_eq!(name(&method, path, query), expected, "{method} {path}?{query:?}");
         }
     }
 }

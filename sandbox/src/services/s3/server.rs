@@ -20,7 +20,7 @@ use crate::faults::{Body, Fault, Faults, Metered, Request};
 /// Connections at a time; more wait in the kernel.
 const CONNECTIONS: usize = 1_000;
 /// The longest that a request is held back by a pause or a hang.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
 #[derive(Clone)]
 pub(super) struct Server {
@@ -64,9 +64,7 @@ impl Server {
             let (server, token) = (self.clone(), token.clone());
             async move { server.answer(request, token).await }
         });
-        let serving = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .serve_connection(TokioIo::new(stream), service);
+        let serving = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
         tokio::select! {
             () = cut.cancelled() => {}
             // A connection's error is its client's affair.
@@ -75,16 +73,8 @@ impl Server {
     }
 
     /// An error cuts the connection.
-    async fn answer(
-        mut self,
-        request: hyper::Request<Incoming>,
-        connection: CancellationToken,
-    ) -> std::io::Result<Response<Body>> {
-        let operation = operation::name(
-            request.method(),
-            request.uri().path(),
-            request.uri().query(),
-        );
+    async fn answer(mut self, request: hyper::Request<Incoming>, connection: CancellationToken) -> std::io::Result<Response<Body>> {
+        let operation = operation::name(request.method(), request.uri().path(), request.uri().query());
         let (number, fault) = self.faults.decide(Request {
             operation: operation.to_owned(),
             method: request.method().to_string(),
@@ -109,29 +99,19 @@ impl Server {
         let (wrap_request, wrap_response) = Metered::pair(fault, &connection);
         let request = request.map(|body| {
             if passed {
-                s3s::Body::http_body_unsync(wrap_request(Box::pin(
-                    body.map_err(std::io::Error::other),
-                )))
+                s3s::Body::http_body_unsync(wrap_request(Box::pin(body.map_err(std::io::Error::other))))
             } else {
                 s3s::Body::from(body)
             }
         });
-        let response = self
-            .service
-            .call(request)
-            .await
-            .map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+        let response = self.service.call(request).await.map_err(|error| std::io::Error::other(format!("{error:?}")))?;
         if fault == Some(Fault::LoseAnswer) {
             return Err(cut("the answer is lost by a fault"));
         }
         self.faults.answered(number, response.status().as_u16());
         Ok(response.map(|body| -> Body {
             let body: Body = Box::pin(body.map_err(std::io::Error::other));
-            if passed {
-                Box::pin(wrap_response(body))
-            } else {
-                body
-            }
+            if passed { Box::pin(wrap_response(body)) } else { body }
         }))
     }
 }
@@ -147,21 +127,14 @@ fn refusal(status: u16, path: &str) -> std::io::Result<Response<Body>> {
         403 => ("AccessDenied", "Access Denied"),
         404 => ("NoSuchBucket", "The specified bucket does not exist"),
         429 | 503 => ("SlowDown", "Please reduce your request rate."),
-        _ => (
-            "InternalError",
-            "We encountered an internal error. Please try again.",
-        ),
+        _ => ("InternalError", "We encountered an internal error. Please try again."),
     };
-    let resource: String = path
-        .chars()
-        .filter(|letter| !matches!(letter, '<' | '>' | '&'))
-        .collect();
+    let resource: String = path.chars().filter(|letter| !matches!(letter, '<' | '>' | '&')).collect();
     let text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
          <Resource>{resource}</Resource><RequestId>sandbox</RequestId></Error>"
     );
-    let body: Body =
-        Box::pin(http_body_util::Full::new(Bytes::from(text)).map_err(|never| match never {}));
+    let body: Body = Box::pin(http_body_util::Full::new(Bytes::from(text)).map_err(|never| match never {}));
     Response::builder()
         .status(StatusCode::from_u16(status).map_err(std::io::Error::other)?)
         .header(header::CONTENT_TYPE, "application/xml")

@@ -10,15 +10,12 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
-    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput,
-    CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput,
-    DeleteBucketOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
-    DeleteObjectsOutput, GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput,
-    GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
-    ListBucketsInput, ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput,
-    ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput,
-    ListPartsOutput, MultipartUpload, PutObjectInput, PutObjectOutput, Timestamp,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CopyObjectInput,
+    CopyObjectOutput, CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput,
+    DeleteBucketOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, GetBucketLocationInput,
+    GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
+    ListBucketsInput, ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsInput, ListObjectsOutput,
+    ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, MultipartUpload, PutObjectInput, PutObjectOutput, Timestamp,
     UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
@@ -64,21 +61,11 @@ pub(super) fn unfinished(root: &Path) -> std::io::Result<Vec<Upload>> {
         let Ok(metadata) = entry.metadata() else {
             continue;
         };
-        if let Some((id, _part)) = name
-            .strip_prefix(".upload_id-")
-            .and_then(|rest| rest.split_once(".part-"))
-        {
+        if let Some((id, _part)) = name.strip_prefix(".upload_id-").and_then(|rest| rest.split_once(".part-")) {
             parts.push((id.to_owned(), metadata.len()));
         } else if let Some((bucket, key, upload_id)) = parse_upload(name) {
             let begun = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            uploads.push(Upload {
-                bucket,
-                key,
-                upload_id,
-                parts: 0,
-                bytes: 0,
-                begun,
-            });
+            uploads.push(Upload { bucket, key, upload_id, parts: 0, bytes: 0, begun });
         }
     }
     for upload in &mut uploads {
@@ -91,9 +78,7 @@ pub(super) fn unfinished(root: &Path) -> std::io::Result<Vec<Upload>> {
 }
 
 fn parse_upload(name: &str) -> Option<(String, String, String)> {
-    let rest = name
-        .strip_prefix(".bucket-")?
-        .strip_suffix(".metadata.json")?;
+    let rest = name.strip_prefix(".bucket-")?.strip_suffix(".metadata.json")?;
     let (bucket, rest) = rest.split_once(".object-")?;
     let (key, upload_id) = rest.split_once(".upload-")?;
     let decode = |text: &str| String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok();
@@ -111,10 +96,7 @@ pub(super) fn objects(root: &Path, bucket: &str) -> std::io::Result<Vec<Object>>
             if entry.file_type()?.is_dir() {
                 directories.push(entry.path());
             } else if let Ok(key) = entry.path().strip_prefix(&bucket) {
-                found.push(Object {
-                    key: key.to_string_lossy().into_owned(),
-                    size: entry.metadata()?.len(),
-                });
+                found.push(Object { key: key.to_string_lossy().into_owned(), size: entry.metadata()?.len() });
             }
         }
     }
@@ -131,12 +113,8 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn open(root: &Path) -> std::io::Result<Self> {
-        let files =
-            FileSystem::new(root).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
-        Ok(Self {
-            files,
-            root: root.to_owned(),
-        })
+        let files = FileSystem::new(root).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+        Ok(Self { files, root: root.to_owned() })
     }
 }
 

@@ -1,0 +1,99 @@
+//! The three services of an installation: those that were given, private ones for the rest.
+
+use std::path::{Path, PathBuf};
+
+use super::given::{self, Given};
+use crate::directory::Directory;
+use crate::error::Result;
+use crate::fleet::Environment;
+use crate::host::Host;
+use crate::programs::Programs;
+use crate::secrets::Secrets;
+use crate::services::postgres::{Durability, Postgres};
+use crate::services::redis::Redis;
+use crate::services::s3::S3;
+
+/// What runs privately; `None` where the environment named another.
+#[derive(Debug)]
+pub(super) struct Services {
+    pub(super) postgres: Option<Postgres>,
+    pub(super) redis: Option<Redis>,
+    pub(super) s3: Option<S3>,
+}
+
+impl Services {
+    /// Starts, at the same time, what was not given.
+    pub(super) async fn start(given: &Given, directory: &Directory, cache: &Path, secrets: &Secrets, host: &Host) -> Result<Self> {
+        let postgres = async {
+            if given.has_database() {
+                return Ok(None);
+            }
+            Postgres::open(directory, Durability::Lasting, cache, host, None).await.map(Some)
+        };
+        let redis = async {
+            if given.has_redis() {
+                return Ok(None);
+            }
+            Redis::open(directory, Durability::Lasting, &secrets.redis, host).await.map(Some)
+        };
+        let s3 = async {
+            if given.has_s3() {
+                return Ok(None);
+            }
+            let runtime = host.runtime()?.clone();
+            S3::open(directory, &secrets.s3_key_id, &secrets.s3_secret, runtime).await.map(Some)
+        };
+        let (postgres, redis, s3) = tokio::try_join!(postgres, redis, s3)?;
+        Ok(Self { postgres, redis, s3 })
+    }
+
+    /// The settings by which programs find those that run privately.
+    pub(super) fn environment(&self) -> Environment {
+        let parts = [
+            self.postgres.as_ref().map(Postgres::environment),
+            self.redis.as_ref().map(Redis::environment),
+            self.s3.as_ref().map(S3::environment),
+        ];
+        parts.into_iter().flatten().flatten().collect()
+    }
+
+    /// Applies the migrations and lets the roles log in. Returns the example database's address for its owner; `None` when
+    /// it is somebody else's to fill.
+    pub(super) async fn migrate(
+        &self,
+        programs: &Programs,
+        secrets: &Secrets,
+        environment: &mut Environment,
+        host: &Host,
+        log: &Path,
+    ) -> Result<Option<String>> {
+        let owner_url = environment.get("OFFSTAGE_DATABASE_URL").cloned().unwrap_or_default();
+        programs.migrate(host, &owner_url, log).await?;
+        match &self.postgres {
+            Some(postgres) => {
+                postgres.open_logins().await?;
+                Ok(Some(postgres.product_url()))
+            }
+            None => given::provision(&owner_url, secrets, environment).await,
+        }
+    }
+
+    /// The database client to load the example with.
+    pub(super) fn psql(&self) -> PathBuf {
+        self.postgres.as_ref().map_or_else(|| PathBuf::from("psql"), Postgres::psql)
+    }
+
+    /// Ends what runs privately, in order.
+    pub(super) async fn stop(&self) {
+        if let Some(s3) = &self.s3 {
+            s3.stop();
+        }
+        // What could go wrong is that the sandbox is already being taken down, which is what is wanted.
+        if let Some(redis) = &self.redis {
+            let _ = redis.stop().await;
+        }
+        if let Some(postgres) = &self.postgres {
+            let _ = postgres.stop().await;
+        }
+    }
+}
