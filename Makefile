@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint
+.PHONY: help run test lint bench
 
 # Passed on to `sandbox run`, as in `make run ARGUMENTS="--port 9000 --workers 2"`.
 ARGUMENTS ?=
@@ -26,3 +26,14 @@ lint: ## formatting, clippy, the dependency rules, and the Kubernetes files wher
 	@.ci/dependencies
 	@if command -v kubectl >/dev/null; then kubectl kustomize k8s/base >/dev/null && echo "k8s/base: builds"; \
 	else echo "k8s/base: not checked, kubectl is not here"; fi
+
+# Only a run of the full size replaces the report in the repository.
+BENCH_RESULTS ?= $(if $(BENCH_JOBS)$(BENCH_SECONDS)$(BENCH_ROUNDS)$(BENCH_ONLY),target/bench-results.md,bench/RESULTS.md)
+
+bench: ## ours beside the peers, some minutes on a calm machine (BENCH_JOBS=500 BENCH_SECONDS=2: a quick look)
+	@.ci/prepare services
+	cargo build --release --package api --package worker --package bench --bins
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		npm ci --prefix bench/peers/bullmq --ignore-scripts --no-audit --no-fund || echo "bench: npm could not install BullMQ; it will be skipped"; \
+	else echo "bench: Node.js or npm is not here; BullMQ will be skipped"; fi
+	target/release/bench --date "$$(date -u +%F)" --results $(BENCH_RESULTS)

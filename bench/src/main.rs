@@ -1,0 +1,118 @@
+//! `make bench`: ours side by side with what a user would pick instead, on one Redis and one Postgres, in one run.
+//!
+//! What must stay true here: everybody gets the same jobs, the same servers, the same machine and the settings that suit him
+//! best; what one does and another leaves out is said; a figure that other programs on the machine spoiled is marked. Ratios
+//! are the result, since machines differ; CPU microseconds a job say where the time goes.
+
+mod contest;
+mod error;
+mod machine;
+mod measure;
+mod offstage;
+mod peer;
+mod plan;
+mod report;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Parser;
+
+use contest::{PARTS, Part};
+use error::{Doing, Error, Result};
+use offstage::Offstage;
+use peer::Peer;
+use plan::Plan;
+use report::Report;
+
+/// Runs ours and the peers in turns and prints ratios.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Jobs of the drain and of each enqueue.
+    #[arg(long, env = "BENCH_JOBS", default_value_t = 50_000)]
+    jobs: usize,
+    /// Seconds of the pick-up.
+    #[arg(long, env = "BENCH_SECONDS", default_value_t = 20)]
+    seconds: usize,
+    /// Runs of each figure; medians count.
+    #[arg(long, env = "BENCH_ROUNDS", default_value_t = 3)]
+    rounds: usize,
+    /// Seconds to wait before each run for other programs to leave the machine alone; 0 takes it as it is.
+    #[arg(long, env = "BENCH_PATIENCE", default_value_t = 30)]
+    patience: u64,
+    /// Parts to run.
+    #[arg(long, env = "BENCH_ONLY", value_delimiter = ',')]
+    only: Vec<Part>,
+    /// The date that the report bears.
+    #[arg(long)]
+    date: String,
+    /// Where the peers lie.
+    #[arg(long, default_value = "bench/peers")]
+    peers: PathBuf,
+    /// Where the report goes.
+    #[arg(long)]
+    results: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                eprintln!("  because: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let plan = Plan {
+        jobs: arguments.jobs.max(1),
+        seconds: arguments.seconds.max(1),
+        rounds: arguments.rounds.max(1),
+        patience: Duration::from_secs(arguments.patience),
+    };
+    let parts = if arguments.only.is_empty() { PARTS.to_vec() } else { arguments.only };
+    let directory = fresh_directory()?;
+    let offstage = Offstage::start(&directory).await?;
+    let mut peers = Vec::new();
+    let mut skipped = Vec::new();
+    match Peer::bullmq(arguments.peers, offstage.redis_url().to_owned()).await {
+        Ok(peer) => peers.push(peer),
+        Err(reason) => {
+            eprintln!("skipped: {reason}");
+            skipped.push(reason);
+        }
+    }
+    let servers = offstage.versions().await?;
+    let results = contest::run(&offstage, &peers, &parts, &plan).await;
+    offstage.stop().await?;
+
+    let versions = peers.iter().map(|peer| peer.version.clone()).collect();
+    let report = Report { date: arguments.date, plan, servers, versions, skipped, results: results? }.to_string();
+    println!("{report}");
+    std::fs::write(&arguments.results, &report).doing(format!("write the report {}", arguments.results.display()))?;
+    eprintln!("written to {}", arguments.results.display());
+    Ok(())
+}
+
+/// An empty directory for the servers' data beside the programs, on a disk that is what it is. An earlier run's goes.
+fn fresh_directory() -> Result<PathBuf> {
+    let us = std::env::current_exe().doing("find the running program")?;
+    let directory = us.parent().unwrap_or(Path::new(".")).join("bench-data");
+    match std::fs::remove_dir_all(&directory) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Machine { action: format!("remove the data of an earlier run, {}", directory.display()), source })
+        }
+        _ => Ok(directory),
+    }
+}
