@@ -73,13 +73,22 @@ impl<N: Needs> FromRequestParts<App> for Caller<N> {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let hash = presented_key(&parts.headers)?;
         let Some(key) = app.keys.find(hash).await? else {
-            return Err(refused(Code::KeyUnknown, "This installation has no such key. Check that it is this installation's, or make one with `api key create`."));
+            return Err(refused(
+                Code::KeyUnknown,
+                "This installation has no such key. Check that it is this installation's, or make one with `api key create`.",
+            ));
         };
         if let Some(revoked_at) = key.revoked_at {
-            return Err(refused(Code::KeyRevoked, format!("The key was revoked at {}. Make another with `api key create`.", revoked_at.format("%FT%TZ"))));
+            return Err(refused(
+                Code::KeyRevoked,
+                format!("The key was revoked at {}. Make another with `api key create`.", revoked_at.format("%FT%TZ")),
+            ));
         }
         if key.expires_at <= app.clock.now() {
-            return Err(refused(Code::KeyExpired, format!("The key expired at {}. Make another with `api key create`.", key.expires_at.format("%FT%TZ"))));
+            return Err(refused(
+                Code::KeyExpired,
+                format!("The key expired at {}. Make another with `api key create`.", key.expires_at.format("%FT%TZ")),
+            ));
         }
         if !key.scopes.allow(N::SCOPE) {
             return Err(lacking(&key, N::SCOPE));
@@ -165,13 +174,15 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap())).collect::<Vec<_>>().into_iter().fold(
-            HeaderMap::new(),
-            |mut headers, (name, value): (header::HeaderName, _)| {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap()))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .fold(HeaderMap::new(), |mut headers, (name, value): (header::HeaderName, _)| {
                 headers.append(name, value);
                 headers
-            },
-        )
+            })
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl RequestId {
     fn of(headers: &HeaderMap, app: &App) -> Self {
         let sent = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
         let legal = |text: &&str| {
-            (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':' | b'/'))
+            (1..=128).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':' | b'/'))
         };
         Self(sent.filter(legal).map_or_else(|| app.clock.new_id().to_string(), str::to_owned))
     }
@@ -99,7 +100,9 @@ pub async fn edge(State((app, deadline)): State<(App, Duration)>, mut request: R
     let status = response.status();
     metrics::histogram!("offstage_http_request_duration_seconds", "route" => route.to_owned(), "method" => method, "status" => status_label(status))
         .record(elapsed.as_secs_f64());
-    span.in_scope(|| tracing::debug!(status = status.as_u16(), elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), "answered"));
+    span.in_scope(|| {
+        tracing::debug!(status = status.as_u16(), elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), "answered");
+    });
     response
 }
 

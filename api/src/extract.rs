@@ -52,9 +52,10 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
         Some(_) => return Err(Problem::new(Code::ContentTypeUnsupported, format!("Only JSON in UTF-8 is read here; {advice}."))),
     }
     match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
-            Err(Problem::new(Code::ContentTypeUnsupported, "Compressed bodies are not read here; send the JSON as it is, without Content-Encoding."))
-        }
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(Problem::new(
+            Code::ContentTypeUnsupported,
+            "Compressed bodies are not read here; send the JSON as it is, without Content-Encoding.",
+        )),
         _ => Ok(()),
     }
 }
@@ -125,7 +126,11 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         }
         Category::Syntax | Category::Eof | Category::Io => {
             let place = format!("line {}, column {}", error.line(), error.column());
-            let detail = if bytes.is_empty() { "The body is empty; send a JSON object.".to_owned() } else { format!("{} ({place}).", without_place(&error.to_string())) };
+            let detail = if bytes.is_empty() {
+                "The body is empty; send a JSON object.".to_owned()
+            } else {
+                format!("{} ({place}).", without_place(&error.to_string()))
+            };
             Err(Problem::new(Code::JsonMalformed, detail))
         }
     }
@@ -160,7 +165,8 @@ fn parse_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
         Ok(value) if unknown.is_empty() => Ok(value),
         Ok(_) => {
             unknown.truncate(MOST_VIOLATIONS);
-            let detail = format!("The query has parameters that mean nothing here: {}; check their spelling or leave them out.", unknown.join(", "));
+            let detail =
+                format!("The query has parameters that mean nothing here: {}; check their spelling or leave them out.", unknown.join(", "));
             Err(Problem::new(Code::QueryInvalid, detail))
         }
         Err(error) => {
@@ -252,7 +258,9 @@ mod tests {
 
     #[test]
     fn json_types() {
-        for json in ["application/json", "Application/JSON; charset=UTF-8", "application/json; charset=\"utf-8\"", "application/merge-patch+json"] {
+        for json in
+            ["application/json", "Application/JSON; charset=UTF-8", "application/json; charset=\"utf-8\"", "application/merge-patch+json"]
+        {
             assert!(is_json(json), "{json}");
         }
         for other in ["text/json", "application/x-www-form-urlencoded", "application/json; charset=latin1", "", "application/jsonp"] {

@@ -222,7 +222,8 @@ impl IntoResponse for Problem {
 impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
         if error.is_transient() {
-            let detail = "The database does not answer. Nothing was changed unless you are told so; send the same request again in a moment.";
+            let detail =
+                "The database does not answer. Nothing was changed unless you are told so; send the same request again in a moment.";
             Self::new(Code::DatabaseUnavailable, detail).retry_after(Duration::from_secs(2)).because(error)
         } else {
             Self::internal(error)

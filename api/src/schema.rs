@@ -38,7 +38,10 @@ pub async fn migrate(pool: &PgPool) -> Result<Vec<Applied>, MigrateError> {
     let before = applied(&mut connection).await?;
     MIGRATIONS.run(&mut *connection).await.map_err(MigrateError::Migration)?;
     // The programs ask whether the schema is as new as they are.
-    sqlx::query("GRANT SELECT ON _sqlx_migrations TO offstage_api, offstage_engine").execute(&mut *connection).await.map_err(LedgerError::from)?;
+    sqlx::query("GRANT SELECT ON _sqlx_migrations TO offstage_api, offstage_engine")
+        .execute(&mut *connection)
+        .await
+        .map_err(LedgerError::from)?;
     let fresh = MIGRATIONS.iter().filter(|migration| !before.contains(&migration.version));
     Ok(fresh.map(|migration| Applied { version: migration.version, description: migration.description.to_string() }).collect())
 }

@@ -64,9 +64,9 @@ async fn tenants_and_keys() {
 
     // A dry run shows and writes nothing; applying twice changes nothing.
     let shop = manifest(files.path(), "shop.toml", SHOP);
-    let would = operator.done(&["tenant", "apply", &shop, "--dry-run"]);
-    assert_eq!(would, "tenant shop would be created\n  + dataset orders\n  + source main\n");
-    assert_eq!(operator.done(&["tenant", "apply", &shop]), would.replace("would be ", ""));
+    let planned = operator.done(&["tenant", "apply", &shop, "--dry-run"]);
+    assert_eq!(planned, "tenant shop would be created\n  + dataset orders\n  + source main\n");
+    assert_eq!(operator.done(&["tenant", "apply", &shop]), planned.replace("would be ", ""));
     let applied: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("SELECT applied_at FROM tenant").fetch_one(world.pool()).await.unwrap();
     assert_eq!(operator.done(&["tenant", "apply", &shop]), "tenant shop is as the manifest says: nothing to change\n");
     let again: chrono::DateTime<chrono::Utc> = sqlx::query_scalar("SELECT applied_at FROM tenant").fetch_one(world.pool()).await.unwrap();
@@ -81,16 +81,35 @@ async fn tenants_and_keys() {
     let wrong = manifest(files.path(), "wrong.toml", &SHOP.replace(":owner", ":onwer"));
     let refused = operator.run(&["tenant", "apply", &wrong]);
     assert_eq!(refused.code, 2);
-    assert!(refused.err.contains("wrong.toml: the manifest can't be used:\n  line 8: datasets.orders.sql: `:onwer` is not declared"), "{}", refused.err);
+    assert!(
+        refused.err.contains("wrong.toml: the manifest can't be used:\n  line 8: datasets.orders.sql: `:onwer` is not declared"),
+        "{}",
+        refused.err
+    );
     assert_eq!(operator.run(&["tenant", "apply", "/nowhere.toml"]).code, 2);
 
     // A key is shown once, stored as a hash, listed by its end.
-    let made: Value = serde_json::from_str(&operator.done(&["key", "create", "--tenant", "shop", "--name", "backend", "--scopes", "jobs:read, jobs:write", "--json"])).unwrap();
+    let made: Value = serde_json::from_str(&operator.done(&[
+        "key",
+        "create",
+        "--tenant",
+        "shop",
+        "--name",
+        "backend",
+        "--scopes",
+        "jobs:read, jobs:write",
+        "--json",
+    ]))
+    .unwrap();
     let key = made["key"].as_str().unwrap();
     let random = key.strip_prefix("pk_").unwrap();
     assert!(random.len() == 32 && random.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{key}");
     assert_eq!(made["scopes"], serde_json::json!(["jobs:read", "jobs:write"]));
-    let stored: (Vec<u8>, String, f64) = sqlx::query_as("SELECT hash, last_four, extract(epoch FROM expires_at - created_at)::float8 / 86400 FROM api_key").fetch_one(world.pool()).await.unwrap();
+    let stored: (Vec<u8>, String, f64) =
+        sqlx::query_as("SELECT hash, last_four, extract(epoch FROM expires_at - created_at)::float8 / 86400 FROM api_key")
+            .fetch_one(world.pool())
+            .await
+            .unwrap();
     assert_eq!(stored.0, shared::keys::KeyHash::of(key).unwrap().0);
     assert_eq!((stored.1.as_str(), stored.2), (&random[28..], 90.0));
     let plain = operator.run(&["key", "create", "--tenant", "shop", "--name", "second", "--scopes", "*", "--expires-in-days", "1"]);
@@ -147,7 +166,12 @@ fn wrong_settings_are_named_all_at_once() {
     let output = Command::new(env!("CARGO_BIN_EXE_api")).arg("serve").env_clear().env("OFFSTAGE_LISTEN", "x").output().unwrap();
     let answer = answer(output);
     assert_eq!(answer.code, 2);
-    for name in ["OFFSTAGE_API_DATABASE_URL: is not set", "OFFSTAGE_REDIS_URL: is not set", "OFFSTAGE_S3_BUCKET: is not set", "OFFSTAGE_LISTEN: `x`"] {
+    for name in [
+        "OFFSTAGE_API_DATABASE_URL: is not set",
+        "OFFSTAGE_REDIS_URL: is not set",
+        "OFFSTAGE_S3_BUCKET: is not set",
+        "OFFSTAGE_LISTEN: `x`",
+    ] {
         assert!(answer.err.contains(name), "{}", answer.err);
     }
 }

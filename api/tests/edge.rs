@@ -74,32 +74,41 @@ impl Door {
         let entered = inside.clone();
         let app = App::new(config, clock.clone(), metrics(), shutdown.clone()).unwrap();
         let routes = Router::new()
-            .route("/read", get(async |caller: Caller<JobsRead>| axum::Json(json!({"tenant": caller.tenant_name, "user": caller.acting_user}))))
+            .route(
+                "/read",
+                get(async |caller: Caller<JobsRead>| axum::Json(json!({"tenant": caller.tenant_name, "user": caller.acting_user}))),
+            )
             .route("/export", get(async |_: Caller<ExportsWrite>| "exported"))
-            .route("/tenant", get(async |State(app): State<App>, caller: Caller<JobsRead>| -> Result<String, Problem> {
-                let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
-                let names: Vec<String> = sqlx::query_scalar("SELECT name FROM tenant").fetch_all(&mut *transaction).await?;
-                let timeout: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&mut *transaction).await?;
-                let datasets = app.tenants.get(caller.tenant).await?.map_or(0, |tenant| tenant.manifest.datasets.len());
-                Ok(format!("{} {timeout} {datasets}", names.join(",")))
-            }))
+            .route(
+                "/tenant",
+                get(async |State(app): State<App>, caller: Caller<JobsRead>| -> Result<String, Problem> {
+                    let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
+                    let names: Vec<String> = sqlx::query_scalar("SELECT name FROM tenant").fetch_all(&mut *transaction).await?;
+                    let timeout: String = sqlx::query_scalar("SHOW statement_timeout").fetch_one(&mut *transaction).await?;
+                    let datasets = app.tenants.get(caller.tenant).await?.map_or(0, |tenant| tenant.manifest.datasets.len());
+                    Ok(format!("{} {timeout} {datasets}", names.join(",")))
+                }),
+            )
             .route("/order", get(async || "").post(async |Json(_): Json<Order>| "ordered"))
             .route("/small", axum::routing::post(async |Json(_): Json<Value, 64>| "read"))
             .route("/page", get(async |Query(_): Query<Page>| "page"))
             .route("/panic", get(async || -> String { panic!("as asked") }))
             .route("/fail", get(async || -> Result<String, Problem> { Err(Problem::internal(std::io::Error::other("secret place"))) }))
-            .route("/last", get(async move |State(app): State<App>| {
-                entered.notify_one();
-                app.shutdown.asked().cancelled().await;
-                "last"
-            }))
+            .route(
+                "/last",
+                get(async move |State(app): State<App>| {
+                    entered.notify_one();
+                    app.shutdown.asked().cancelled().await;
+                    "last"
+                }),
+            )
             .route("/large", get(async || "x".repeat(1_001)))
             .route("/medium", get(async || "x".repeat(1_000)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = routes::dress(routes, app, edge::DEADLINE);
+        let dressed = routes::dress(routes, app, edge::DEADLINE);
         let stop = shutdown.clone();
-        let served = tokio::spawn(async move { server::run(listener, router, &stop, Duration::from_secs(10)).await });
+        let served = tokio::spawn(async move { server::run(listener, dressed, &stop, Duration::from_secs(10)).await });
         #[expect(clippy::disallowed_methods, reason = "the test is the client")]
         let client = Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
         Self { url: format!("http://{address}"), address, client, clock, shutdown, inside, served }
@@ -176,10 +185,14 @@ async fn what_goes_wrong_leaves_as_a_problem() {
     problem(door.post("/small", &format!("\"{}\"", "x".repeat(63))), Code::BodyTooLarge).await;
     assert_eq!(answer(door.post("/small", &format!("\"{}\"", "x".repeat(62)))).await.status, 200);
     // Without a length beforehand the limit holds all the same.
-    let chunked = format!("POST /small HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n50\r\n\"{}\"\r\n0\r\n\r\n", "x".repeat(78));
+    let chunked = format!(
+        "POST /small HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n50\r\n\"{}\"\r\n0\r\n\r\n",
+        "x".repeat(78)
+    );
     assert!(door.raw(&chunked).await.contains("\"code\":\"body_too_large\""));
     // A length beyond the limit is refused before the body is sent.
-    let announced = "POST /small HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\nconnection: close\r\n\r\n";
+    let announced =
+        "POST /small HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\nconnection: close\r\n\r\n";
     assert!(door.raw(announced).await.contains("\"code\":\"body_too_large\""));
     problem(door.get("/page?limit=many"), Code::QueryInvalid).await;
     problem(door.get("/page?lmit=1"), Code::QueryInvalid).await;
@@ -213,7 +226,10 @@ async fn every_answer_is_dressed() {
     // Figures by the route's pattern and not by what a caller typed.
     answer(door.get("/made-up-path-1")).await;
     let figures = metrics().render();
-    assert!(figures.contains("offstage_http_request_duration_seconds_count{route=\"unmatched\",method=\"GET\",status=\"404\"}"), "{figures}");
+    assert!(
+        figures.contains("offstage_http_request_duration_seconds_count{route=\"unmatched\",method=\"GET\",status=\"404\"}"),
+        "{figures}"
+    );
     assert!(!figures.contains("made-up-path"));
     world.stop().await.unwrap();
 }

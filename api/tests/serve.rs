@@ -36,13 +36,19 @@ async fn health_tells_what_is_missing() {
     assert_eq!((status, contract["openapi"].as_str()), (200, Some("3.1.0")));
     let (_, figures) = get("/metrics").await;
     let figures = figures.as_str().unwrap();
-    assert!(figures.contains("offstage_http_request_duration_seconds_bucket{route=\"/health/ready\",method=\"GET\",status=\"200\""), "{figures}");
+    assert!(
+        figures.contains("offstage_http_request_duration_seconds_bucket{route=\"/health/ready\",method=\"GET\",status=\"200\""),
+        "{figures}"
+    );
     assert!(figures.contains("offstage_build_info{program=\"api\""));
 
     // Without Redis jobs are still accepted; without Postgres nothing is, but the process lives.
     world.redis.stop().await.unwrap();
     let degraded = until("/health/ready", (200, "degraded")).await;
-    assert_eq!((degraded["checks"]["redis"]["status"].as_str(), degraded["checks"]["postgres"]["status"].as_str()), (Some("degraded"), Some("healthy")));
+    assert_eq!(
+        (degraded["checks"]["redis"]["status"].as_str(), degraded["checks"]["postgres"]["status"].as_str()),
+        (Some("degraded"), Some("healthy"))
+    );
     world.redis.start().await.unwrap();
     until("/health/ready", (200, "healthy")).await;
     world.postgres.stop().await.unwrap();
@@ -52,7 +58,10 @@ async fn health_tells_what_is_missing() {
     until("/health/ready", (200, "healthy")).await;
 
     // A database that lacks a migration of this version must not be written to.
-    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)").execute(world.pool()).await.unwrap();
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)")
+        .execute(world.pool())
+        .await
+        .unwrap();
     let behind = until("/health/ready", (503, "unhealthy")).await;
     assert!(behind["checks"]["schema"]["detail"].as_str().unwrap().contains("api migrate"));
 

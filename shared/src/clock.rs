@@ -123,8 +123,7 @@ mod tests {
     fn ids_of_threads_are_distinct_and_carry_the_time() {
         let clock = Clock::at(noon());
         let mut ids: Vec<Uuid> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..4).map(|_| scope.spawn(|| (0..2_000).map(|_| clock.new_id()).collect::<Vec<_>>())).collect();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| (0..2_000).map(|_| clock.new_id()).collect::<Vec<_>>())).collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         ids.sort_unstable();

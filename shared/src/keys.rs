@@ -333,7 +333,10 @@ mod tests {
         let scopes = Scopes::from_words(&["jobs:read".into(), "console:all".into()]);
         assert!(scopes.allow(Scope::JobsRead) && !scopes.allow(Scope::JobsWrite) && !scopes.allow(Scope::All));
         assert!(!Scopes::default().allow(Scope::JobsRead));
-        assert_eq!("jobs".parse::<Scope>().unwrap_err().to_string(), "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write");
+        assert_eq!(
+            "jobs".parse::<Scope>().unwrap_err().to_string(),
+            "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write"
+        );
     }
 
     #[test]
@@ -342,7 +345,16 @@ mod tests {
         let hash = KeyHash::of(&key).unwrap();
         // printf 'pk_aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB' | sha256sum
         assert_eq!(hex::encode(hash.0), HASH_OF_SAMPLE);
-        for not_a_key in ["", "pk_", &key[3..], &key[..34], &format!("{key}a"), &key.replace('a', "_"), &key.replace("pk_", "sk_"), "pk_éééééééééééééééé"] {
+        for not_a_key in [
+            "",
+            "pk_",
+            &key[3..],
+            &key[..34],
+            &format!("{key}a"),
+            &key.replace('a', "_"),
+            &key.replace("pk_", "sk_"),
+            "pk_éééééééééééééééé",
+        ] {
             assert_eq!(KeyHash::of(not_a_key), None, "{not_a_key}");
         }
     }

@@ -85,9 +85,19 @@ async fn values_arrive_as_sent() {
         ("numeric", "SELECT (:a)::text", json!(1e21), "1000000000000000000000"),
         ("boolean", "SELECT (NOT :a)::text", json!(true), "false"),
         ("date", "SELECT (:a + 1)::text", json!("2024-02-29"), "2024-03-01"),
-        ("timestamptz", "SELECT to_char(:a AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')", json!("2026-02-28T13:00:00.123456+01:00"), "2026-02-28 12:00:00.123456"),
+        (
+            "timestamptz",
+            "SELECT to_char(:a AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+            json!("2026-02-28T13:00:00.123456+01:00"),
+            "2026-02-28 12:00:00.123456",
+        ),
         ("uuid", "SELECT (:a)::text", json!("0197C2A4-5B6C-7D8E-9F01-23456789ABCD"), "0197c2a4-5b6c-7d8e-9f01-23456789abcd"),
-        ("text[]", "SELECT array_to_string(:a, '|', 'null') || cardinality(:a)", json!(["a,b", "q\"\\", "", "NULL", "{x}", "é\n "]), "a,b|q\"\\||NULL|{x}|é\n 6"),
+        (
+            "text[]",
+            "SELECT array_to_string(:a, '|', 'null') || cardinality(:a)",
+            json!(["a,b", "q\"\\", "", "NULL", "{x}", "é\n "]),
+            "a,b|q\"\\||NULL|{x}|é\n 6",
+        ),
         ("text[]", "SELECT cardinality(:a)::text", json!([]), "0"),
         ("text[]", "SELECT (:a[2] || (:a)[1])", json!(["x", "y"]), "yx"),
     ] {

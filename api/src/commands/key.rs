@@ -50,7 +50,9 @@ pub(super) enum KeyCommand {
 impl KeyCommand {
     pub(super) async fn run(self, owner: &Owner) -> Result<(), CommandError> {
         match self {
-            Self::Create { tenant, name, scopes, expires_in_days, json } => create(owner, &tenant, &name, &scopes, expires_in_days, json).await,
+            Self::Create { tenant, name, scopes, expires_in_days, json } => {
+                create(owner, &tenant, &name, &scopes, expires_in_days, json).await
+            }
             Self::List { tenant, json } => list(owner, &tenant, json).await,
             Self::Revoke { id } => revoke(owner, id).await,
         }
@@ -75,7 +77,11 @@ async fn create(owner: &Owner, tenant: &str, name: &str, scopes: &str, days: u32
         }));
     } else {
         // The key alone on standard output, so that `KEY=$(api key create …)` works.
-        complain(&format!("made key {} of tenant {tenant}, may do {scopes}, ends {}; this is the only time it is shown:", key.id, time(key.expires_at)));
+        complain(&format!(
+            "made key {} of tenant {tenant}, may do {scopes}, ends {}; this is the only time it is shown:",
+            key.id,
+            time(key.expires_at)
+        ));
         say(key.reveal());
     }
     Ok(())

@@ -93,7 +93,14 @@ enum CommandError {
 impl CommandError {
     fn exit(&self) -> Exit {
         match self {
-            Self::Settings(_) | Self::Manifest { .. } | Self::File { .. } | Self::NoTenant(_) | Self::NoKey(_) | Self::Argument(_) | Self::Scope(_) | Self::App(_) => Exit::Settings,
+            Self::Settings(_)
+            | Self::Manifest { .. }
+            | Self::File { .. }
+            | Self::NoTenant(_)
+            | Self::NoKey(_)
+            | Self::Argument(_)
+            | Self::Scope(_)
+            | Self::App(_) => Exit::Settings,
             Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Migrate(_) => Exit::Fault,
         }
     }

@@ -131,7 +131,13 @@ async fn judge_postgres(app: &App) -> (Check, Check) {
         Ok(Ok(_)) => (Check::WELL, Check::bad(Standing::Unhealthy, "the database lacks migrations of this version; run `api migrate`")),
         Ok(Err(error @ LedgerError::Refused(_))) => {
             tracing::warn!(error = chain(&error), "the schema can't be read");
-            (Check::WELL, Check::bad(Standing::Unhealthy, "the schema can't be read; run `api migrate` of this version, and give the role offstage_api"))
+            (
+                Check::WELL,
+                Check::bad(
+                    Standing::Unhealthy,
+                    "the schema can't be read; run `api migrate` of this version, and give the role offstage_api",
+                ),
+            )
         }
         Ok(Err(error)) => {
             tracing::warn!(error = chain(&error), "Postgres does not answer");

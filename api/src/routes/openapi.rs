@@ -36,7 +36,9 @@ impl Modify for ApiKey {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("pk_ and 32 letters and digits")
-            .description(Some("An API key. A backend that acts for one of its users adds the header `X-Acting-User`; then only that user's things exist."))
+            .description(Some(
+                "An API key. A backend that acts for one of its users adds the header `X-Acting-User`; then only that user's things exist.",
+            ))
             .build();
         document.components.get_or_insert_default().add_security_scheme("api_key", SecurityScheme::Http(scheme));
     }

@@ -28,7 +28,10 @@ impl Listen {
             return Some(Self { address: (Ipv4Addr::LOCALHOST, default_port).into() });
         };
         let Ok(address) = value.parse() else {
-            reader.problem(variable, format!("`{value}` is not an IP address and a port; write for example 0.0.0.0:{default_port} or [::]:{default_port}"));
+            reader.problem(
+                variable,
+                format!("`{value}` is not an IP address and a port; write for example 0.0.0.0:{default_port} or [::]:{default_port}"),
+            );
             return None;
         };
         Some(Self { address })
@@ -167,7 +170,8 @@ impl Sources {
             if stores::is_postgres_url(value) {
                 urls.insert(name.to_owned(), SecretString::from(value));
             } else {
-                reader.problem(name, "is not a Postgres URL; write postgres://reader:password@host:5432/product, of a role that can't write");
+                reader
+                    .problem(name, "is not a Postgres URL; write postgres://reader:password@host:5432/product, of a role that can't write");
             }
         }
         Self { urls }

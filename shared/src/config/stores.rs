@@ -70,7 +70,10 @@ impl Redis {
         }
         let url = reader.required_secret("OFFSTAGE_REDIS_URL", EXAMPLE)?;
         if url.expose_secret().into_connection_info().is_err() {
-            reader.problem("OFFSTAGE_REDIS_URL", format!("is not a Redis URL; write {EXAMPLE}, with special characters of the password as %XX"));
+            reader.problem(
+                "OFFSTAGE_REDIS_URL",
+                format!("is not a Redis URL; write {EXAMPLE}, with special characters of the password as %XX"),
+            );
             return None;
         }
         Some(Self { url, prefix })
@@ -110,8 +113,7 @@ impl S3 {
         let session_token = reader.optional("OFFSTAGE_S3_SESSION_TOKEN").map(SecretString::from);
         // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
         if let Some(bucket) = bucket
-            && !((3..=63).contains(&bucket.len())
-                && bucket.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')))
+            && !((3..=63).contains(&bucket.len()) && bucket.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')))
         {
             reader.problem("OFFSTAGE_S3_BUCKET", format!("`{bucket}` must be 3 to 63 lower-case letters, digits, `-` or `.`"));
         }
@@ -132,7 +134,10 @@ fn endpoint(reader: &mut Reader<'_>, variable: &str) -> Option<Url> {
     let value = reader.optional(variable)?;
     match Url::parse(value) {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-            reader.problem(variable, "must not hold a user or password; those stand in OFFSTAGE_S3_ACCESS_KEY_ID and OFFSTAGE_S3_SECRET_ACCESS_KEY");
+            reader.problem(
+                variable,
+                "must not hold a user or password; those stand in OFFSTAGE_S3_ACCESS_KEY_ID and OFFSTAGE_S3_SECRET_ACCESS_KEY",
+            );
             None
         }
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none() => Some(url),
@@ -146,7 +151,9 @@ fn endpoint(reader: &mut Reader<'_>, variable: &str) -> Option<Url> {
 fn endpoint_of_clients(reader: &mut Reader<'_>, has_endpoint: bool) -> Option<Url> {
     let url = endpoint(reader, "OFFSTAGE_S3_PUBLIC_ENDPOINT");
     if url.is_some() && !has_endpoint {
-        reader.warn("OFFSTAGE_S3_PUBLIC_ENDPOINT is set without OFFSTAGE_S3_ENDPOINT: files are written to AWS, but links name another server");
+        reader.warn(
+            "OFFSTAGE_S3_PUBLIC_ENDPOINT is set without OFFSTAGE_S3_ENDPOINT: files are written to AWS, but links name another server",
+        );
     }
     url
 }

@@ -120,7 +120,11 @@ fn queues_and_their_concurrency() {
 
 #[test]
 fn s3_compatible_servers() {
-    let api = ApiConfig::read(&with(&[("OFFSTAGE_S3_ENDPOINT", " http://127.0.0.1:9000 "), ("OFFSTAGE_S3_PUBLIC_ENDPOINT", "https://files.example.com")])).unwrap();
+    let api = ApiConfig::read(&with(&[
+        ("OFFSTAGE_S3_ENDPOINT", " http://127.0.0.1:9000 "),
+        ("OFFSTAGE_S3_PUBLIC_ENDPOINT", "https://files.example.com"),
+    ]))
+    .unwrap();
     assert!(api.s3.path_style, "the default with an endpoint");
     assert_eq!(api.s3.public_endpoint.unwrap().as_str(), "https://files.example.com/");
     let api = ApiConfig::read(&with(&[("OFFSTAGE_S3_PUBLIC_ENDPOINT", "https://files.example.com")])).unwrap();

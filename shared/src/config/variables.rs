@@ -121,11 +121,8 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(variables: &'a Variables) -> Self {
-        let problems = variables
-            .unreadable
-            .iter()
-            .map(|name| SettingProblem { variable: name.clone(), detail: "is not UTF-8 text".into() })
-            .collect();
+        let problems =
+            variables.unreadable.iter().map(|name| SettingProblem { variable: name.clone(), detail: "is not UTF-8 text".into() }).collect();
         Self { variables, problems, warnings: unknown_names(variables) }
     }
 
@@ -236,7 +233,9 @@ fn distance(left: &str, right: &str) -> usize {
 mod tests {
     #[test]
     fn distance_counts_edits() {
-        for (left, right, steps) in [("", "", 0), ("abc", "abc", 0), ("kitten", "sitting", 3), ("", "ab", 2), ("ab", "", 2), ("ab", "ba", 2)] {
+        for (left, right, steps) in
+            [("", "", 0), ("abc", "abc", 0), ("kitten", "sitting", 3), ("", "ab", 2), ("ab", "", 2), ("ab", "ba", 2)]
+        {
             assert_eq!(super::distance(left, right), steps, "{left} {right}");
         }
     }

@@ -293,7 +293,9 @@ fn check_name(name: &str, path: &[&str], faults: &mut Vec<Fault>) {
     let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
     if !begins || name.len() > LONGEST_NAME || !name.bytes().all(legal) {
-        let detail = format!("`{name}` must begin with a lower-case letter and have only lower-case letters, digits and `_`, at most {LONGEST_NAME}");
+        let detail = format!(
+            "`{name}` must begin with a lower-case letter and have only lower-case letters, digits and `_`, at most {LONGEST_NAME}"
+        );
         faults.push(Fault::new(path, detail));
     }
 }
@@ -312,11 +314,7 @@ impl Fault {
     }
 
     fn into_problem(self, lines: Option<&Lines<'_>>) -> ManifestProblem {
-        ManifestProblem {
-            line: lines.and_then(|lines| lines.of(&self.path, self.offset)),
-            path: self.path.join("."),
-            detail: self.detail,
-        }
+        ManifestProblem { line: lines.and_then(|lines| lines.of(&self.path, self.offset)), path: self.path.join("."), detail: self.detail }
     }
 }
 

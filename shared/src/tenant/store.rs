@@ -261,7 +261,11 @@ pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_r
             Applied { tenant: id, created: true, changes: differences(&Value::Null, &stored) }
         }
     };
-    if dry_run { transaction.rollback().await? } else { transaction.commit().await? }
+    if dry_run {
+        transaction.rollback().await?;
+    } else {
+        transaction.commit().await?;
+    }
     Ok(applied)
 }
 

@@ -126,9 +126,10 @@ impl Dataset {
             let text = match (&parameter.origin, sent) {
                 (Origin::Owner, _) => match owner {
                     None => Err("needs the job's owner; name the user the job is for".to_owned()),
-                    Some(owner) => parameter.kind.text_of_text(owner).ok_or_else(|| {
-                        format!("is the job's owner, which here must be of type {}", parameter.kind.sql_name())
-                    }),
+                    Some(owner) => parameter
+                        .kind
+                        .text_of_text(owner)
+                        .ok_or_else(|| format!("is the job's owner, which here must be of type {}", parameter.kind.sql_name())),
                 },
                 (_, Some(value)) => parameter.kind.text_of(value),
                 (Origin::Default(text), None) => Ok(text.clone()),
@@ -139,11 +140,7 @@ impl Dataset {
                 Err(detail) => violations.push(violation(name, detail)),
             }
         }
-        if violations.is_empty() {
-            Ok(self.order.iter().map(|name| values.get(name.as_str()).cloned()).collect())
-        } else {
-            Err(violations)
-        }
+        if violations.is_empty() { Ok(self.order.iter().map(|name| values.get(name.as_str()).cloned()).collect()) } else { Err(violations) }
     }
 
     fn unknown(&self, name: &str) -> String {

@@ -70,7 +70,9 @@ pub(super) fn prepare(sql: &str, type_of: impl Fn(&str) -> Option<ParameterType>
                 let Some(parameter) = type_of(name) else {
                     faults.push(SqlFault {
                         offset: start,
-                        detail: format!("`:{name}` is not declared under `parameters` (an array slice is written with a space, `[1 : {name}]`)"),
+                        detail: format!(
+                            "`:{name}` is not declared under `parameters` (an array slice is written with a space, `[1 : {name}]`)"
+                        ),
                     });
                     continue;
                 };
@@ -368,7 +370,10 @@ mod tests {
 
     #[test]
     fn one_reading_statement() {
-        assert_eq!(prepare(" /* of */ WITH x AS (SELECT 1) TABLE x ; -- done\n", all_text).unwrap().sql, " /* of */ WITH x AS (SELECT 1) TABLE x ");
+        assert_eq!(
+            prepare(" /* of */ WITH x AS (SELECT 1) TABLE x ; -- done\n", all_text).unwrap().sql,
+            " /* of */ WITH x AS (SELECT 1) TABLE x "
+        );
         assert_eq!(fault("SELECT 1; DELETE FROM t").offset, 8);
         assert!(fault("SELECT 1;;").detail.contains("one statement"));
         assert_eq!(fault("-- x\nDELETE FROM t").offset, 5);

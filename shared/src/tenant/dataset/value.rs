@@ -184,7 +184,11 @@ mod tests {
             (ParameterType::Timestamptz, json!("2026-02-28T13:00:00.123456789+01:00"), "2026-02-28T12:00:00.123456Z"),
             (ParameterType::Uuid, json!("0197C2A45B6C7D8E9F0123456789ABCD"), "0197c2a4-5b6c-7d8e-9f01-23456789abcd"),
             (ParameterType::TextArray, json!([]), "{}"),
-            (ParameterType::TextArray, json!(["a,b", "q\"\\", "", "NULL", "{x}", "é\n"]), "{\"a,b\",\"q\\\"\\\\\",\"\",\"NULL\",\"{x}\",\"é\n\"}"),
+            (
+                ParameterType::TextArray,
+                json!(["a,b", "q\"\\", "", "NULL", "{x}", "é\n"]),
+                "{\"a,b\",\"q\\\"\\\\\",\"\",\"NULL\",\"{x}\",\"é\n\"}",
+            ),
         ] {
             assert_eq!(kind.text_of(&value).as_deref(), Ok(text), "{kind:?}");
         }

@@ -58,6 +58,8 @@ pub(super) fn path_of(path: &serde_ignored::Path<'_>) -> Vec<String> {
             parts.push(key.clone());
             parts
         }
-        Path::Seq { parent, .. } | Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => path_of(parent),
+        Path::Seq { parent, .. } | Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            path_of(parent)
+        }
     }
 }

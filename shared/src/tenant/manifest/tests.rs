@@ -88,7 +88,13 @@ fn nonsense_is_refused_with_its_line() {
         ("name = \"promptlockr\"", "name = \"Prompt Lockr\"", 3, "tenant.name", "must begin with a lower-case letter"),
         ("[tenant]", "[tenant", 2, "", "unclosed table"),
         ("source = \"main\"", "source = \"other\"", 10, "datasets.prompts.source", "there is no source `other`; there are: main"),
-        ("url_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"", "url_env = \"OFFSTAGE_DATABASE_URL\"", 6, "sources.main.url_env", "must be OFFSTAGE_SOURCE_"),
+        (
+            "url_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"",
+            "url_env = \"OFFSTAGE_DATABASE_URL\"",
+            6,
+            "sources.main.url_env",
+            "must be OFFSTAGE_SOURCE_",
+        ),
         ("= 600", "= 0", 7, "sources.main.statement_timeout_seconds", "is 0"),
         ("statement_timeout_seconds", "statement_timeout", 7, "sources.main.statement_timeout", "is not part of a manifest"),
         ("= 600", "= \"600\"", 7, "", "invalid type: string \"600\""),
@@ -100,8 +106,20 @@ fn nonsense_is_refused_with_its_line() {
         ("from = \"owner\"", "from = \"caller\"", 19, "", "unknown variant `caller`"),
         ("from = \"owner\"", "from = \"owner\", default = \"x\"", 19, "datasets.prompts.parameters.owner.default", "has no effect"),
         ("type = \"text\", from", "type = \"date\", from", 19, "datasets.prompts.parameters.owner.from", "an owner can be"),
-        ("tags = { type = \"text[]\", default = [\"a\", \"b\"] }", "tags = { type = \"text[]\", default = [1] }", 22, "datasets.prompts.parameters.tags.default", "must be a list of strings"),
-        ("[datasets.prompts]\n", "[datasets.\"2\"]\nsource = \"main\"\nsql = \"SELECT 1\"\n[datasets.prompts]\n", 9, "datasets.2", "must begin"),
+        (
+            "tags = { type = \"text[]\", default = [\"a\", \"b\"] }",
+            "tags = { type = \"text[]\", default = [1] }",
+            22,
+            "datasets.prompts.parameters.tags.default",
+            "must be a list of strings",
+        ),
+        (
+            "[datasets.prompts]\n",
+            "[datasets.\"2\"]\nsource = \"main\"\nsql = \"SELECT 1\"\n[datasets.prompts]\n",
+            9,
+            "datasets.2",
+            "must begin",
+        ),
     ] {
         let (found_line, found_path, found_detail) = only_problem(&with(part, other));
         assert_eq!((found_line, found_path.as_str()), (line, path), "{other}: {found_detail}");
