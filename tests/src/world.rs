@@ -1,6 +1,6 @@
 //! An installation of one's own.
 
-use std::{future::IntoFuture, path::Path};
+use std::future::IntoFuture;
 
 use chrono::{DateTime, Utc};
 use sandbox::{Launch, Options, Process, Sandbox};
@@ -33,7 +33,7 @@ impl World {
     pub async fn start_with(api: Launch) -> Self {
         let sandbox = Sandbox::start(Options::test()).await.expect("a sandbox");
         let (api, key) = tokio::join!(sandbox.start_api(api).into_future(), async {
-            apply_tenant(&sandbox, TENANT).await;
+            apply_tenant(&sandbox, TENANT, &manifest(TENANT)).await;
             sandbox.create_key(TENANT, "test", "*").await.expect("a key")
         });
         let api = api.expect("an API");
@@ -60,7 +60,12 @@ impl World {
 
     /// Makes another tenant, and a key of its own that may do everything.
     pub async fn tenant(&self, name: &str) -> Client {
-        apply_tenant(&self.sandbox, name).await;
+        self.tenant_of(name, &manifest(name)).await
+    }
+
+    /// Makes another tenant from a manifest, and a key of its own that may do everything.
+    pub async fn tenant_of(&self, name: &str, manifest: &str) -> Client {
+        apply_tenant(&self.sandbox, name, manifest).await;
         self.key_of(name, "*").await
     }
 
@@ -75,6 +80,15 @@ impl World {
 
     /// One number from the database, by a statement of the test's own.
     pub async fn number(&self, statement: impl Into<String>) -> i64 {
+        let statement: String = statement.into();
+        sqlx::query_scalar(AssertSqlSafe(statement.as_str()))
+            .fetch_one(self.sandbox.pool())
+            .await
+            .unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    /// One text from the database, by a statement of the test's own.
+    pub async fn text(&self, statement: impl Into<String>) -> String {
         let statement: String = statement.into();
         sqlx::query_scalar(AssertSqlSafe(statement.as_str()))
             .fetch_one(self.sandbox.pool())
@@ -108,8 +122,13 @@ impl World {
     }
 }
 
-async fn apply_tenant(sandbox: &Sandbox, name: &str) {
-    let manifest = sandbox.directory().join(format!("{name}.toml"));
-    std::fs::write(&manifest, format!("[tenant]\nname = \"{name}\"\n")).expect("a file in the sandbox");
-    sandbox.apply_tenant(Path::new(&manifest)).await.expect("a tenant");
+/// The least that a tenant is.
+fn manifest(name: &str) -> String {
+    format!("[tenant]\nname = \"{name}\"\n")
+}
+
+async fn apply_tenant(sandbox: &Sandbox, name: &str, manifest: &str) {
+    let path = sandbox.directory().join(format!("{name}.toml"));
+    std::fs::write(&path, manifest).expect("a file in the sandbox");
+    sandbox.apply_tenant(&path).await.expect("a tenant");
 }

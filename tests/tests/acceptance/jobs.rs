@@ -70,15 +70,17 @@ async fn a_long_poll_answers_as_soon_as_the_job_changes() {
     assert_eq!((unchanged["version"].as_i64(), &unchanged["state"]), (Some(version), &seen["state"]));
 
     // Several wait; one change answers them all.
+    let under_way = async || world.figure(&world.api, "offstage_http_requests_under_way", &[]).await;
+    let before = under_way().await;
     let waiting: Vec<_> = (0..5)
         .map(|_| {
             let (client, path) = (client.clone(), format!("/v1/jobs/{id}?wait=30&since={version}"));
             tokio::spawn(async move { client.get(&path).await.expect(200) })
         })
         .collect();
-    until("five long-polls wait", async || {
-        let open = world.figure(&world.api, "offstage_long_polls", &[]).await;
-        if (open - 5.0).abs() < 0.5 { Ok(()) } else { Err(open) }
+    until("five long-polls wait", async || match under_way().await - before {
+        more if more >= 5.0 => Ok(()),
+        more => Err(more),
     })
     .await;
     client.post_nothing(&format!("/v1/jobs/{id}/cancel")).await.expect(200);

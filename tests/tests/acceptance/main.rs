@@ -1,5 +1,8 @@
 //! Acceptance tests: real processes, entered by HTTP, judged by the effect. One module a topic.
 
+mod access;
+mod contract;
 mod jobs;
 mod outcomes;
 mod recovery;
+mod refusals;

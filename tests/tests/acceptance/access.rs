@@ -1,0 +1,252 @@
+//! Who may do what: keys, scopes, and the walls between tenants and between users.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use acceptance::{Answer, Client, World, id_of, probe, until_within};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+/// What a door is to somebody whose it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// Open to everybody; there is nobody's data behind it.
+    Open,
+    /// One job: another's does not exist.
+    Job,
+    /// One export: another's does not exist.
+    Export,
+    /// A list: it holds only the caller's.
+    List,
+    /// Makes something, which is the caller's.
+    Make,
+}
+
+/// Every door of the API, what is behind it, and the scope it takes. A door that is not here fails the walk.
+const DOORS: &[(&str, &str, Walk, &str)] = &[
+    ("get", "/health/live", Walk::Open, ""),
+    ("get", "/health/ready", Walk::Open, ""),
+    ("get", "/metrics", Walk::Open, ""),
+    ("get", "/openapi.json", Walk::Open, ""),
+    ("post", "/v1/jobs", Walk::Make, "jobs:write"),
+    ("get", "/v1/jobs", Walk::List, "jobs:read"),
+    ("get", "/v1/jobs/{id}", Walk::Job, "jobs:read"),
+    ("post", "/v1/jobs/{id}/cancel", Walk::Job, "jobs:write"),
+    ("post", "/v1/jobs/{id}/retry", Walk::Job, "jobs:write"),
+    ("post", "/v1/exports", Walk::Make, "exports:write"),
+    ("get", "/v1/exports", Walk::List, "exports:read"),
+    ("get", "/v1/exports/{id}", Walk::Export, "exports:read"),
+    ("get", "/v1/exports/{id}/download", Walk::Export, "exports:read"),
+];
+
+const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "exports:read", "exports:write"];
+
+/// A request to a door, about the job or export `id` where it is about one.
+fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
+    let method: Method = method.to_uppercase().parse().unwrap();
+    let request = client.request(method, &path.replace("{id}", id));
+    match (walk, path) {
+        (Walk::Make, "/v1/jobs") => request.json(&probe(&json!({}))),
+        (Walk::Make, "/v1/exports") => request.json(&json!({"dataset": "words", "format": "csv"})),
+        (Walk::Make, other) => panic!("say here what to send to {other}"),
+        _ => request,
+    }
+}
+
+/// The tenant `name` with a dataset for anybody.
+async fn exporting_tenant(world: &World, name: &str) -> Client {
+    let manifest = format!(
+        "[tenant]\nname = \"{name}\"\n[sources.main]\nurl_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"\n\
+         [datasets.words]\nsource = \"main\"\naudience = \"users\"\nsql = \"SELECT 'a' AS word\"\n"
+    );
+    world.tenant_of(name, &manifest).await
+}
+
+#[tokio::test]
+async fn the_walk_knows_every_door() {
+    let world = World::start().await;
+    let document = world.client.without_key().get("/openapi.json").await.expect(200);
+    assert_eq!(document["openapi"].as_str().map(|version| &version[..3]), Some("3.1"));
+    let mut told = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in
+            item.as_object().unwrap().keys().filter(|key| !["parameters", "summary", "description", "servers"].contains(&key.as_str()))
+        {
+            told.insert((method.as_str(), path.as_str()));
+        }
+    }
+    let walked: BTreeSet<_> = DOORS.iter().map(|(method, path, ..)| (*method, *path)).collect();
+    assert_eq!(told, walked, "a new door needs its row in the walk (left: the contract, right: the walk)");
+}
+
+#[tokio::test]
+async fn nobody_enters_another_tenants_or_another_users_door() {
+    let (world, _worker) = World::with_worker().await;
+    let owner = exporting_tenant(&world, "initech").await;
+    let ada = owner.acting_for("ada");
+    let job = ada.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + chrono::TimeDelta::hours(1)})).await;
+    let failed = ada.create_id(&probe(&json!({"outcome": "fail"}))).await;
+    let export = id_of(&ada.post("/v1/exports", &json!({"dataset": "words", "format": "csv"})).await.expect(202));
+    ada.ended(&failed).await;
+    assert_eq!(ada.ended(&export).await["state"], "succeeded");
+    let download = async |client: &Client| client.get(&format!("/v1/exports/{export}/download")).await.status;
+    assert_eq!((download(&ada).await, download(&owner).await), (302, 302), "the owner and its backend get in");
+    let state = "SELECT coalesce(sum(version), 0) FROM job_state";
+    let downloads = "SELECT coalesce(sum(downloads), 0) FROM job_file";
+    let before = (world.number(state).await, world.number(downloads).await);
+
+    let globex = exporting_tenant(&world, "globex").await;
+    let strangers = [
+        ("another tenant", globex.clone()),
+        ("another tenant's user of the same name", globex.acting_for("ada")),
+        ("another user", owner.acting_for("eve")),
+    ];
+    for (who, stranger) in &strangers {
+        for (method, path, walk, _) in DOORS {
+            for id in [&job, &failed, &export] {
+                let answer = stranger.send(knock(stranger, method, path, *walk, id)).await;
+                let context = format!("{who} at {method} {path}: {}", answer.text());
+                match walk {
+                    Walk::Open => assert!(!answer.text().contains(id.as_str()), "{context}"),
+                    Walk::Job => drop(answer.problem(404, "job_not_found")),
+                    Walk::Export => drop(answer.problem(404, "export_not_found")),
+                    Walk::List => {
+                        assert_eq!(answer.status, 200, "{context}");
+                        assert!([&job, &failed, &export].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
+                    }
+                    Walk::Make => assert_eq!(answer.status, 202, "{context}"),
+                }
+            }
+        }
+    }
+    // What they made is theirs; what was there is untouched.
+    let ours = format!("SELECT coalesce(sum(version), 0) FROM job_state WHERE job_id IN ('{job}', '{failed}', '{export}')");
+    assert_eq!((world.number(ours).await, world.number(downloads).await), before);
+    for list in ["/v1/jobs?limit=200", "/v1/exports?limit=200"] {
+        let mine = ada.get(list).await.expect(200);
+        let ids: BTreeSet<_> = mine["items"].as_array().unwrap().iter().map(id_of).collect();
+        let expected: BTreeSet<_> =
+            if list.contains("jobs") { [&job, &failed, &export].into_iter().cloned().collect() } else { [export.clone()].into() };
+        assert_eq!(ids, expected, "{list}");
+    }
+}
+
+#[tokio::test]
+async fn one_user_is_not_served_as_another() {
+    let world = World::start().await;
+    let ada = world.client.acting_for("ada");
+    let mut body = probe(&json!({}));
+    body["owner"] = json!("eve");
+    let answer = ada.post("/v1/jobs", &body).await;
+    answer.problem(422, "validation_failed");
+    assert_eq!(answer.pointers(), ["/owner"]);
+    ada.get("/v1/jobs?owner=eve").await.problem(400, "query_invalid");
+    assert_eq!(world.number("SELECT count(*) FROM job").await, 0);
+    // A job without an owner is the backend's own, and no user's.
+    let backends = world.client.create_id(&probe(&json!({}))).await;
+    ada.get(&format!("/v1/jobs/{backends}")).await.problem(404, "job_not_found");
+    assert_eq!(world.client.job(&backends).await["owner"], Value::Null);
+    // Two names for one's user are none.
+    let request = ada.request(Method::GET, "/v1/jobs").header("X-Acting-User", "eve");
+    ada.send(request).await.problem(400, "header_invalid");
+}
+
+#[tokio::test]
+async fn a_door_opens_to_its_scope_alone() {
+    let world = World::start().await;
+    let id = world.client.create_id(&probe(&json!({}))).await;
+    let refused = |answer: &Answer, status, code| {
+        let problem = answer.problem(status, code);
+        assert!(answer.header("www-authenticate").starts_with("Bearer"), "{problem} {:?}", answer.headers);
+        problem
+    };
+    let nobody = world.client.without_key();
+    let stranger = world.client.with_key("pk_00000000000000000000000000000000");
+    let nonsense = world.client.with_key("sk_live_hello");
+    for (method, path, walk, scope) in DOORS {
+        if *walk == Walk::Open {
+            assert_eq!(nobody.send(knock(&nobody, method, path, *walk, &id)).await.status, 200, "{path}");
+            continue;
+        }
+        for (client, code) in [(&nobody, "key_missing"), (&stranger, "key_unknown"), (&nonsense, "key_malformed")] {
+            refused(&client.send(knock(client, method, path, *walk, &id)).await, 401, code);
+        }
+        assert!(SCOPES.contains(scope));
+    }
+    for scope in SCOPES {
+        let others: Vec<_> = SCOPES.into_iter().filter(|other| *other != scope).collect();
+        let lacking = world.key(&others.join(",")).await;
+        let only = world.key(scope).await;
+        for (method, path, walk, needs) in DOORS {
+            if *needs == scope {
+                let problem = refused(&lacking.send(knock(&lacking, method, path, *walk, &id)).await, 403, "scope_missing");
+                assert!(problem["detail"].as_str().unwrap().contains(scope), "it names the scope: {problem}");
+                let answer = only.send(knock(&only, method, path, *walk, &id)).await;
+                assert!(![401, 403].contains(&answer.status), "{scope} is enough for {method} {path}: {}", answer.text());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn keys_end() {
+    let world = World::start().await;
+    let random = |client: &Client| client.key().trim_start_matches("pk_").to_owned();
+    let expired = world.key("*").await;
+    let tail = random(&expired).split_off(28);
+    world.execute(format!("UPDATE api_key SET expires_at = now() - interval '1 second' WHERE last_four = '{tail}'")).await;
+    expired.get("/v1/jobs").await.problem(401, "key_expired");
+
+    let revoked = world.key("*").await;
+    let _ = revoked.get("/v1/jobs").await.expect(200);
+    let tail = random(&revoked).split_off(28);
+    let id: String = world.text(format!("SELECT id::text FROM api_key WHERE last_four = '{tail}'")).await;
+    world.sandbox.run_api(["key", "revoke", &id]).await.unwrap();
+    let began = Instant::now();
+    // Busy all the time, so that no answer comes from a cache that went cold.
+    until_within(Duration::from_secs(5), "a revoked key is refused within 5 s (R52)", async || {
+        let answer = revoked.get("/v1/jobs").await;
+        if answer.status == 401 { Ok(answer.problem(401, "key_revoked")) } else { Err(answer.status) }
+    })
+    .await;
+    println!("a revoked key was refused after {:.1} s", began.elapsed().as_secs_f64());
+    let _ = world.client.get("/v1/jobs").await.expect(200);
+}
+
+#[tokio::test]
+async fn secrets_are_written_down_nowhere() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let padded = "a-secret-in-a-payload";
+    client.succeeded(&client.create_id(&probe(&json!({"pad": padded}))).await).await;
+    client.get("/v1/nothing").await.problem(404, "route_not_found");
+    client.with_key(&format!("{}x", client.key())).get("/v1/jobs").await.problem(401, "key_malformed");
+    client.post("/v1/jobs", &json!({"kind": "probe.run", "payload": {"sleep_ms": padded}})).await.problem(422, "validation_failed");
+
+    let random = client.key().trim_start_matches("pk_").to_owned();
+    let (_, s3_secret) = world.sandbox.s3.credentials();
+    let password = |url: &str| {
+        url.split_once("://").and_then(|(_, rest)| rest.split_once('@')).and_then(|(user, _)| user.split_once(':')).unwrap().1.to_owned()
+    };
+    let postgres = &world.sandbox.postgres;
+    let mut secrets: Vec<String> =
+        [postgres.owner_url(), postgres.api_url(), postgres.engine_url(), postgres.source_url()].iter().map(|url| password(url)).collect();
+    secrets.extend([password(world.sandbox.redis.url()), s3_secret.to_owned(), random.clone(), padded.to_owned()]);
+    let figures = async |url: String| client.without_key().get(&format!("{url}/metrics")).await.text();
+    for (what, text) in [
+        ("the API's log", world.api.log()),
+        ("the worker's log", worker.log()),
+        ("the API's figures", figures(world.api.url()).await),
+        ("the worker's figures", figures(worker.url()).await),
+    ] {
+        assert!(!text.is_empty(), "{what}");
+        for secret in &secrets {
+            assert!(!text.contains(secret.as_str()), "{what} shows the secret {secret}");
+        }
+    }
+    // Of a key the database has the hash and the last four characters.
+    assert_eq!(world.number(format!("SELECT count(*) FROM api_key WHERE api_key::text LIKE '%{random}%'")).await, 0);
+    assert_eq!(world.number(format!("SELECT count(*) FROM api_key WHERE hash = sha256('{}'::bytea)", client.key())).await, 1);
+}

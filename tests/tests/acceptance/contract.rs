@@ -1,0 +1,103 @@
+//! What other programs rely on: the contract, the figures, the probes of orchestrators.
+
+use std::path::Path;
+
+use acceptance::{PATIENCE, World, probe, until_within};
+use serde_json::json;
+
+#[tokio::test]
+async fn the_written_contract_is_the_served_one() {
+    let world = World::start().await;
+    let copy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    let copy = std::fs::read_to_string(&copy).unwrap_or_else(|error| panic!("{}: {error}", copy.display()));
+    let printed = world.sandbox.run_api(["openapi"]).await.unwrap();
+    assert_eq!(String::from_utf8(printed.stdout).unwrap(), copy, "write `api openapi` to docs/openapi.json");
+    assert_eq!(world.client.without_key().get("/openapi.json").await.text(), copy);
+}
+
+/// The figures that dashboards and alerts are built on, by program.
+const OF_API: &[&str] = &[
+    "offstage_build_info",
+    "offstage_http_request_duration_seconds_count",
+    "offstage_http_requests_under_way",
+    "offstage_jobs_accepted_total",
+    "offstage_database_connections",
+];
+const OF_WORKER: &[&str] = &[
+    "offstage_build_info",
+    "offstage_queue_stream_jobs",
+    "offstage_queue_waiting_jobs",
+    "offstage_queue_oldest_due_seconds",
+    "offstage_jobs_settled_total",
+    "offstage_job_run_seconds_count",
+    "offstage_job_wait_seconds_count",
+    "offstage_worker_jobs_held",
+    "offstage_worker_loop_lag_seconds_count",
+];
+
+#[tokio::test]
+async fn figures_are_there_and_count() {
+    let (world, worker) = World::with_worker().await;
+    for outcome in ["ok", "ok", "fail"] {
+        world.client.ended(&world.client.create_id(&probe(&json!({"outcome": outcome}))).await).await;
+    }
+    for (process, names) in [(&world.api, OF_API), (&worker, OF_WORKER)] {
+        let answer = world.client.without_key().get(&format!("{}/metrics", process.url())).await;
+        assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"), "{:?}", answer.headers);
+        let text = answer.text();
+        for name in names {
+            assert!(text.lines().any(|line| line.starts_with(name)), "{} has no {name}:\n{text}", process.name());
+        }
+    }
+    for (process, name, labels, expected) in [
+        (&world.api, "offstage_jobs_accepted_total", &["kind=\"probe.run\""][..], 3.0),
+        (&worker, "offstage_jobs_settled_total", &["outcome=\"succeeded\"", "queue=\"analytics\""], 2.0),
+        (&worker, "offstage_jobs_settled_total", &["outcome=\"failed\""], 1.0),
+        (&worker, "offstage_job_run_seconds_count", &[], 3.0),
+        (&world.api, "offstage_http_request_duration_seconds_count", &["method=\"POST\"", "route=\"/v1/jobs\"", "status=\"202\""], 3.0),
+    ] {
+        let counted = world.figure(process, name, labels).await;
+        assert!((counted - expected).abs() < 0.1, "{name} {labels:?} counts {counted}, not {expected}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_without_redis_says_that_it_does_not_consume() {
+    let (world, worker) = World::with_worker().await;
+    let ready = async |url: String, expected: u16| {
+        until_within(PATIENCE, &format!("{url} answers {expected}"), async || {
+            let answer = world.client.without_key().get(&format!("{url}/health/ready")).await;
+            if answer.status == expected { Ok(answer.json()) } else { Err(answer.text()) }
+        })
+        .await
+    };
+    world.sandbox.redis.kill9().await.unwrap();
+    let body = ready(worker.url(), 503).await;
+    assert!(body.to_string().contains("not read lately"), "it says what is missing: {body}");
+    // Alive all the time: restarting it would help nobody. And the API accepts, so it is ready, and says what it lacks.
+    assert_eq!(world.client.without_key().get(&format!("{}/health/live", worker.url())).await.status, 200);
+    let body = ready(world.api.url(), 200).await;
+    assert_eq!(body["status"], "degraded", "{body}");
+    world.sandbox.redis.start().await.unwrap();
+    ready(worker.url(), 200).await;
+    world.client.succeeded(&world.client.create_id(&probe(&json!({}))).await).await;
+}
+
+#[tokio::test]
+async fn an_api_without_postgres_is_not_ready_and_says_when_to_come_again() {
+    let world = World::start().await;
+    world.sandbox.postgres.kill9().await.unwrap();
+    let answer = world.client.post("/v1/jobs", &probe(&json!({}))).await;
+    answer.problem(503, "database_unavailable");
+    assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 0), "{:?}", answer.headers);
+    let anonymous = world.client.without_key();
+    until_within(PATIENCE, "unready", async || match anonymous.get("/health/ready").await.status {
+        503 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert_eq!(anonymous.get("/health/live").await.status, 200);
+    world.sandbox.postgres.start().await.unwrap();
+    world.api.wait_ready(PATIENCE).await.unwrap();
+    world.client.create(&probe(&json!({}))).await;
+}
