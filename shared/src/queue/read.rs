@@ -180,21 +180,15 @@ fn shares(room: usize, plenty: [bool; 3], turn: usize) -> [usize; 3] {
         }
         return shares;
     }
-    let probes = 3 - wanting.len();
-    let total: usize = wanting.iter().filter_map(|index| SHARES.get(*index)).sum();
-    let mut left = room - probes;
-    for index in 0..3 {
-        let share = match (wanting.contains(&index), wanting.last() == Some(&index)) {
-            (false, _) => 1,
-            (true, true) => left,
-            (true, false) => ((room - probes) * SHARES.get(index).copied().unwrap_or(1) / total.max(1)).max(1),
-        };
-        if wanting.contains(&index) {
-            left = left.saturating_sub(share);
-        }
-        if let Some(slot) = shares.get_mut(index) {
-            *slot = share;
-        }
+    let shared = room - (3 - wanting.len());
+    let weights: usize = wanting.iter().filter_map(|index| SHARES.get(*index)).sum();
+    for (index, (slot, weight)) in shares.iter_mut().zip(SHARES).enumerate() {
+        *slot = if wanting.contains(&index) { (shared * weight / weights.max(1)).max(1) } else { 1 };
+    }
+    // What the divisions left over goes to the highest priority that has plenty.
+    let left = room.saturating_sub(shares.iter().sum());
+    if let Some(slot) = wanting.first().and_then(|first| shares.get_mut(*first)) {
+        *slot += left;
     }
     shares
 }
