@@ -300,3 +300,6 @@ impl Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a value is not UTF-8 text")]
 pub struct NotText;
+
+#[cfg(test)]
+mod tests;

@@ -264,23 +264,36 @@ impl Upload {
         if let Stage::Multipart(multipart) = mem::replace(&mut self.stage, Stage::Unknown) {
             self.stage = Stage::Publishing(Some(multipart));
         }
-        let complete = || {
+        let mut pause = FIRST_PAUSE;
+        for tries_left in (0..TRIES).rev() {
             let request = storage.client().complete_multipart_upload().bucket(storage.bucket()).key(&self.key).upload_id(&id);
-            storage.call(ACTION, COMPLETE_WITHIN, request.multipart_upload(list.clone()).send())
-        };
-        match retried(complete).await {
-            Ok(answer) => Ok(answer.e_tag),
-            // Done the first time, and only its answer was lost? Nobody else writes under this key.
-            Err(error) if error.fault() == StorageFault::UploadMissing => {
-                let request = storage.client().head_object().bucket(storage.bucket()).key(&self.key).send();
-                let found = storage.call(ACTION, CALL_DEADLINE, request).await.ok();
-                match found.filter(|object| object.content_length.and_then(|length| u64::try_from(length).ok()) == Some(self.sent)) {
-                    Some(object) => Ok(object.e_tag),
-                    None => Err(error),
-                }
+            let error = match storage.call(ACTION, COMPLETE_WITHIN, request.multipart_upload(list.clone()).send()).await {
+                Ok(answer) => return Ok(answer.e_tag),
+                Err(error) => error,
+            };
+            // Done all the same, and only the answer was lost? Nobody else writes under this key. Asking comes before
+            // trying again: servers differ in what they call an upload that is completed already.
+            if error.is_transient()
+                && let Some(etag) = self.find_published().await
+            {
+                return Ok(etag);
             }
-            Err(error) => Err(error),
+            if tries_left == 0 || !is_worth_sending_again(&error) {
+                return Err(error);
+            }
+            tracing::info!(error = &error as &dyn std::error::Error, "finishing the upload again");
+            tokio::time::sleep(pause.mul_f64(0.5 + random::fraction())).await;
+            pause *= 2;
         }
+        Err(storage.unexpected(ACTION, "it was never tried"))
+    }
+
+    /// The published object's ETag, if the object stands and has all our bytes.
+    async fn find_published(&self) -> Option<Option<String>> {
+        let request = self.storage.client().head_object().bucket(self.storage.bucket()).key(&self.key).send();
+        let object = self.storage.call("looking for the file", CALL_DEADLINE, request).await.ok()?;
+        let length = object.content_length.and_then(|length| u64::try_from(length).ok())?;
+        (length == self.sent).then_some(object.e_tag)
     }
 
     /// Removes whatever the server has of it. Answers whether that is certain: if not, something may be left under its key.
@@ -383,7 +396,7 @@ impl Part {
     }
 }
 
-/// Sends again what met a fault that passes within seconds. What hung once is not waited for again: that is the job's to decide.
+/// Sends again what met a fault that passes within seconds.
 async fn retried<T, F>(send: impl Fn() -> F) -> Result<T, StorageError>
 where
     F: Future<Output = Result<T, StorageError>>,
@@ -391,7 +404,7 @@ where
     let mut pause = FIRST_PAUSE;
     for _ in 1..TRIES {
         match send().await {
-            Err(error) if matches!(error.fault(), StorageFault::Unavailable | StorageFault::Unreachable) => {
+            Err(error) if is_worth_sending_again(&error) => {
                 tracing::info!(error = &error as &dyn std::error::Error, "sending again");
                 tokio::time::sleep(pause.mul_f64(0.5 + random::fraction())).await;
                 pause *= 2;
@@ -400,6 +413,11 @@ where
         }
     }
     send().await
+}
+
+/// A fault that passes within seconds. What hung once is not waited for again: that is the job's to decide.
+fn is_worth_sending_again(error: &StorageError) -> bool {
+    matches!(error.fault(), StorageFault::Unavailable | StorageFault::Unreachable)
 }
 
 /// A body's total deadline: what any call may take, and the body at its slowest.
@@ -411,3 +429,6 @@ fn deadline(bytes: usize) -> Duration {
 fn is_shut_out(error: &StorageError) -> bool {
     matches!(error.fault(), StorageFault::BucketMissing | StorageFault::WrongRegion | StorageFault::Denied | StorageFault::BadKey)
 }
+
+#[cfg(test)]
+mod tests;
