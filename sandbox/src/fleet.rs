@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::process::Process;
+use crate::process::{Process, Spec};
 use crate::programs::{Launch, Programs};
 
 /// From the start of a program to its `/health/ready`.
 const READY_WITHIN: Duration = Duration::from_mins(1);
+
+/// Every command of `api` but `migrate`.
+const COMMAND_WITHIN: Duration = Duration::from_mins(1);
 
 /// Starts programs and knows those it started.
 #[derive(Debug)]
@@ -66,17 +69,23 @@ impl Fleet {
 
     /// `api ARGUMENTS`, to its end.
     pub(crate) async fn run_api(&self, host: &Host, environment: Environment, arguments: Vec<OsString>) -> Result<Output> {
-        self.programs.run_api(host, arguments, environment, &self.logs.join("commands.log")).await
+        host.run(self.command(environment, arguments)?, COMMAND_WITHIN).await
     }
 
     /// `api key create`: the key it prints.
     pub(crate) async fn create_key(&self, host: &Host, environment: Environment, tenant: &str, name: &str, scopes: &str) -> Result<String> {
         let arguments = ["key", "create", "--tenant", tenant, "--name", name, "--scopes", scopes, "--json"];
-        let output = self.run_api(host, environment, arguments.map(OsString::from).into()).await?;
+        let mut command = self.command(environment, arguments.map(OsString::from).into())?;
+        command.confidential = true;
+        let output = host.run(command, COMMAND_WITHIN).await?;
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout)
             .map_err(|error| Error::Invalid(format!("`api key create --json` did not print JSON: {error}")))?;
         let key = answer.get("key").and_then(serde_json::Value::as_str);
         key.map(str::to_owned).ok_or_else(|| Error::Invalid("`api key create --json` printed no \"key\"".to_owned()))
+    }
+
+    fn command(&self, environment: Environment, arguments: Vec<OsString>) -> Result<Spec> {
+        self.programs.api_command(arguments, environment, self.logs.join("commands.log"))
     }
 
     /// All that were started so far.

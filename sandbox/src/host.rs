@@ -56,6 +56,7 @@ impl Host {
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
         let guard = Arc::clone(&self.guard);
         let path = spec.log.clone();
+        let confidential = spec.confidential;
         let running = self.runtime()?.spawn(async move {
             let child = command.spawn().doing(|| format!("run {}", spec.program.display()))?;
             let pid = child.id();
@@ -69,7 +70,8 @@ impl Host {
             }
         });
         let output = running.await.map_err(|_| Error::Stopping)??;
-        log::add(&path, &output)?;
+        let printed: &[u8] = if confidential { b"" } else { &output.stdout };
+        log::add(&path, &[printed, &output.stderr])?;
         if output.status.success() {
             return Ok(output);
         }

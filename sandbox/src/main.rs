@@ -81,7 +81,6 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 async fn run(run: Run) -> Outcome {
     let mut stop = Stop::listen()?;
     let settings = Settings { directory: run.dir, rows: run.rows, port: run.port, workers: run.workers };
-    say!("Starting Offstage and what it needs:");
     // Whatever has started ends with what is dropped here.
     let local = tokio::select! {
         local = Local::start(&settings) => Arc::new(local?),

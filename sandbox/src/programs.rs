@@ -14,8 +14,6 @@ use crate::process::Spec;
 
 /// Migrations of an empty database take a second; those of a full one may rewrite tables.
 const MIGRATE_WITHIN: Duration = Duration::from_mins(10);
-/// Every other command of `api`.
-const COMMAND_WITHIN: Duration = Duration::from_mins(1);
 /// More than the programs' own grace for a shutdown (25 s): a SIGKILL here hides a program that overstays.
 const STOP_WITHIN: Duration = Duration::from_secs(35);
 
@@ -77,20 +75,14 @@ impl Programs {
         host.run(spec, MIGRATE_WITHIN).await
     }
 
-    /// `api` with these arguments, to its end.
-    pub(crate) async fn run_api(
-        &self,
-        host: &Host,
-        arguments: Vec<OsString>,
-        environment: BTreeMap<String, String>,
-        log: &Path,
-    ) -> Result<Output> {
-        let mut spec = Spec::new("api", self.api()?, log.to_owned());
+    /// `api` with these arguments, to be run to its end.
+    pub(crate) fn api_command(&self, arguments: Vec<OsString>, environment: BTreeMap<String, String>, log: PathBuf) -> Result<Spec> {
+        let mut spec = Spec::new("api", self.api()?, log);
         spec.arguments = arguments;
         spec.environment = environment;
         // Manifests are named relative to where the caller stands.
         spec.directory = std::env::current_dir().doing(|| "find the current directory".to_owned())?;
-        host.run(spec, COMMAND_WITHIN).await
+        Ok(spec)
     }
 }
 

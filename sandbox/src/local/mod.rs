@@ -60,6 +60,7 @@ impl Local {
     pub async fn start(settings: &Settings) -> Result<Self> {
         let directory = Directory::lasting(&settings.directory).map_err(demo::who_runs)?;
         directory.note_owner()?;
+        terminal::begin();
         // What is not built is better known before anything runs.
         let programs = Programs::beside_us()?;
         programs.api()?;

@@ -19,6 +19,11 @@ macro_rules! say {
 /// A process that dies this often in a row has a trouble that its log tells; a single death may have been a drill.
 const TROUBLE: u32 = 2;
 
+/// Before anything else.
+pub(super) fn begin() {
+    say!("Starting Offstage and what it needs:");
+}
+
 /// The services as they came up.
 pub(super) fn services(directory: &Path, services: &Services) {
     let directory = shown(directory);
@@ -71,7 +76,7 @@ Try it. Make an export of the user demo's prompts, wait for it, download it:
 
   ID=$(curl -sS {url}/v1/exports {caller} -H 'Content-Type: application/json' -d '{{\"dataset\":\"prompts\",\"format\":\"csv\"}}' | grep -o '\"id\":\"[^\"]*' | head -n 1 | cut -d '\"' -f 4); echo \"export $ID\"
 
-  until curl -sS {url}/v1/exports/$ID {caller} | tee /dev/stderr | grep -qE '\"(completed|failed|cancelled|expired)\"'; do sleep 1; done
+  until curl -sS {url}/v1/exports/$ID {caller} | tee /dev/stderr | grep -qE '\"(completed|failed|cancelled|expired|request_id)\"'; do sleep 1; done
 
   curl -sS -o prompts.csv \"$(curl -sS -o /dev/null -w '%{{redirect_url}}' {url}/v1/exports/$ID/download {caller})\" && ls -l prompts.csv
 ",

@@ -45,6 +45,8 @@ pub(crate) struct Spec {
     /// Signals go to its children too.
     pub(crate) family: bool,
     pub(crate) restart: bool,
+    /// What it prints is a secret and stays out of the log; its complaints don't.
+    pub(crate) confidential: bool,
 }
 
 impl Spec {
@@ -64,6 +66,7 @@ impl Spec {
             orphan: Orphan::Kill,
             family: false,
             restart: false,
+            confidential: false,
         }
     }
 

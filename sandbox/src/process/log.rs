@@ -42,11 +42,7 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
 }
 
 /// Adds what a finished command wrote.
-pub(crate) fn add(path: &Path, output: &std::process::Output) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = File::options().create(true).append(true).open(path)?;
-        file.write_all(&output.stdout)?;
-        file.write_all(&output.stderr)
-    };
-    write().doing(|| format!("write the log {}", path.display()))
+pub(crate) fn add(path: &Path, texts: &[&[u8]]) -> Result<()> {
+    let mut file = open(path)?;
+    texts.iter().try_for_each(|text| file.write_all(text)).doing(|| format!("write the log {}", path.display()))
 }
