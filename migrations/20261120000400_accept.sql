@@ -16,6 +16,7 @@ CREATE FUNCTION accept_jobs(
     p_priorities   smallint[],
     p_payloads     text[],
     p_attempts     smallint[],
+    p_created_at   timestamptz[],
     p_run_at       timestamptz[],
     p_start_by     timestamptz[],
     p_states       smallint[],
@@ -27,7 +28,8 @@ CREATE FUNCTION accept_jobs(
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET plan_cache_mode = force_generic_plan
     AS $$
 DECLARE
-    v_lost uuid[] := '{}';
+    v_lost  uuid[] := '{}';
+    v_found bigint;
 BEGIN
     IF array_remove(p_keys, NULL) <> '{}' THEN
         WITH won AS (
@@ -48,16 +50,16 @@ BEGIN
 
     WITH entry AS MATERIALIZED (
         SELECT *
-        FROM unnest(p_ids, p_tenants, p_owners, p_subjects, p_kinds, p_queues, p_priorities, p_payloads, p_attempts, p_run_at,
-                    p_start_by, p_states, p_reasons)
-             AS e (id, tenant, owner, subject, kind, queue, priority, payload, attempts, run_at, start_by, state, reason)
+        FROM unnest(p_ids, p_tenants, p_owners, p_subjects, p_kinds, p_queues, p_priorities, p_payloads, p_attempts, p_created_at,
+                    p_run_at, p_start_by, p_states, p_reasons)
+             AS e (id, tenant, owner, subject, kind, queue, priority, payload, attempts, created_at, run_at, start_by, state, reason)
         WHERE id <> ALL (v_lost)
     ), kept AS (
         INSERT INTO job (id, tenant_id, priority, max_attempts, created_at, start_by, kind, queue, owner, subject, payload)
-        SELECT id, tenant, priority, attempts, p_now, start_by, kind, queue, owner, subject, payload::jsonb FROM entry
+        SELECT id, tenant, priority, attempts, created_at, start_by, kind, queue, owner, subject, payload::jsonb FROM entry
     ), hot AS (
         INSERT INTO job_state (job_id, tenant_id, run_at, changed_at, state, reason, attempts_allowed)
-        SELECT id, tenant, run_at, p_now, state, reason, attempts FROM entry
+        SELECT id, tenant, run_at, created_at, state, reason, attempts FROM entry
     ), backlog AS (
         INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
         SELECT id, tenant, run_at, priority, reason, queue FROM entry WHERE state = 0
@@ -71,6 +73,12 @@ BEGIN
             FROM unnest(p_ids, p_tenants, p_owners, p_keys) AS e (id, tenant, owner, key)
             JOIN idempotency_key k ON k.tenant_id = e.tenant AND k.owner = coalesce(e.owner, '') AND k.key = e.key
             WHERE e.id = ANY (v_lost);
+        GET DIAGNOSTICS v_found = ROW_COUNT;
+        -- A winner's key that expired and was tidied away between the two statements: the batch is tried again as a whole,
+        -- for a loser without a winner would look accepted.
+        IF v_found < cardinality(v_lost) THEN
+            RAISE EXCEPTION 'an idempotency key expired while its winner was looked up' USING ERRCODE = 'serialization_failure';
+        END IF;
     END IF;
 END
 $$;
@@ -78,9 +86,9 @@ $$;
 -- A function's owner must be able to create in its schema, at the moment it becomes the owner.
 GRANT CREATE ON SCHEMA public TO offstage_engine;
 ALTER FUNCTION accept_jobs(timestamptz, uuid[], integer[], text[], text[], text[], text[], smallint[], text[], smallint[], timestamptz[],
-    timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) OWNER TO offstage_engine;
+    timestamptz[], timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) OWNER TO offstage_engine;
 REVOKE CREATE ON SCHEMA public FROM offstage_engine;
 REVOKE ALL ON FUNCTION accept_jobs(timestamptz, uuid[], integer[], text[], text[], text[], text[], smallint[], text[], smallint[], timestamptz[],
-    timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) FROM PUBLIC;
+    timestamptz[], timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION accept_jobs(timestamptz, uuid[], integer[], text[], text[], text[], text[], smallint[], text[], smallint[], timestamptz[],
-    timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) TO offstage_api;
+    timestamptz[], timestamptz[], smallint[], smallint[], text[], bytea[], timestamptz[]) TO offstage_api;

@@ -80,6 +80,7 @@ impl Offstage {
                     priority: Priority::Normal,
                     payload: payload.clone(),
                     attempts: ProbeRun::POLICY.attempts,
+                    created_at: now,
                     run_at: now,
                     start_by: None,
                     state: if straight.fetch_add(1, Ordering::Relaxed) < STRAIGHT {

@@ -39,6 +39,8 @@ pub struct NewJob {
     pub payload: String,
     /// Attempts it may take.
     pub attempts: u16,
+    /// When its creator was answered for: the time that its id carries.
+    pub created_at: DateTime<Utc>,
     /// When it is due.
     pub run_at: DateTime<Utc>,
     /// When it is no longer worth starting.
@@ -186,7 +188,7 @@ async fn insert_once(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]) -> 
     }
     // In order of id, so that no two batches wait for each other's keys crosswise is the function's affair (it sorts by key).
     let lost = sqlx::query(
-        "SELECT lost_id, winner_id, winner_hash FROM accept_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        "SELECT lost_id, winner_id, winner_hash FROM accept_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(now)
     .bind(column(members, |job| job.id.0))
@@ -198,6 +200,7 @@ async fn insert_once(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]) -> 
     .bind(column(members, |job| job.priority.code()))
     .bind(column(members, |job| job.payload.as_str()))
     .bind(column(members, |job| i16::try_from(job.attempts).unwrap_or(i16::MAX)))
+    .bind(column(members, |job| job.created_at))
     .bind(column(members, |job| job.run_at))
     .bind(column(members, |job| job.start_by))
     .bind(column(members, |job| job.state.state().code()))
