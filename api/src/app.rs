@@ -1,20 +1,27 @@
 //! What every request can reach.
 
-use std::{ops::Deref, sync::Arc, time::Instant};
+use std::{
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use redis::aio::ConnectionManager;
 use shared::{
     clock::Clock,
     config::ApiConfig,
+    kinds::Registry,
     ledger::{self, LedgerError, Sessions},
     queue::{QueueError, Redis},
     shutdown::Shutdown,
+    storage::Storage,
     telemetry::Metrics,
     tenant::Tenants,
 };
 use sqlx::PgPool;
+use tokio::task::JoinHandle;
 
-use crate::{auth::KeyCache, routes::Health};
+use crate::{accept::Acceptor, auth::KeyCache, follow::Follow, routes::Health};
 
 /// The program's parts, shared by all requests. Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +37,14 @@ pub struct Parts {
     pub pool: PgPool,
     /// Redis, for what answers at once.
     pub redis: ConnectionManager,
+    /// Object storage, for links to files.
+    pub storage: Storage,
+    /// The kinds of jobs.
+    pub kinds: Registry,
+    /// Takes jobs in.
+    pub acceptor: Acceptor,
+    /// Who waits for news of jobs.
+    pub follow: Follow,
     /// Tenants as last read.
     pub tenants: Tenants,
     /// API keys as last read.
@@ -42,6 +57,7 @@ pub struct Parts {
     pub shutdown: Shutdown,
     /// When the program started.
     pub started: Instant,
+    accepting: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The program could not be put together from its settings.
@@ -63,19 +79,32 @@ impl App {
     /// [`AppError`] for addresses that can't be used.
     pub fn new(config: ApiConfig, clock: Clock, metrics: Metrics, shutdown: Shutdown) -> Result<Self, AppError> {
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
-        let redis = Redis::new(&config.redis.url, &config.redis.prefix)?.commands()?;
+        let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
+        let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into())?;
+        let follow = Follow::start(pool.clone(), &redis, shutdown.asked().clone())?;
         Ok(Self(Arc::new(Parts {
             tenants: Tenants::new(pool.clone()),
             keys: KeyCache::new(pool.clone(), clock.clone()),
             health: Health::default(),
+            storage: Storage::new(&config.s3),
+            kinds: Registry::new(config.probe.enabled),
+            acceptor,
+            follow,
+            redis: redis.commands()?,
             config,
             clock,
             pool,
-            redis,
             metrics,
             shutdown,
             started: Instant::now(),
+            accepting: Mutex::new(Some(accepting)),
         })))
+    }
+
+    /// What to wait for once this and all its clones are gone: what was accepted is told to Redis by then.
+    #[must_use]
+    pub fn accepting(&self) -> Option<JoinHandle<()>> {
+        self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

@@ -115,6 +115,10 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         }
     });
     let error = match read.and_then(|value| json.end().map(|()| value)) {
+        // serde would also read an array as a struct, field by field.
+        Ok(_) if bytes.trim_ascii_start().first() != Some(&b'{') => {
+            return Err(Problem::invalid(vec![Violation::new("", "must be a JSON object")]));
+        }
         Ok(value) if unknown.is_empty() => return Ok(value),
         Ok(_) => return Err(Problem::invalid(unknown)),
         Err(error) => error,

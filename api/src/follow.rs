@@ -61,11 +61,22 @@ pub struct Follow {
     tell: mpsc::Sender<Telling>,
 }
 
+/// What the workers should do about a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Nothing.
+    Nothing,
+    /// Whoever runs the job should ask whether it is to go on.
+    Stop,
+    /// The dispatcher of this queue should look.
+    Dispatch(Queue),
+}
+
 /// Something to tell.
 #[derive(Clone, Copy, Debug)]
 struct Telling {
     changed: JobId,
-    wake: Option<Queue>,
+    call: Call,
 }
 
 impl Follow {
@@ -90,10 +101,10 @@ impl Follow {
     }
 
     /// Tells everybody that a job changed by a request: those who wait here at once, others by way of Redis, which may be
-    /// away. `wake` names the queue whose dispatcher should look.
-    pub fn tell(&self, changed: JobId, wake: Option<Queue>) {
+    /// away: then workers find it by themselves, seconds later.
+    pub fn tell(&self, changed: JobId, call: Call) {
         self.registry.wake(&[changed]);
-        if self.tell.try_send(Telling { changed, wake }).is_err() {
+        if self.tell.try_send(Telling { changed, call }).is_err() {
             metrics::counter!("offstage_announcements_dropped_total").increment(1);
         }
     }
@@ -190,7 +201,11 @@ impl Registry {
         let watched = self.lock();
         for (job, version) in versions {
             let Some(entry) = watched.get(job) else { continue };
-            entry.watchers.iter().filter(|watcher| watcher.known.load(Ordering::Relaxed) < *version).for_each(|watcher| watcher.news.notify_one());
+            entry
+                .watchers
+                .iter()
+                .filter(|watcher| watcher.known.load(Ordering::Relaxed) < *version)
+                .for_each(|watcher| watcher.news.notify_one());
         }
     }
 
@@ -214,7 +229,7 @@ async fn hear(registry: Arc<Registry>, mut signals: mpsc::Receiver<Signal>) {
         match signal {
             Signal::Changed(jobs) => registry.wake(&jobs),
             Signal::Subscribed => registry.look.notify_one(),
-            Signal::Wake(_) => {}
+            Signal::Wake(_) | Signal::Cancel(_) => {}
         }
     }
 }
@@ -250,12 +265,13 @@ async fn versions(pool: &PgPool, tenant: i32, jobs: &[Uuid]) -> Result<Vec<(JobI
 async fn tell_redis(mut connection: ConnectionManager, redis: Redis, mut tellings: mpsc::Receiver<Telling>) {
     let mut batch = Vec::with_capacity(TOLD_TOGETHER);
     while tellings.recv_many(&mut batch, TOLD_TOGETHER).await > 0 {
-        let mut queues: Vec<Queue> = batch.iter().filter_map(|telling| telling.wake).collect();
-        queues.sort_unstable();
-        queues.dedup();
         let told = async {
-            for queue in queues {
-                signal::wake(&mut connection, redis.keys(), queue).await?;
+            for telling in &batch {
+                match telling.call {
+                    Call::Nothing => {}
+                    Call::Stop => signal::cancel(&mut connection, redis.keys(), telling.changed).await?,
+                    Call::Dispatch(queue) => signal::wake(&mut connection, redis.keys(), queue).await?,
+                }
             }
             signal::changed(&mut connection, redis.keys(), batch.drain(..).map(|telling| telling.changed)).await
         };
@@ -284,7 +300,8 @@ mod tests {
     #[test]
     fn a_hint_reaches_all_who_watch_the_job_also_those_not_waiting_yet() {
         let registry = Arc::new(Registry::new(10));
-        let (one, other, elsewhere) = (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(2)).unwrap());
+        let (one, other, elsewhere) =
+            (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(2)).unwrap());
         registry.wake(&[job(1), job(1), job(3)]);
         assert!(has_news(&one) && has_news(&other) && !has_news(&elsewhere));
         assert!(!has_news(&one), "two hints before a reading are one piece of news");
@@ -293,7 +310,8 @@ mod tests {
     #[test]
     fn a_look_wakes_only_those_who_know_less() {
         let registry = Arc::new(Registry::new(10));
-        let (old, new, reading) = (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap());
+        let (old, new, reading) =
+            (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap());
         old.saw(4);
         new.saw(5);
         registry.found(&[(job(1), 5), (job(9), 1)]);

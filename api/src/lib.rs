@@ -5,11 +5,13 @@
 //! headers, figures), is [authenticated](auth) and [read](extract), and what goes wrong leaves as a [`problem`].
 //! [`routes`] has one file a resource.
 
+pub mod accept;
 pub mod app;
 pub mod auth;
 pub mod commands;
 pub mod edge;
 pub mod extract;
+pub mod follow;
 pub mod problem;
 pub mod routes;
 pub mod schema;

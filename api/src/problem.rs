@@ -72,10 +72,26 @@ codes! {
     ScopeMissing = "scope_missing", FORBIDDEN, "The API key lacks a scope";
     /// There is nothing at this address.
     RouteNotFound = "route_not_found", NOT_FOUND, "There is nothing at this address";
+    /// There is no such job, or it is another's.
+    JobNotFound = "job_not_found", NOT_FOUND, "There is no such job";
+    /// There is no such export, or it is another's.
+    ExportNotFound = "export_not_found", NOT_FOUND, "There is no such export";
     /// The address does not know the method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "The method is not allowed here";
     /// The body did not arrive in time.
     BodyTimeout = "body_timeout", REQUEST_TIMEOUT, "The body took too long";
+    /// The idempotency key was used for another request.
+    IdempotencyConflict = "idempotency_conflict", CONFLICT, "The idempotency key was used for another request";
+    /// The job has ended.
+    JobNotCancellable = "job_not_cancellable", CONFLICT, "The job can't be cancelled any more";
+    /// The job has not ended, or there is no use in trying it again.
+    JobNotRetryable = "job_not_retryable", CONFLICT, "The job can't be tried again";
+    /// The export has no file, or none yet.
+    ExportNotCompleted = "export_not_completed", CONFLICT, "The export is not completed";
+    /// The export's file has been deleted after its time.
+    ExportExpired = "export_expired", GONE, "The export's file has been deleted";
+    /// The job's payload is too large.
+    PayloadTooLarge = "payload_too_large", PAYLOAD_TOO_LARGE, "The payload is too large";
     /// The body is too large.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
     /// The body's media type or encoding is not read here.
@@ -84,6 +100,8 @@ codes! {
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, "The input is not valid";
     /// A mistake of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
+    /// More is asked at once than can be served.
+    Overloaded = "overloaded", SERVICE_UNAVAILABLE, "Too much is asked at once";
     /// The database does not answer.
     DatabaseUnavailable = "database_unavailable", SERVICE_UNAVAILABLE, "The service is not available now";
     /// The request took longer than any may.

@@ -21,7 +21,7 @@ use tower::ServiceExt;
 
 /// The most connections at once. Further ones wait in the operating system's queue. R6 asks for 900 users; some of them
 /// hold several.
-const MOST_CONNECTIONS: usize = 4_096;
+pub const MOST_CONNECTIONS: usize = 4_096;
 
 /// How long a connection may take to send a request's headers, and may idle between requests. Longer than the 60 s for
 /// which load balancers keep idle connections, so that they close first and never send into one that is closing.

@@ -1,15 +1,20 @@
 //! `api serve`.
 
+use std::time::Duration;
+
 use shared::{
     clock::Clock,
     config::{ApiConfig, Variables},
     shutdown::{Exit, Shutdown},
     telemetry::{self, Metrics},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 
 use super::CommandError;
 use crate::{app::App, routes, server};
+
+/// The longest that Redis may take at the end to be told of the last jobs.
+const TELLING: Duration = Duration::from_secs(3);
 
 /// Serves until a signal asks to stop.
 pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
@@ -26,9 +31,15 @@ pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
     let listener = listener.map_err(|source| CommandError::System { doing: format!("listen on {listen} (OFFSTAGE_LISTEN)"), source })?;
     let address = listener.local_addr().map_err(|source| CommandError::System { doing: "read the listener's address".into(), source })?;
     tracing::info!(address = %address, version = env!("CARGO_PKG_VERSION"), "listening");
-    let pool = app.pool.clone();
+    let (pool, accepting) = (app.pool.clone(), app.accepting());
     let exit = server::run(listener, routes::router(app), &shutdown, grace).await;
     if exit == Exit::Finished {
+        // The last jobs are stored; without Redis' ear they would wait for recovery.
+        if let Some(accepting) = accepting
+            && timeout(TELLING, accepting).await.is_err()
+        {
+            tracing::warn!("Redis was not told of the last jobs in time; workers find them by themselves");
+        }
         // Every request was answered, so no connection is in use: this ends the sessions politely and at once.
         pool.close().await;
     }

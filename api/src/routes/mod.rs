@@ -1,7 +1,11 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
+mod exports;
 mod health;
+mod jobs;
+mod moment;
 mod openapi;
+mod page;
 
 use std::time::Duration;
 
@@ -34,7 +38,9 @@ pub fn router(app: App) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
-        .route("/openapi.json", get(openapi::serve));
+        .route("/openapi.json", get(openapi::serve))
+        .merge(jobs::routes())
+        .merge(exports::routes());
     dress(routes, app, edge::DEADLINE)
 }
 

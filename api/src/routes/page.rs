@@ -37,7 +37,10 @@ impl Page {
         let after = match cursor {
             None => None,
             Some(text) => Some(decode(text).ok_or_else(|| {
-                Problem::new(Code::QueryInvalid, "cursor: is not one of ours; send the `next_cursor` of the page before as it stands, or none for the first page.")
+                Problem::new(
+                    Code::QueryInvalid,
+                    "cursor: is not one of ours; send the `next_cursor` of the page before as it stands, or none for the first page.",
+                )
             })?),
         };
         Ok(Self { after, limit })

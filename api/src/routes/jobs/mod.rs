@@ -22,7 +22,9 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 pub use admission::{Admitted, Wish, admit};
-pub use view::{Outlook, Trouble};
+pub use create::gone;
+pub use list::listed_owner;
+pub use view::{Outlook, Progress, Trouble, address as job_address};
 
 use crate::{
     app::App,

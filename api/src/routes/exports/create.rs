@@ -1,0 +1,129 @@
+//! `POST /v1/exports`.
+
+use axum::{
+    Json as Answer,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use shared::{
+    job::Priority,
+    kinds::{ExportCreate, ExportFormat, Kind},
+    tenant,
+};
+use utoipa::ToSchema;
+
+use super::{
+    address,
+    find::{self, FoundExport},
+    view::Export,
+};
+use crate::{
+    app::App,
+    auth::{Caller, ExportsWrite},
+    extract::Json,
+    problem::{Problem, ProblemBody},
+    routes::{
+        jobs::{Admitted, Asked, Wish, admit, gone},
+        moment::Moment,
+    },
+};
+
+/// An export to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct NewExport {
+    /// A dataset that the product declares. Unknown ones are answered with the list.
+    #[schema(example = "prompts")]
+    dataset: String,
+    /// The file's format.
+    format: ExportFormat,
+    /// Values of the dataset's parameters, by name. The one that is bound to the owner can't be set.
+    #[schema(value_type = Option<Object>, example = json!({"since": "2026-01-01T00:00:00Z"}))]
+    params: Option<Map<String, Value>>,
+    /// The name to save the file under, without its ending, at most 60 characters; the dataset's name when absent.
+    #[schema(min_length = 1, max_length = 60)]
+    filename: Option<String>,
+    /// Makes a repeated request harmless: the same key and request lead to the same export for a day. 1 to 255 visible ASCII
+    /// characters. The header `Idempotency-Key` does the same.
+    #[schema(min_length = 1, max_length = 255)]
+    idempotency_key: Option<String>,
+    /// When to make it, at most a year ahead; at once when absent or past.
+    #[schema(value_type = Option<chrono::DateTime<chrono::Utc>>)]
+    run_at: Option<Moment>,
+    /// When it is no longer worth starting: then it expires.
+    #[schema(value_type = Option<chrono::DateTime<chrono::Utc>>)]
+    start_by: Option<Moment>,
+    /// Which exports it goes before; `normal` when absent.
+    priority: Option<Priority>,
+    /// The end user whose export it is, and whose rows it holds; the user of `X-Acting-User` when that is sent, and then no
+    /// other. 1 to 255 characters without spaces.
+    #[schema(min_length = 1, max_length = 255)]
+    owner: Option<String>,
+}
+
+impl NewExport {
+    fn split(self) -> (ExportCreate, Wish) {
+        let mut payload = Map::new();
+        payload.insert("dataset".into(), self.dataset.as_str().into());
+        payload.insert("format".into(), self.format.extension().into());
+        if let Some(params) = &self.params {
+            payload.insert("params".into(), params.clone().into());
+        }
+        if let Some(filename) = &self.filename {
+            payload.insert("filename".into(), filename.as_str().into());
+        }
+        let wish = Wish {
+            kind: ExportCreate::NAME.to_owned(),
+            payload: payload.into(),
+            payload_at: "",
+            idempotency_key: self.idempotency_key,
+            run_at: self.run_at.map(|moment| moment.0),
+            start_by: self.start_by.map(|moment| moment.0),
+            priority: self.priority,
+            owner: self.owner,
+        };
+        let export =
+            ExportCreate { dataset: self.dataset, format: self.format, params: self.params.unwrap_or_default(), filename: self.filename };
+        (export, wish)
+    }
+}
+
+/// Asks for an export.
+///
+/// The file is made in the background; ask for the export until it is `completed`, then download it.
+#[utoipa::path(
+    post, path = "/v1/exports", tag = "exports", operation_id = "create_export", request_body = NewExport,
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "See `idempotency_key`; where both are sent they must be the same"),
+        ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for"),
+    ),
+    responses(
+        (status = 202, body = Export, description = "Accepted", headers(("Location" = String, description = "The export's address"))),
+        (status = 200, body = Export, description = "Accepted before under this idempotency key; the export as it stands now", headers(("Location" = String, description = "The export's address"))),
+        (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key was used for another request"),
+        (status = 413, body = ProblemBody<'static>, description = "`payload_too_large`, `body_too_large`"),
+        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field"),
+        (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
+    ),
+)]
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller<ExportsWrite>,
+    headers: HeaderMap,
+    Json(new): Json<NewExport>,
+) -> Result<Response, Problem> {
+    let (export, wish) = new.split();
+    let acting_user = caller.acting_user.as_deref();
+    let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {
+        Admitted::Now(job) => (StatusCode::ACCEPTED, FoundExport::accepted(*job, &export)),
+        Admitted::Before(id) => {
+            let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
+            let asked = Asked { tenant: caller.tenant, owner: acting_user, id };
+            (StatusCode::OK, find::export(&mut transaction, asked).await?.ok_or_else(|| gone(id))?)
+        }
+    };
+    let location = address(found.id);
+    Ok((status, [(header::LOCATION, location)], Answer(Export::of(found, app.clock.now()))).into_response())
+}

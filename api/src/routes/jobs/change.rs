@@ -1,0 +1,220 @@
+//! `POST /v1/jobs/{id}/cancel` and `/retry`.
+
+use std::time::Duration;
+
+use axum::{
+    Json as Answer,
+    body::{self, Body},
+    extract::{FromRequest, Request, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use shared::{
+    job::State as Standing,
+    kinds::Violation,
+    ledger::{
+        LedgerError,
+        change::{self, Change},
+        find::{self, FoundJob},
+    },
+    queue::Queue,
+    random, tenant,
+};
+use tokio::time::{sleep, timeout};
+
+use super::{Asked, IdOfPath, not_found, view::Job};
+use crate::{
+    app::App,
+    auth::{Caller, JobsWrite},
+    extract,
+    follow::Call,
+    problem::{Code, Problem, ProblemBody},
+};
+
+/// How often a change is tried that Postgres turned down because it met another one.
+const TRIES: u32 = 5;
+
+/// The longest pause between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Cancels a job.
+///
+/// What has not started is cancelled at once. What runs is asked to stop, which takes a moment; a success that comes first wins.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/cancel", tag = "jobs", operation_id = "cancel_job",
+    params(
+        ("id" = String, Path, description = "The job's id"),
+        ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for"),
+    ),
+    responses(
+        (status = 200, body = Job, description = "Cancelled"),
+        (status = 202, body = Job, description = "It runs, and was asked to stop"),
+        (status = 404, body = ProblemBody<'static>, description = "`job_not_found`"),
+        (status = 409, body = ProblemBody<'static>, description = "`job_not_cancellable`: it has ended"),
+    ),
+)]
+pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
+    let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id.job()? };
+    let Changed { change, found, .. } = change(&app, asked, Wish::Cancel).await?;
+    match change {
+        Change::Done => app.follow.tell(asked.id, Call::Nothing),
+        Change::Asked => app.follow.tell(asked.id, Call::Stop),
+        Change::NotFrom(state) => {
+            let detail = format!("The job has {}, so there is nothing to cancel.", ended(state));
+            return Err(Problem::new(Code::JobNotCancellable, detail));
+        }
+        Change::TooLate(_) | Change::Missing => return Err(not_found()),
+    }
+    let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
+    answer(&app, status, found)
+}
+
+/// Tries a job again that failed, was cancelled or expired, with its kind's full number of attempts.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retry_job",
+    params(
+        ("id" = String, Path, description = "The job's id"),
+        ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for"),
+    ),
+    responses(
+        (status = 202, body = Job, description = "It waits to run again"),
+        (status = 404, body = ProblemBody<'static>, description = "`job_not_found`"),
+        (status = 409, body = ProblemBody<'static>, description = "`job_not_retryable`: it has not ended, has succeeded, or is past its `start_by`"),
+    ),
+)]
+pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
+    let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id.job()? };
+    let Changed { change, queue, found } = change(&app, asked, Wish::Retry).await?;
+    let refused = |detail: String| Err(Problem::new(Code::JobNotRetryable, detail));
+    match change {
+        Change::Done => app.follow.tell(asked.id, queue.map_or(Call::Nothing, Call::Dispatch)),
+        Change::NotFrom(Standing::Succeeded) => return refused("The job has succeeded. To do it once more, ask for a new job.".into()),
+        Change::NotFrom(state) => {
+            return refused(format!("The job is {}: it has not ended yet. Wait for it, or cancel it first.", state.word()));
+        }
+        Change::TooLate(start_by) => {
+            return refused(format!("The job was to be started by {}, which has passed. Ask for a new job.", start_by.format("%FT%TZ")));
+        }
+        Change::Asked | Change::Missing => return Err(not_found()),
+    }
+    answer(&app, StatusCode::ACCEPTED, found)
+}
+
+/// How a state is told of something that ended.
+const fn ended(state: Standing) -> &'static str {
+    match state {
+        Standing::Failed => "failed",
+        Standing::Expired => "expired",
+        Standing::Cancelled => "been cancelled",
+        _ => "succeeded",
+    }
+}
+
+/// What is asked of a job.
+#[derive(Debug, Clone, Copy)]
+enum Wish {
+    Cancel,
+    Retry,
+}
+
+/// What became of it, and the job afterwards.
+struct Changed {
+    change: Change,
+    /// The queue whose dispatcher should look.
+    queue: Option<Queue>,
+    found: Option<FoundJob>,
+}
+
+/// Changes a job. What Postgres rolled back because two transactions met (SQLSTATE class 40) is tried again: both wishes
+/// find their own effect when they are repeated, so nothing happens twice.
+async fn change(app: &App, asked: Asked<'_>, wish: Wish) -> Result<Changed, LedgerError> {
+    let mut tries = 1;
+    loop {
+        match change_once(app, asked, wish, app.clock.now()).await {
+            Err(LedgerError::Unavailable(sqlx::Error::Database(error)))
+                if tries < TRIES && error.code().is_some_and(|code| code.starts_with("40")) =>
+            {
+                tries += 1;
+                sleep(PAUSE.mul_f64(random::fraction())).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn change_once(app: &App, asked: Asked<'_>, wish: Wish, now: DateTime<Utc>) -> Result<Changed, LedgerError> {
+    let Asked { tenant, owner, id } = asked;
+    let mut transaction = tenant::transaction(&app.pool, tenant).await?;
+    // Whose a job is never changes, so it may be asked before anything is locked.
+    if owner.is_some() && find::version(&mut transaction, tenant, owner, id).await?.is_none() {
+        return Ok(Changed { change: Change::Missing, queue: None, found: None });
+    }
+    let (change, queue) = match wish {
+        Wish::Cancel => (change::cancel(&mut transaction, tenant, id, now).await?, None),
+        Wish::Retry => change::retry(&mut transaction, tenant, id, now).await?,
+    };
+    let found = find::job(&mut transaction, tenant, owner, id).await?;
+    transaction.commit().await?;
+    Ok(Changed { change, queue, found })
+}
+
+fn answer(app: &App, status: StatusCode, found: Option<FoundJob>) -> Result<Response, Problem> {
+    let job = Job::of(found.ok_or_else(not_found)?, None, &app.kinds, app.clock.now());
+    Ok((status, Answer(job)).into_response())
+}
+
+/// A request that says everything by its address: its body is empty, or `{}`, which some clients always send.
+#[derive(Debug)]
+pub struct NoBody;
+
+/// More than this is not looked at.
+const MOST_BODY: usize = 4_096;
+
+/// The longest that a body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
+impl FromRequest<App> for NoBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, Problem> {
+        check_empty(request.into_body()).await.map(|()| Self)
+    }
+}
+
+async fn check_empty(body: Body) -> Result<(), Problem> {
+    #[derive(Deserialize)]
+    struct Nothing {}
+
+    let bytes = match timeout(BODY_DEADLINE, body::to_bytes(body, MOST_BODY)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => return Err(Problem::invalid(vec![Violation::new("", "must be empty: the address says everything")])),
+        Err(_) => return Err(Problem::new(Code::BodyTimeout, "The body did not arrive in time; this request needs none.")),
+    };
+    if bytes.trim_ascii().is_empty() {
+        return Ok(());
+    }
+    extract::parse::<Nothing>(&bytes).map(|Nothing {}| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_nothing_or_an_empty_object() {
+        for body in ["", " \n", "{}", " { } "] {
+            assert!(check_empty(Body::from(body)).await.is_ok(), "{body}");
+        }
+        for (body, code) in [
+            ("{\"force\": true}", Code::ValidationFailed),
+            ("force=true", Code::JsonMalformed),
+            ("[]", Code::ValidationFailed),
+            ("null", Code::ValidationFailed),
+            (&" ".repeat(MOST_BODY + 1), Code::ValidationFailed),
+        ] {
+            assert_eq!(check_empty(Body::from(body.to_owned())).await.unwrap_err().code(), code, "{body}");
+        }
+    }
+}

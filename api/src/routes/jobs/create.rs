@@ -1,0 +1,105 @@
+//! `POST /v1/jobs`.
+
+use axum::{
+    Json as Answer,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use shared::job::{JobId, Priority};
+use utoipa::ToSchema;
+
+use super::{
+    Asked,
+    admission::{Admitted, Wish, admit},
+    read,
+    view::{Job, address},
+};
+use crate::{
+    app::App,
+    auth::{Caller, JobsWrite},
+    extract::Json,
+    problem::{Code, Problem, ProblemBody},
+    routes::moment::Moment,
+};
+
+/// A job to be done.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct NewJob {
+    /// What kind of work: one of those this installation has. Unknown ones are answered with the list.
+    #[schema(example = "export.create")]
+    kind: String,
+    /// What to do, as the kind wants it; at most 256 KiB.
+    #[schema(value_type = Object, example = json!({"dataset": "prompts", "format": "csv"}))]
+    payload: Value,
+    /// Makes a repeated request harmless: the same key and request lead to the same job for a day. 1 to 255 visible ASCII
+    /// characters. The header `Idempotency-Key` does the same.
+    #[schema(min_length = 1, max_length = 255)]
+    idempotency_key: Option<String>,
+    /// When to run it, at most a year ahead; at once when absent or past.
+    #[schema(value_type = Option<chrono::DateTime<chrono::Utc>>)]
+    run_at: Option<Moment>,
+    /// When it is no longer worth starting: then it expires.
+    #[schema(value_type = Option<chrono::DateTime<chrono::Utc>>)]
+    start_by: Option<Moment>,
+    /// Which jobs of its queue it goes before; `normal` when absent.
+    priority: Option<Priority>,
+    /// The end user whose job it is; the user of `X-Acting-User` when that is sent, and then no other. 1 to 255 characters
+    /// without spaces.
+    #[schema(min_length = 1, max_length = 255)]
+    owner: Option<String>,
+}
+
+/// Asks for a job.
+///
+/// It is durable once the answer is there; it will be done, or shown to have failed.
+#[utoipa::path(
+    post, path = "/v1/jobs", tag = "jobs", operation_id = "create_job", request_body = NewJob,
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "See `idempotency_key`; where both are sent they must be the same"),
+        ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for"),
+    ),
+    responses(
+        (status = 202, body = Job, description = "Accepted", headers(("Location" = String, description = "The job's address"))),
+        (status = 200, body = Job, description = "Accepted before under this idempotency key; the job as it stands now", headers(("Location" = String, description = "The job's address"))),
+        (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key was used for another request"),
+        (status = 413, body = ProblemBody<'static>, description = "`payload_too_large`, `body_too_large`"),
+        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field"),
+        (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
+    ),
+)]
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller<JobsWrite>,
+    headers: HeaderMap,
+    Json(new): Json<NewJob>,
+) -> Result<Response, Problem> {
+    let wish = Wish {
+        kind: new.kind,
+        payload: new.payload,
+        payload_at: "/payload",
+        idempotency_key: new.idempotency_key,
+        run_at: new.run_at.map(|moment| moment.0),
+        start_by: new.start_by.map(|moment| moment.0),
+        priority: new.priority,
+        owner: new.owner,
+    };
+    let acting_user = caller.acting_user.as_deref();
+    let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {
+        Admitted::Now(job) => (StatusCode::ACCEPTED, *job),
+        Admitted::Before(id) => {
+            let asked = Asked { tenant: caller.tenant, owner: acting_user, id };
+            (StatusCode::OK, read::find(&app, asked).await?.ok_or_else(|| gone(id))?)
+        }
+    };
+    let location = address(found.id);
+    let job = Job::of(found, None, &app.kinds, app.clock.now());
+    Ok((status, [(header::LOCATION, location)], Answer(job)).into_response())
+}
+
+/// The key outlived its job: somebody erased it.
+pub fn gone(first: JobId) -> Problem {
+    Problem::new(Code::IdempotencyConflict, format!("This idempotency key made the job {first}, which has been erased. Use a new key."))
+}

@@ -1,0 +1,294 @@
+//! A job as clients see it: one form, whichever door shows it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Serialize;
+use serde_json::Value;
+use shared::{
+    job::{JobId, Priority, Reason, State},
+    kinds::{ExportCreate, Kind, Registry},
+    ledger::find::{FoundAttempt, FoundJob},
+};
+use utoipa::ToSchema;
+
+/// The shortest and the longest pause between two polls that we advise for what is under way. Long-polling
+/// (`?wait=20&since=…`) hears of a change at once and is cheaper.
+const POLL_UNDER_WAY: (TimeDelta, TimeDelta) = (TimeDelta::milliseconds(500), TimeDelta::seconds(5));
+
+/// The same for what waits for its time.
+const POLL_NOT_DUE: (TimeDelta, TimeDelta) = (TimeDelta::seconds(1), TimeDelta::seconds(60));
+
+/// A job.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Job {
+    /// Its id.
+    id: JobId,
+    /// What kind of work it is.
+    kind: String,
+    /// The queue it runs in.
+    queue: String,
+    /// Where it is in its life.
+    state: State,
+    /// Why it is waiting, while it is.
+    #[schema(required)]
+    reason: Option<Reason>,
+    /// Its priority.
+    priority: Priority,
+    /// The end user whose job it is.
+    #[schema(required)]
+    owner: Option<String>,
+    /// Runs that counted so far, the present one included.
+    attempt: i16,
+    /// Runs that may count.
+    attempts_allowed: i16,
+    /// Grows with each change; the `ETag`, and what `since` compares with.
+    version: i32,
+    /// Whether somebody asked to cancel it; a success that comes first wins.
+    cancel_requested: bool,
+    /// When it was accepted.
+    created_at: DateTime<Utc>,
+    /// When it is or was due.
+    run_at: DateTime<Utc>,
+    /// When it is no longer worth starting.
+    #[schema(required)]
+    start_by: Option<DateTime<Utc>>,
+    /// When its latest run began.
+    #[schema(required)]
+    started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    #[schema(required)]
+    finished_at: Option<DateTime<Utc>>,
+    /// How far the present run is, where its kind tells.
+    #[schema(required)]
+    progress: Option<Progress>,
+    /// What went wrong at the latest run; while the job is not finished, it is tried again.
+    #[schema(required)]
+    error: Option<Trouble>,
+    /// What it was asked to do. Left out of lists, and of the answer that accepts it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object, required = false)]
+    payload: Option<Value>,
+    /// What came of it, once it succeeded and if its kind has results. Left out of lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    result: Option<Value>,
+    /// Its runs, the latest first, with `?include=attempts`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<Attempt>, required = false)]
+    attempts: Option<Vec<Attempt>>,
+    /// When to expect something of it.
+    #[serde(flatten)]
+    outlook: Outlook,
+    /// Where to go from here.
+    links: Links,
+}
+
+/// How much of a job is done.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct Progress {
+    /// Units done: rows, messages …
+    pub done: i64,
+    /// Units there are, where that is known.
+    #[schema(required)]
+    pub total: Option<i64>,
+}
+
+impl Progress {
+    /// As the ledger has it.
+    pub fn of(done: Option<i64>, total: Option<i64>) -> Option<Self> {
+        done.map(|done| Self { done, total })
+    }
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JobError)]
+pub struct Trouble {
+    /// A stable word for programs.
+    #[schema(example = "source_unavailable")]
+    pub code: String,
+    /// What went wrong and what can be done about it.
+    pub message: String,
+}
+
+impl Trouble {
+    /// Of what the ledger keeps, the part that is for the job's owner: never the causes.
+    pub fn of(error: &Value) -> Self {
+        let text = |field: &str| error.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Self { code: text("code"), message: text("message") }
+    }
+}
+
+/// A run of a job.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JobAttempt)]
+pub struct Attempt {
+    /// The run's number, from 1; those that did not count are numbered too.
+    run: i32,
+    /// The attempt it was counted as.
+    attempt: i16,
+    /// `succeeded`, `retry`, `failed`, `cancelled` or `crashed`.
+    outcome: String,
+    /// When it began.
+    started_at: DateTime<Utc>,
+    /// When it ended.
+    finished_at: DateTime<Utc>,
+    /// What went wrong.
+    #[schema(required)]
+    error: Option<Trouble>,
+}
+
+impl Attempt {
+    fn of(found: FoundAttempt) -> Self {
+        let FoundAttempt { run, attempt, started_at, finished_at, outcome, error } = found;
+        Self { run, attempt, outcome, started_at, finished_at, error: error.as_ref().map(Trouble::of) }
+    }
+}
+
+/// When something is likely to come of it, and when to look again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Outlook {
+    /// How long it may take to the result, in seconds; `null` once it has ended.
+    #[schema(required)]
+    pub estimate_seconds: Option<i64>,
+    /// How long to wait before asking again, in milliseconds; `null` once it has ended.
+    #[schema(required)]
+    pub poll_after_ms: Option<i64>,
+}
+
+impl Outlook {
+    /// The outlook of a job of some kind, thought to take `estimate`, as it stands `now`.
+    pub fn of(
+        state: State,
+        reason: Reason,
+        run_at: DateTime<Utc>,
+        started_at: Option<DateTime<Utc>>,
+        estimate: Duration,
+        now: DateTime<Utc>,
+    ) -> Self {
+        if state.is_terminal() {
+            return Self { estimate_seconds: None, poll_after_ms: None };
+        }
+        let until_due = (run_at - now).max(TimeDelta::zero());
+        let waits_for_its_time = state == State::Waiting && reason != Reason::Window && until_due > TimeDelta::zero();
+        let began = if state == State::Running { started_at.unwrap_or(run_at) } else { run_at };
+        let under_way_for = (now - began).max(TimeDelta::zero());
+        let whole = TimeDelta::from_std(estimate).unwrap_or(TimeDelta::days(1));
+        let left = if state == State::Running { whole - under_way_for } else { whole + until_due };
+        let poll = if waits_for_its_time {
+            until_due.clamp(POLL_NOT_DUE.0, POLL_NOT_DUE.1)
+        } else {
+            // The longer it takes, the longer it may still take.
+            (under_way_for / 4).clamp(POLL_UNDER_WAY.0, POLL_UNDER_WAY.1)
+        };
+        let seconds = left.num_seconds() + i64::from(left.subsec_nanos() > 0);
+        Self { estimate_seconds: Some(seconds.max(1)), poll_after_ms: Some(poll.num_milliseconds()) }
+    }
+}
+
+/// Where to go from a job. What its state does not allow is left out.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JobLinks)]
+pub struct Links {
+    /// The job itself.
+    #[serde(rename = "self")]
+    this: String,
+    /// POST here to cancel it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    cancel: Option<String>,
+    /// POST here to try it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    retry: Option<String>,
+    /// The export that it makes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    export: Option<String>,
+}
+
+/// The address of a job.
+pub fn address(id: JobId) -> String {
+    format!("/v1/jobs/{id}")
+}
+
+impl Job {
+    /// The view of a job as found, at a time.
+    pub fn of(found: FoundJob, attempts: Option<Vec<FoundAttempt>>, kinds: &Registry, now: DateTime<Utc>) -> Self {
+        let state = found.state;
+        let estimate = kinds.find(&found.kind).map_or(Duration::ZERO, |entry| entry.estimate);
+        let this = address(found.id);
+        let may_run_again =
+            matches!(state, State::Failed | State::Cancelled | State::Expired) && found.start_by.is_none_or(|start_by| start_by > now);
+        let links = Links {
+            cancel: (!state.is_terminal()).then(|| format!("{this}/cancel")),
+            retry: may_run_again.then(|| format!("{this}/retry")),
+            export: (found.kind == ExportCreate::NAME).then(|| format!("/v1/exports/{}", found.id)),
+            this,
+        };
+        Self {
+            id: found.id,
+            outlook: Outlook::of(state, found.reason, found.run_at, found.started_at, estimate, now),
+            kind: found.kind,
+            queue: found.queue,
+            state,
+            reason: (state == State::Waiting).then_some(found.reason),
+            priority: found.priority,
+            owner: found.owner,
+            attempt: found.attempt,
+            attempts_allowed: found.attempts_allowed,
+            version: found.version,
+            cancel_requested: found.cancel_requested,
+            created_at: found.created_at,
+            run_at: found.run_at,
+            start_by: found.start_by,
+            started_at: found.started_at,
+            finished_at: found.finished_at,
+            progress: Progress::of(found.progress_done, found.progress_total),
+            error: found.error.as_ref().map(Trouble::of),
+            payload: found.payload,
+            result: found.result,
+            attempts: attempts.map(|attempts| attempts.into_iter().map(Attempt::of).collect()),
+            links,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_follows_the_state() {
+        let now = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
+        let of = |state, reason, due_in_ms: i64, started_ago_ms: Option<i64>| {
+            let started_at = started_ago_ms.map(|ago| now - TimeDelta::milliseconds(ago));
+            let outlook = Outlook::of(state, reason, now + TimeDelta::milliseconds(due_in_ms), started_at, Duration::from_secs(5), now);
+            (outlook.estimate_seconds, outlook.poll_after_ms)
+        };
+        assert_eq!(of(State::Queued, Reason::None, 0, None), (Some(5), Some(500)));
+        assert_eq!(
+            of(State::Queued, Reason::None, -8_000, Some(60_000)),
+            (Some(5), Some(2_000)),
+            "it has been due for 8 s; its last run is past"
+        );
+        assert_eq!(of(State::Running, Reason::None, -9_000, Some(1_500)), (Some(4), Some(500)));
+        assert_eq!(of(State::Running, Reason::None, -9_000, Some(60_000)), (Some(1), Some(5_000)));
+        assert_eq!(of(State::Waiting, Reason::NotDue, 90_500, None), (Some(96), Some(60_000)));
+        assert_eq!(of(State::Waiting, Reason::BackingOff, 1_200, Some(9_000)), (Some(7), Some(1_200)));
+        assert_eq!(of(State::Waiting, Reason::BackingOff, 10, Some(9_000)), (Some(6), Some(1_000)));
+        assert_eq!(of(State::Waiting, Reason::NotDue, -10, None), (Some(5), Some(500)), "due, and about to be dispatched");
+        assert_eq!(of(State::Waiting, Reason::Window, -8_000, None), (Some(5), Some(2_000)));
+        for state in [State::Succeeded, State::Failed, State::Cancelled, State::Expired] {
+            assert_eq!(of(state, Reason::None, 0, None), (None, None));
+        }
+    }
+
+    #[test]
+    fn causes_are_not_for_clients() {
+        let kept = serde_json::json!({"code": "panic", "class": "permanent", "message": "It broke.", "causes": ["10.0.0.7 refused"]});
+        assert_eq!(serde_json::to_value(Trouble::of(&kept)).unwrap(), serde_json::json!({"code": "panic", "message": "It broke."}));
+        assert_eq!(serde_json::to_value(Trouble::of(&Value::Null)).unwrap()["code"], "");
+    }
+}
