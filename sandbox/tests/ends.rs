@@ -59,7 +59,7 @@ impl Services {
     }
 
     fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args(["-s", signal, &self.process.id().to_string()]).status().unwrap();
+        let status = Command::new("/bin/sh").args(["-c", &format!("kill -s {signal} {}", self.process.id())]).status().unwrap();
         assert!(status.success());
     }
 
