@@ -6,6 +6,8 @@
 
 mod export;
 mod probe;
+#[cfg(test)]
+mod workbench;
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 

@@ -105,7 +105,8 @@ impl Sources {
             .await
             .map_err(|_| SourceError::silent(source.name, CONNECT_WITHIN))?
             .map_err(fault(Step::Connect))?;
-        let mut snapshot = Snapshot { connection, name: source.name.to_owned(), statement_timeout: source.statement_timeout, _slot: slot };
+        let mut snapshot =
+            Snapshot { connection, name: source.name.to_owned(), statement_timeout: source.statement_timeout, opened: false, _slot: slot };
         snapshot.begin().await?;
         self.examine(source, &mut snapshot).await?;
         Ok(snapshot)
@@ -142,6 +143,8 @@ pub struct Snapshot {
     connection: PgConnection,
     name: String,
     statement_timeout: Duration,
+    /// Whether a cursor was opened before.
+    opened: bool,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
@@ -158,7 +161,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Opens a cursor over a dataset's statement; `values` are those of `$1` … `$n`, all of them text.
+    /// Opens a cursor over a dataset's statement, in the place of any opened before; `values` are those of `$1` … `$n`, all of them text.
     ///
     /// # Errors
     /// [`SourceError`].
@@ -174,7 +177,14 @@ impl Snapshot {
         for value in values {
             query = query.bind(value);
         }
-        tokio::time::timeout(patience, query.execute(&mut self.connection))
+        let opened = std::mem::replace(&mut self.opened, true);
+        let open = async {
+            if opened {
+                self.connection.execute(sqlx::raw_sql("CLOSE ALL")).await?;
+            }
+            query.execute(&mut self.connection).await
+        };
+        tokio::time::timeout(patience, open)
             .await
             .map_err(|_| SourceError::silent(&self.name, patience))?
             .map_err(|error| self.fault(step.clone(), error))?;

@@ -209,6 +209,9 @@ async fn a_snapshot_is_one_moment_and_writes_nothing() {
     .execute(&product)
     .await
     .unwrap();
+    // The role itself reads only by default: that is another's doing, and must not be what keeps us from writing.
+    let superuser = PgPool::connect(&world.sandbox.postgres.superuser_url()).await.unwrap();
+    sqlx::raw_sql("ALTER ROLE offstage_source RESET default_transaction_read_only").execute(&superuser).await.unwrap();
     let mut snapshot = world.open().await.unwrap();
     let mut cursor = snapshot.read("test", "SELECT name FROM item ORDER BY id", &[]).await.unwrap();
     let mut batch = cursor.fetch(2);
@@ -217,6 +220,9 @@ async fn a_snapshot_is_one_moment_and_writes_nothing() {
     sqlx::raw_sql("UPDATE item SET name = 'new'; DELETE FROM item WHERE id > 5").execute(&product).await.unwrap();
     let rest = all(&mut cursor).await.unwrap();
     assert_eq!(rest, vec![vec![Some("old".to_owned())]; 8]);
+    // A second statement sees the moment of the first.
+    let mut cursor = snapshot.read("test", "SELECT count(*) FROM item WHERE name = 'old'", &[]).await.unwrap();
+    assert_eq!(all(&mut cursor).await.unwrap(), [[Some("10".to_owned())]]);
 
     for sql in ["SELECT write()", "SELECT nextval('number')"] {
         let error = world.fault(sql).await;

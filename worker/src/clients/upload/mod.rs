@@ -288,7 +288,7 @@ impl Upload {
         Err(storage.unexpected(ACTION, "it was never tried"))
     }
 
-    /// The published object's ETag, if the object stands and has all our bytes.
+    /// The published object's `ETag`, if the object stands and has all our bytes.
     async fn find_published(&self) -> Option<Option<String>> {
         let request = self.storage.client().head_object().bucket(self.storage.bucket()).key(&self.key).send();
         let object = self.storage.call("looking for the file", CALL_DEADLINE, request).await.ok()?;

@@ -238,21 +238,4 @@ fn too_long(dataset: &str, rows: &AtomicU64, length: usize) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pace_follows_the_rows() {
-        let mut pace = Pace::default();
-        pace.learn(100, 100 * 100);
-        assert_eq!(pace.rows, 1_000, "ten times at most");
-        pace.learn(1_000, 1_000 * 100);
-        assert_eq!(pace.rows, 10_000, "ten thousand at most");
-        pace.learn(10_000, 10_000 * 100_000);
-        assert_eq!(pace.rows, 10);
-        pace.learn(10, 10 * 50_000_000);
-        assert_eq!(pace.rows, 1);
-        pace.learn(1, 0);
-        assert_eq!(pace.rows, 10);
-    }
-}
+mod tests;

@@ -1,0 +1,110 @@
+//! What tests of handlers stand on: real services, a tenant, and jobs that are claimed as an engine claims them.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use sandbox::{Options, Sandbox};
+use shared::{
+    clock::Clock,
+    config::{Variables, WorkerConfig},
+    job::{JobId, Priority},
+    kinds::Kind,
+    ledger::{
+        self, Sessions,
+        claim::{ClaimedJob, claim},
+        insert::{Arrival, NewJob, insert},
+    },
+    tenant::{Manifest, Tenants, apply},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{JobContext, Services};
+use crate::clients::Clients;
+
+/// A sandbox with a worker's services in this very process.
+pub(super) struct Workbench {
+    pub(super) sandbox: Sandbox,
+    pub(super) services: Arc<Services>,
+    tenant: i32,
+}
+
+impl Workbench {
+    /// Everything started and migrated, and the tenant of a manifest applied.
+    pub(super) async fn start(manifest: &str) -> Self {
+        let sandbox = Sandbox::start(Options::test()).await.unwrap();
+        let config = WorkerConfig::read(&Variables::from_iter(sandbox.env()), None).unwrap();
+        let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &config.database.url, Sessions::Engine, 8).unwrap();
+        let services = Services {
+            pool: pool.clone(),
+            clock: Clock::at(Self::noon()),
+            tenants: Tenants::new(pool),
+            clients: Clients::new(&config),
+            sources: config.sources,
+            probe: config.probe,
+        };
+        let manifest = Manifest::from_toml(manifest).unwrap_or_else(|error| panic!("{error}"));
+        let tenant = apply(sandbox.pool(), &manifest, Self::noon(), false).await.unwrap().tenant.unwrap();
+        Self { sandbox, services: Arc::new(services), tenant }
+    }
+
+    /// The time on the set clock.
+    pub(super) fn noon() -> DateTime<Utc> {
+        "2026-11-20T12:00:00Z".parse().unwrap()
+    }
+
+    /// A job of the tenant, accepted and claimed.
+    pub(super) async fn claimed<K: Kind>(&self, payload: &K, owner: Option<&str>) -> JobContext {
+        let id = JobId(self.services.clock.new_id());
+        let job = NewJob {
+            id,
+            tenant: self.tenant,
+            owner: owner.map(str::to_owned),
+            subject: None,
+            kind: K::NAME,
+            queue: payload.queue(),
+            priority: Priority::Normal,
+            payload: serde_json::to_string(payload).unwrap(),
+            attempts: 3,
+            created_at: Self::noon(),
+            run_at: Self::noon(),
+            start_by: None,
+            state: Arrival::Queued,
+            idempotency: None,
+        };
+        insert(&self.services.pool, Self::noon(), &[job]).await.remove(0).unwrap();
+        let job = claim(&self.services.pool, &[id], self.services.clock.new_id(), Self::noon()).await.unwrap().remove(0);
+        self.context(job)
+    }
+
+    fn context(&self, job: ClaimedJob) -> JobContext {
+        JobContext { job: Arc::new(job), services: Arc::clone(&self.services), cancelled: CancellationToken::new() }
+    }
+
+    /// The effects of a job that stand in the ledger: key and state.
+    pub(super) async fn effects(&self, job: JobId) -> Vec<(String, i16)> {
+        sqlx::query_as("SELECT key, state FROM effect WHERE job_id = $1 ORDER BY key")
+            .bind(job.0)
+            .fetch_all(&self.services.pool)
+            .await
+            .unwrap()
+    }
+
+    /// Waits until neither storage nor the effect ledger has anything left of a job, or fails after ten seconds.
+    pub(super) async fn wait_until_nothing_is_left(&self, job: JobId) {
+        wait("nothing is left", async || {
+            let (uploads, objects) = (self.sandbox.s3.unfinished_uploads().unwrap(), self.sandbox.s3.objects().unwrap());
+            uploads.is_empty() && objects.is_empty() && self.effects(job).await.is_empty()
+        })
+        .await;
+    }
+}
+
+/// Waits until something holds, or fails after ten seconds.
+pub(super) async fn wait(what: &str, holds: impl AsyncFn() -> bool) {
+    let reached = tokio::time::timeout(Duration::from_secs(10), async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(reached.await.is_ok(), "not within ten seconds: {what}");
+}
