@@ -37,12 +37,3 @@ bench: ## ours beside the peers, some minutes on a calm machine (BENCH_JOBS=500 
 		npm ci --prefix bench/peers/bullmq --ignore-scripts --no-audit --no-fund || echo "bench: npm could not install BullMQ; it will be skipped"; \
 	else echo "bench: Node.js or npm is not here; BullMQ will be skipped"; fi
 	target/release/bench --date "$$(date -u +%F)" --results $(BENCH_RESULTS)
-
-# A run of other size than the default's only tries the harness out, so it does not overwrite the report.
-RESULTS = $(if $(BENCH_JOBS)$(BENCH_SECONDS)$(BENCH_ROUNDS)$(BENCH_ONLY),target/bench-results.md,bench/RESULTS.md)
-
-bench: ## ours beside what a user would pick instead (with npm: BullMQ), into bench/RESULTS.md; some minutes
-	@.ci/prepare services
-	cargo build --release --package api --package worker --package bench --bins
-	@if command -v npm >/dev/null; then cd bench/peers/bullmq && { [ -d node_modules ] || npm ci --no-audit --no-fund; }; fi
-	target/release/bench --date "$$(date -u +%F)" --results $(RESULTS)
