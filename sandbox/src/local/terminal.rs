@@ -76,7 +76,7 @@ Try it. Make an export of the user demo's prompts, wait for it, download it:
 
   ID=$(curl -sS {url}/v1/exports {caller} -H 'Content-Type: application/json' -d '{{\"dataset\":\"prompts\",\"format\":\"csv\"}}' | grep -o '\"id\":\"[^\"]*' | head -n 1 | cut -d '\"' -f 4); echo \"export $ID\"
 
-  until curl -sS {url}/v1/exports/$ID {caller} | tee /dev/stderr | grep -qE '\"(completed|failed|cancelled|expired|request_id)\"'; do sleep 1; done
+  until curl -sS -w '\\n' {url}/v1/exports/$ID {caller} | tee /dev/stderr | grep -qE '\"(completed|failed|cancelled|expired|request_id)\"'; do sleep 1; done
 
   curl -sS -o prompts.csv \"$(curl -sS -o /dev/null -w '%{{redirect_url}}' {url}/v1/exports/$ID/download {caller})\" && ls -l prompts.csv
 ",
