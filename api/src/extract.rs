@@ -11,7 +11,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 use serde_path_to_error::Track;
 use shared::kinds::{Violation, pointer_of_ignored};
@@ -27,7 +27,7 @@ const BODY_DEADLINE: Duration = Duration::from_secs(20);
 /// The most fields that one answer complains about.
 const MOST_VIOLATIONS: usize = 50;
 
-/// A JSON body of at most `LIMIT` bytes.
+/// A JSON body of at most `LIMIT` bytes, an object.
 #[derive(Debug)]
 pub struct Json<T, const LIMIT: usize = BODY_LIMIT>(pub T);
 
@@ -100,11 +100,18 @@ fn is_length_limit(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Reads a whole JSON text as a `T`.
+/// Reads a whole JSON text, an object, as a `T`.
 ///
 /// # Errors
 /// `json_malformed` for what is no JSON, `validation_failed` for what is no `T`.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would also read an array as a struct, field by field.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(match serde_json::from_slice::<IgnoredAny>(bytes) {
+            Ok(IgnoredAny) => Problem::invalid(vec![Violation::new("", "must be a JSON object")]),
+            Err(error) => malformed(bytes, &error),
+        });
+    }
     let mut track = Track::new();
     let mut unknown = Vec::new();
     let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -115,10 +122,6 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         }
     });
     let error = match read.and_then(|value| json.end().map(|()| value)) {
-        // serde would also read an array as a struct, field by field.
-        Ok(_) if bytes.trim_ascii_start().first() != Some(&b'{') => {
-            return Err(Problem::invalid(vec![Violation::new("", "must be a JSON object")]));
-        }
         Ok(value) if unknown.is_empty() => return Ok(value),
         Ok(_) => return Err(Problem::invalid(unknown)),
         Err(error) => error,
@@ -128,16 +131,17 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             unknown.push(Violation::unreadable(&track.path(), &error.to_string()));
             Err(Problem::invalid(unknown))
         }
-        Category::Syntax | Category::Eof | Category::Io => {
-            let place = format!("line {}, column {}", error.line(), error.column());
-            let detail = if bytes.is_empty() {
-                "The body is empty; send a JSON object.".to_owned()
-            } else {
-                format!("{} ({place}).", without_place(&error.to_string()))
-            };
-            Err(Problem::new(Code::JsonMalformed, detail))
-        }
+        Category::Syntax | Category::Eof | Category::Io => Err(malformed(bytes, &error)),
     }
+}
+
+fn malformed(bytes: &[u8], error: &serde_json::Error) -> Problem {
+    let detail = if bytes.is_empty() {
+        "The body is empty; send a JSON object.".to_owned()
+    } else {
+        format!("{} (line {}, column {}).", without_place(&error.to_string()), error.line(), error.column())
+    };
+    Problem::new(Code::JsonMalformed, detail)
 }
 
 const UNKNOWN_FIELD: &str = "is not a field of this request; check its spelling or leave it out";

@@ -182,8 +182,8 @@ async fn what_goes_wrong_leaves_as_a_problem() {
     let invalid = problem(door.post("/order", r#"{"item": "a", "colour": "red", "size": 1}"#), Code::ValidationFailed).await;
     assert_eq!(invalid.body["errors"].as_array().unwrap().len(), 2);
     assert_eq!(answer(door.post("/order", r#"{"item": "a"}"#)).await.body, "ordered");
-    problem(door.post("/small", &format!("\"{}\"", "x".repeat(63))), Code::BodyTooLarge).await;
-    assert_eq!(answer(door.post("/small", &format!("\"{}\"", "x".repeat(62)))).await.status, 200);
+    problem(door.post("/small", &format!("{{\"a\":\"{}\"}}", "x".repeat(57))), Code::BodyTooLarge).await;
+    assert_eq!(answer(door.post("/small", &format!("{{\"a\":\"{}\"}}", "x".repeat(56)))).await.status, 200);
     // Without a length beforehand the limit holds all the same.
     let chunked = format!(
         "POST /small HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n50\r\n\"{}\"\r\n0\r\n\r\n",

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shared::{
     clock::Clock,
     config::{ApiConfig, Variables},
+    ledger,
     shutdown::{Exit, Shutdown},
     telemetry::{self, Metrics},
 };
@@ -27,6 +28,7 @@ pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
     let shutdown = Shutdown::on_signals().map_err(|source| CommandError::System { doing: "listen for signals".into(), source })?;
     let (listen, grace) = (config.listen.address, config.shutdown_grace);
     let app = App::new(config, Clock::system(), metrics, shutdown.clone())?;
+    ledger::warm(&app.pool).await;
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|source| CommandError::System { doing: format!("listen on {listen} (OFFSTAGE_LISTEN)"), source })?;
     let address = listener.local_addr().map_err(|source| CommandError::System { doing: "read the listener's address".into(), source })?;

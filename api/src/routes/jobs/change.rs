@@ -210,7 +210,7 @@ mod tests {
         for (body, code) in [
             ("{\"force\": true}", Code::ValidationFailed),
             ("force=true", Code::JsonMalformed),
-            ("[]", Code::ValidationFailed),
+            ("[1]", Code::ValidationFailed),
             ("null", Code::ValidationFailed),
             (&" ".repeat(MOST_BODY + 1), Code::ValidationFailed),
         ] {
