@@ -44,6 +44,11 @@ fn export(dataset: &str) -> ExportCreate {
     ExportCreate { dataset: dataset.into(), format: ExportFormat::Csv, params: serde_json::Map::new(), filename: None }
 }
 
+/// How a run ended, which it must within twenty seconds.
+async fn ended(running: tokio::task::JoinHandle<Result<Success, Failure>>) -> Result<Success, Failure> {
+    tokio::time::timeout(Duration::from_secs(20), running).await.expect("the run ends").unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_becomes_a_file() {
     let bench = Workbench::start(MANIFEST).await;
@@ -135,7 +140,7 @@ async fn progress_shows_and_a_cancelled_export_stops() {
     .await;
     assert_eq!(bench.effects(context.job.id).await.len(), 1);
     context.cancelled.cancel();
-    let failure = running.await.unwrap().unwrap_err();
+    let failure = ended(running).await.unwrap_err();
     assert_eq!(failure.code, "cancelled");
     bench.wait_until_nothing_is_left(context.job.id).await;
 }
@@ -183,7 +188,7 @@ async fn a_run_whose_claim_is_gone_stops_before_it_does_harm() {
     let running = tokio::spawn(run(export("slow"), context.clone()));
     wait("it has begun", async || bench.effects(context.job.id).await.len() == 1).await;
     lose(&context).await;
-    assert_eq!(running.await.unwrap().unwrap_err().code, "claim_lost");
+    assert_eq!(ended(running).await.unwrap_err().code, "claim_lost");
     bench.wait_until_nothing_is_left(context.job.id).await;
 
     // Before the first part: the ledger fences the upload that was just begun.
@@ -193,7 +198,7 @@ async fn a_run_whose_claim_is_gone_stops_before_it_does_harm() {
     wait("an upload is begun", async || bench.sandbox.s3.faults().count("CreateMultipartUpload") == 1).await;
     lose(&context).await;
     bench.sandbox.s3.resume();
-    assert_eq!(running.await.unwrap().unwrap_err().code, "claim_lost");
+    assert_eq!(ended(running).await.unwrap_err().code, "claim_lost");
     assert_eq!(bench.sandbox.s3.faults().count("UploadPart"), 0);
     bench.wait_until_nothing_is_left(context.job.id).await;
 }
