@@ -101,6 +101,7 @@ async fn every_type_has_its_text() {
     .execute(&product)
     .await
     .unwrap();
+    let mut snapshot = world.open().await.unwrap();
     for (expression, expected, type_name) in [
         ("NULL::text", None, "text"),
         ("''", Some(""), "text"),
@@ -109,7 +110,6 @@ async fn every_type_has_its_text() {
         ("true", Some("true"), "boolean"),
         ("false::truth", Some("false"), "boolean"),
         ("9223372036854775807", Some("9223372036854775807"), "bigint"),
-        ("-32768::int2", None, ""),
         ("'-9007199254740993.000000000000000001'::numeric", Some("-9007199254740993.000000000000000001"), "numeric"),
         ("1.10::numeric(12,6)", Some("1.100000"), "numeric"),
         ("'NaN'::numeric", Some("NaN"), "numeric"),
@@ -121,7 +121,6 @@ async fn every_type_has_its_text() {
         ("0.1::float4", Some("0.1"), "real"),
         ("16777217::float4", Some("1.6777216e+07"), "real"),
         ("'2026-11-20 19:21:05.123456+01'::timestamptz", Some("2026-11-20T18:21:05.123456Z"), "timestamp with time zone"),
-        ("'2026-11-20 19:21:05'::timestamptz", None, ""),
         ("'0044-03-15 12:00+00 BC'::timestamptz", Some("-000043-03-15T12:00:00Z"), "timestamp with time zone"),
         ("'infinity'::timestamptz", Some("infinity"), "timestamp with time zone"),
         ("'294276-12-31 23:59:59.999999+00'::timestamptz", Some("+294276-12-31T23:59:59.999999Z"), "timestamp with time zone"),
@@ -164,11 +163,6 @@ async fn every_type_has_its_text() {
         ("ARRAY['(1,1),(0,0)', '(2,2),(1,1)']::box[]", Some("[\"(1,1),(0,0)\",\"(2,2),(1,1)\"]"), "box[]"),
         ("'1 2 3'::int2vector", Some("1 2 3"), "int2vector"),
     ] {
-        // What depends on a server's time zone, and what is no value of its type, was left out above.
-        if type_name.is_empty() {
-            continue;
-        }
-        let mut snapshot = world.open().await.unwrap();
         let sql = format!("SELECT {expression} AS value");
         let mut cursor = snapshot.read("test", &sql, &[]).await.unwrap_or_else(|error| panic!("{expression}: {error}"));
         assert_eq!((cursor.columns()[0].name.as_str(), cursor.columns()[0].type_name.as_str()), ("value", type_name), "{expression}");

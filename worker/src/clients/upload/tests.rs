@@ -92,7 +92,7 @@ async fn wait_until_nothing_is_left(sandbox: &Sandbox) {
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_of_all_sizes_arrive_whole() {
     let (sandbox, storage) = world().await;
-    for (size, puts, parts) in [(0, 1, 0), (1, 1, 0), (8 * MIB - 100_003, 1, 0), (8 * MIB + 200_000, 0, 2), (27 * MIB + 7, 0, 4)] {
+    for (size, puts, parts) in [(0, 1, 0), (1, 1, 0), (8 * MIB - 100_003, 1, 0), (8 * MIB + 200_000, 0, 2), (17 * MIB + 7, 0, 3)] {
         let content = content(size);
         sandbox.s3.faults().forget_requests();
         let key = format!("1/a b/{size}.csv");
@@ -108,7 +108,7 @@ async fn objects_of_all_sizes_arrive_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hiccups_are_sent_again() {
     let (sandbox, storage) = world().await;
-    let large = content(20 * MIB);
+    let large = content(17 * MIB);
     let faults = sandbox.s3.faults();
     faults.add(Rule::from(Fault::Status(503)).on("UploadPart").skip(1).times(2));
     faults.add(Rule::from(Fault::Drop { after_bytes: 3_000_000 }).on("UploadPart").times(1));
@@ -141,7 +141,7 @@ async fn faults_that_stay_end_the_upload_and_leave_nothing() {
         (Rule::from(Fault::Status(403)).on("CreateMultipartUpload"), FailureClass::Permanent, "storage_access_denied"),
     ] {
         faults.add(rule.clone());
-        let failure = shared::job::Failure::from(upload(&storage, "key", &content(20 * MIB)).await.unwrap_err());
+        let failure = shared::job::Failure::from(upload(&storage, "key", &content(8 * MIB + 300_000)).await.unwrap_err());
         assert_eq!((failure.class, failure.code), (class, code), "{rule:?} {failure:?}");
         faults.clear();
         wait_until_nothing_is_left(&sandbox).await;
@@ -177,7 +177,7 @@ async fn a_wrong_key_and_a_wrong_bucket_are_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_is_dropped_or_discarded_leaves_nothing() {
     let (sandbox, storage) = world().await;
-    let large = content(20 * MIB);
+    let large = content(17 * MIB);
 
     // While parts travel, one of which never gets an answer.
     sandbox.s3.faults().add(Rule::from(Fault::Hang).on("UploadPart").skip(1).times(1));
@@ -216,7 +216,7 @@ async fn no_more_than_two_parts_travel() {
     let (sandbox, storage) = world().await;
     sandbox.s3.faults().add(Rule::from(Fault::Hang).on("UploadPart"));
     let mut upload = Upload::new(storage, "key".into(), "text/csv");
-    let large = content(40 * MIB);
+    let large = content(33 * MIB);
     let writing = write(&mut upload, &large);
     tokio::select! {
         written = writing => panic!("all parts were taken: {written:?}"),
