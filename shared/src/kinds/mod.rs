@@ -145,6 +145,10 @@ fn check<K: Kind>(payload: &Value, tenant: &Manifest, owner: Option<&str>) -> Re
     if !payload.is_object() {
         return Err(vec![Violation::new("", format!("must be an object, the payload of `{}`", K::NAME))]);
     }
+    // Serde would read a list as the fields in their order.
+    if !payload.is_object() {
+        return Err(vec![Violation::new("", "must be a JSON object")]);
+    }
     let mut violations = nul_characters(payload);
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
@@ -237,6 +241,10 @@ mod tests {
         assert!(wrong.iter().any(|violation| violation.pointer == "/sleep_ms"), "{wrong:?}");
         let wrong = (probe.check)(&serde_json::json!({"colour": 1, "pad": "a\u{0}b"}), &manifest, None).unwrap_err();
         assert_eq!(wrong.iter().map(|violation| violation.pointer.as_str()).collect::<Vec<_>>(), ["/pad", "/colour"]);
+        for payload in [serde_json::json!([]), serde_json::json!(null), serde_json::json!("{}"), serde_json::json!(["email", 5])] {
+            let wrong = (probe.check)(&payload, &manifest, None).unwrap_err();
+            assert_eq!((wrong[0].pointer.as_str(), wrong.len()), ("", 1), "{payload}");
+        }
         let export = registry.find("export.create").unwrap();
         let wrong = (export.check)(&serde_json::json!({"format": "csv", "a/b.c": {"d": 1}}), &manifest, None).unwrap_err();
         let places: Vec<_> = wrong.iter().map(|violation| (violation.pointer.as_str(), violation.detail.as_str())).collect();
