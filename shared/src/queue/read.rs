@@ -68,18 +68,21 @@ impl Reader {
         self.connection.is_some()
     }
 
-    /// Up to `room` entries, of the blocking read two more at most; waits up to [`BLOCK`] for the first. Empty when none came.
+    /// Up to `room` entries, of the blocking read two more at most; waits up to [`BLOCK`] for the first, on a new connection not at
+    /// all. Empty when none came.
     /// Cancel-safe only by dropping the reader: an answer on its way is then found by recovery.
     ///
     /// # Errors
     /// [`QueueError::Redis`]; the connection is dropped, and the next call makes a new one and the groups where missing.
     pub async fn read(&mut self, room: usize) -> Result<Vec<Delivery>, QueueError> {
+        // The first read of a connection does not wait: it tells at once that the queue is served, idle as it may be.
+        let block = self.connection.is_some().then_some(BLOCK);
         if self.connection.is_none() {
             let mut connection = self.redis.blocking(BLOCK).await?;
             make_groups(&mut connection, &self.streams).await?;
             self.connection = Some(connection);
         }
-        let outcome = self.read_connected(room).await;
+        let outcome = self.read_connected(room, block).await;
         match outcome {
             Ok(found) => Ok(found),
             // The stream was deleted (a FLUSHALL) under the group or under a blocked read: make it again from its start.
@@ -99,7 +102,7 @@ impl Reader {
         }
     }
 
-    async fn read_connected(&mut self, room: usize) -> Result<Vec<Delivery>, RedisError> {
+    async fn read_connected(&mut self, room: usize, block: Option<Duration>) -> Result<Vec<Delivery>, RedisError> {
         if self.plenty.iter().any(|plenty| *plenty) {
             let found = self.read_shares(room).await?;
             if !found.is_empty() {
@@ -107,7 +110,7 @@ impl Reader {
             }
         }
         let each = (room / 3).max(1);
-        let found = self.ask(&[(0, each), (1, each), (2, each)], Some(BLOCK)).await?;
+        let found = self.ask(&[(0, each), (1, each), (2, each)], block).await?;
         for (index, plenty) in self.plenty.iter_mut().enumerate() {
             *plenty = found.iter().filter(|delivery| delivery.stream == index).count() >= each;
         }
