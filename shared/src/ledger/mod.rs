@@ -22,6 +22,7 @@ pub mod settle;
 
 use std::{str::FromStr, time::Duration};
 
+use futures_util::future::join_all;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     PgPool,
@@ -142,7 +143,27 @@ pub fn pool(setting: &'static str, url: &SecretString, sessions: Sessions, size:
     Ok(PgPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(Duration::from_secs(5))
-        .idle_timeout(Duration::from_secs(600))
+        // What is open stays open: see [`warm`]. A connection that broke is noticed at its next use.
+        .idle_timeout(None)
+        .max_lifetime(None)
         .test_before_acquire(false)
         .connect_lazy_with(options))
+}
+
+/// Opens all of a pool's connections now and not at their first use, within its time to acquire one. Where the server is away
+/// it says so and leaves them for later.
+///
+/// For programs that are busy from their first moment: while a connection is made, SCRAM hashes 4,096 times, and the driver
+/// gives way to other tasks after every fifth. On a runtime full of requests that takes seconds, and requests which wait for
+/// such a connection fail although an open one would have served them meanwhile.
+pub async fn warm(pool: &PgPool) {
+    let opening = (0..pool.options().get_max_connections()).map(|_| pool.acquire());
+    // All at once, each held until the last is there, so that none is opened twice.
+    let opened = join_all(opening).await;
+    if let Some(error) = opened.iter().find_map(|opened| opened.as_ref().err()) {
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "not all connections to Postgres could be opened; trying again when they are needed"
+        );
+    }
 }
