@@ -25,8 +25,11 @@ pub const FENCE_AFTER: Duration = Duration::from_secs(4);
 pub const DEAD_AFTER: Duration = Duration::from_secs(6);
 /// A queued job that has not reached its stream by then may have been lost on the way.
 pub const PUSHED_WITHIN: Duration = Duration::from_secs(2);
-/// Processes that may die under a job: the first may have died of a neighbour; since then it ran as the only suspect.
-pub const CRASHES_ALLOWED: i16 = 3;
+/// Crashes after which a job still reruns beside others: the machine failed, or a neighbour did. So what a killed process ran is
+/// all running again at once, however long its jobs are. From then on it is a suspect, one of which runs in a process at a time.
+pub const CRASHES_IN_COMPANY: u16 = 2;
+/// Crashes that fail a job as poison: those in company, and three as its process' only suspect.
+pub const CRASHES_OF_POISON: i16 = 5;
 
 /// Enters this process.
 ///
@@ -135,7 +138,7 @@ pub struct Recovered {
 }
 
 /// Takes up to `limit` running jobs over from workers that are dead: back to `queued` without costing an attempt, cancelled
-/// if that was wished, failed as poison after [`CRASHES_ALLOWED`] crashes and one more. Writes the crashed run down.
+/// if that was wished, failed as poison at the [`CRASHES_OF_POISON`]th crash. Writes the crashed run down.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -150,11 +153,11 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
             ORDER BY s.job_id LIMIT $3 FOR UPDATE OF s SKIP LOCKED
         ), taken AS (
             UPDATE job_state s
-            SET state = CASE WHEN s.cancel_requested THEN 5 WHEN s.crashes >= $4 THEN 4 ELSE 1 END,
+            SET state = CASE WHEN s.cancel_requested THEN 5 WHEN s.crashes + 1 >= $4 THEN 4 ELSE 1 END,
                 crashes = s.crashes + 1,
-                attempt = CASE WHEN s.cancel_requested OR s.crashes >= $4 THEN s.attempt ELSE s.attempt - 1 END,
+                attempt = CASE WHEN s.cancel_requested OR s.crashes + 1 >= $4 THEN s.attempt ELSE s.attempt - 1 END,
                 token = 0, changed_at = $2, version = s.version + 1,
-                finished_at = CASE WHEN s.cancel_requested OR s.crashes >= $4 THEN $2 END
+                finished_at = CASE WHEN s.cancel_requested OR s.crashes + 1 >= $4 THEN $2 END
             FROM lost l WHERE s.job_id = l.job_id
             RETURNING s.job_id, s.tenant_id, s.state, s.runs, s.attempt, s.started_at, s.worker, s.crashes, l.queue, l.priority
         ), runs AS (
@@ -179,7 +182,7 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
     .bind(dead)
     .bind(now)
     .bind(limit)
-    .bind(CRASHES_ALLOWED)
+    .bind(CRASHES_OF_POISON)
     .bind(DEAD_AFTER.as_secs_f64())
     .fetch_all(pool)
     .await?;

@@ -14,8 +14,9 @@ use std::{
 use apalis_core::task::Task;
 use shared::{
     job::{Failure, Outcome, Policy, Success},
-    ledger::{claim::ClaimedJob, settle::Settlement},
+    ledger::{claim::ClaimedJob, recover::CRASHES_IN_COMPANY, settle::Settlement},
     queue::Queue,
+    random,
 };
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -32,6 +33,8 @@ use crate::handlers::{Handler, JobContext};
 
 /// How long a handler that was asked to cancel may take to stop tidily before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// How long a suspect waits, half as much more or less, before it asks again whether it is its turn.
+const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 /// How long a job waits whose kind this replica does not know: a newer replica may, in a rolling upgrade.
 const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
 /// How often it waits so before it fails: an hour.
@@ -68,7 +71,7 @@ pub struct Runner {
     queue: Queue,
     slots: Arc<Semaphore>,
     credits: Arc<Credits>,
-    /// Jobs under which a process died run one at a time, so that the next crash names its cause.
+    /// Jobs under which processes died repeatedly run one at a time, so that the next crash names its cause.
     suspects: Arc<Semaphore>,
     finished: mpsc::Sender<Finished>,
 }
@@ -101,15 +104,20 @@ impl Runner {
 
     /// Waits for a slot and runs the handler in it; hands the job back when the process stops first.
     async fn run_when_free(&self, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> (Policy, Outcome) {
-        let free = async {
-            let suspect = if job.crashes > 0 { self.suspects.acquire().await.ok() } else { None };
-            (suspect, self.slots.acquire().await.ok())
+        // Whoever has to wait for its turn as a suspect waits in the ledger: here the suspect's crash would be blamed on it too.
+        let _turn = if job.crashes >= CRASHES_IN_COMPANY {
+            let Ok(turn) = self.suspects.try_acquire() else {
+                return (Policy::DEFAULT, Outcome::Snoozed(SUSPECT_PAUSE.mul_f64(0.5 + random::fraction())));
+            };
+            Some(turn)
+        } else {
+            None
         };
         let _slot = tokio::select! {
             biased;
             () = self.engine.draining.cancelled() => return (Policy::DEFAULT, Outcome::HandedBack),
             () = cancelled.cancelled() => return (Policy::DEFAULT, Outcome::Cancelled),
-            free = free => free,
+            slot = self.slots.acquire() => slot.ok(),
         };
         let now = self.engine.services.clock.now();
         if job.start_by.is_some_and(|start_by| start_by < now) {
