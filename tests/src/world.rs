@@ -32,6 +32,8 @@ impl World {
     /// Without a worker, the API started as `api` says.
     pub async fn start_with(api: Launch) -> Self {
         let sandbox = Sandbox::start(Options::test()).await.expect("a sandbox");
+        // As few connections as do: a debug build takes a while over each password.
+        let api = api.env("OFFSTAGE_API_POOL", "8");
         let (api, key) = tokio::join!(sandbox.start_api(api).into_future(), async {
             apply_tenant(&sandbox, TENANT, &manifest(TENANT)).await;
             sandbox.create_key(TENANT, "test", "*").await.expect("a key")
@@ -80,7 +82,7 @@ impl World {
 
     /// One number from the database, by a statement of the test's own.
     pub async fn number(&self, statement: impl Into<String>) -> i64 {
-        let statement: String = statement.into();
+        let statement = format!("SELECT ({})::bigint", statement.into());
         sqlx::query_scalar(AssertSqlSafe(statement.as_str()))
             .fetch_one(self.sandbox.pool())
             .await

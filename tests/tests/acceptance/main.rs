@@ -2,6 +2,7 @@
 
 mod access;
 mod contract;
+mod exports;
 mod jobs;
 mod outcomes;
 mod recovery;

@@ -89,8 +89,8 @@ async fn a_job_that_kills_its_process_fails_as_poison_and_its_neighbours_finish(
     // The poison goes first, so that its neighbours run or wait beside it each time.
     let poison = client.create_id(&probe(&json!({"outcome": "exit", "sleep_ms": 300}))).await;
     let mut neighbours = Vec::new();
-    for _ in 0..12 {
-        neighbours.push(client.create_id(&probe(&json!({"sleep_ms": 1_500}))).await);
+    for _ in 0..6 {
+        neighbours.push(client.create_id(&probe(&json!({"sleep_ms": 800}))).await);
     }
     let job = client.wait_for_within(Duration::from_secs(120), &poison, "failed", |job| job["state"] == "failed").await;
     assert_eq!(job["error"]["code"], "poison", "{job}");
@@ -111,7 +111,7 @@ async fn a_payload_that_no_worker_can_read_fails_alone() {
     let (world, worker) = World::with_worker().await;
     let client = &world.client;
     let mut unreadable = Vec::new();
-    for payload in [r#""text""#, r#"{"sleep_ms": "long"}"#, "[]"] {
+    for payload in [r#""text""#, r#"{"sleep_ms": "long"}"#, "null"] {
         let id = waits_for_later(&world).await;
         world.execute(format!("UPDATE job SET payload = '{payload}' WHERE id = '{id}'")).await;
         unreadable.push(id);
