@@ -15,6 +15,7 @@ pub mod change;
 pub mod claim;
 pub mod dispatch;
 pub mod effects;
+pub mod files;
 pub mod find;
 pub mod insert;
 pub mod recover;

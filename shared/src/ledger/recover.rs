@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::LedgerError;
 use crate::{
     job::{JobId, Priority, State},
+    notification::Addressee,
     queue::{Queue, push::Handover},
 };
 
@@ -143,6 +144,7 @@ pub struct Recovered {
 /// # Errors
 /// [`LedgerError`].
 pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: i64) -> Result<Vec<Recovered>, LedgerError> {
+    let mut transaction = pool.begin().await?;
     let rows = sqlx::query(
         "WITH lost AS (
             SELECT s.job_id, d.queue, d.priority
@@ -184,9 +186,44 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
     .bind(limit)
     .bind(CRASHES_OF_POISON)
     .bind(DEAD_AFTER.as_secs_f64())
-    .fetch_all(pool)
+    .fetch_all(&mut *transaction)
     .await?;
-    rows.iter().map(recovered).collect()
+    let recovered: Vec<Recovered> = rows.iter().map(recovered).collect::<Result<_, _>>()?;
+    let poisoned: Vec<JobId> = recovered.iter().filter(|recovered| recovered.state == State::Failed).map(|recovered| recovered.job).collect();
+    if !poisoned.is_empty() {
+        tell_owners(&mut transaction, &poisoned, now).await?;
+    }
+    transaction.commit().await?;
+    Ok(recovered)
+}
+
+/// Notifies the owners of jobs that have just failed as poison, which no settle will.
+async fn tell_owners(connection: &mut PgConnection, poisoned: &[JobId], now: DateTime<Utc>) -> Result<(), LedgerError> {
+    let jobs: Vec<Uuid> = poisoned.iter().map(|job| job.0).collect();
+    let rows = sqlx::query("SELECT id, tenant_id, kind, owner, payload::text AS payload FROM job WHERE id = ANY ($1) AND owner IS NOT NULL")
+        .bind(jobs)
+        .fetch_all(&mut *connection)
+        .await?;
+    // What the operator reads of it is about processes; its owner can't do anything about those.
+    let error = serde_json::json!({ "message": "what makes it failed again and again. Try it again later." });
+    for row in rows {
+        let (id, tenant): (Uuid, i32) = (row.try_get("id")?, row.try_get("tenant_id")?);
+        let (kind, owner, payload): (String, Option<String>, String) =
+            (row.try_get("kind")?, row.try_get("owner")?, row.try_get("payload")?);
+        let addressee = Addressee::of(JobId(id), &kind, owner.as_deref(), &payload);
+        let Some(notification) = addressee.and_then(|addressee| addressee.told(State::Failed, None, Some(&error))) else { continue };
+        sqlx::query(
+            "INSERT INTO notification (tenant_id, owner, type, title, message, data, created_at)
+             SELECT $1, n.owner, 'system', n.title, n.message, n.data, $3
+             FROM jsonb_to_record($2::jsonb) AS n (owner text, title text, message text, data jsonb)",
+        )
+        .bind(tenant)
+        .bind(notification)
+        .bind(now)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
 }
 
 /// Forgets dead workers whose jobs have all been taken over.

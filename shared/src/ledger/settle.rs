@@ -7,9 +7,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use sqlx::{PgPool, Row};
 
-use super::{LedgerError, claim::ClaimedJob};
+use super::{LedgerError, claim::ClaimedJob, files::page_token};
 use crate::{
     job::{Failure, FailureClass, JobId, Outcome, Policy, PublishedFile, Reason, State},
+    notification::Addressee,
     queue::push::Handover,
     random,
 };
@@ -34,6 +35,8 @@ pub struct Settlement {
     error: Option<Value>,
     result: Option<Value>,
     file: Option<PublishedFile>,
+    /// Who is told, should the job end by this.
+    addressee: Option<Addressee>,
     finished_at: DateTime<Utc>,
 }
 
@@ -60,6 +63,7 @@ impl Settlement {
             error: None,
             result: None,
             file: None,
+            addressee: Addressee::of(job.id, &job.kind, job.owner.as_deref(), &job.payload),
             finished_at: now,
         };
         match outcome {
@@ -106,6 +110,11 @@ impl Settlement {
     #[must_use]
     pub const fn job(&self) -> JobId {
         self.claim.id
+    }
+
+    /// What its end tells the job's owner.
+    fn notification(&self) -> Option<Value> {
+        self.addressee.as_ref()?.told(self.state, self.file.as_ref(), self.error.as_ref())
     }
 
     /// Fails the job in place of an outcome that the database would not take.
@@ -165,8 +174,8 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     let rows = sqlx::query(
         "WITH outcome AS (
             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
-                                 $9::text[], $10::timestamptz[], $11::text[], $12::smallint[], $13::smallint[])
-                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason)
+                                 $9::text[], $10::timestamptz[], $11::text[], $12::smallint[], $13::smallint[], $14::text[])
+                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason, notification)
         ), settled AS (
             UPDATE job_state s
             SET state = CASE WHEN s.cancel_requested AND o.state IN (0, 1) THEN 5 ELSE o.state END,
@@ -180,7 +189,7 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
             FROM outcome o
             WHERE s.job_id = o.id AND s.token = o.token AND s.state = 2
             RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, s.runs, s.attempt, s.started_at, s.worker,
-                      o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority
+                      o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority, o.notification
         ), attempts AS (
             INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
             SELECT job_id, runs, attempt, tenant_id, started_at, finished_at, worker, outcome, error::jsonb FROM settled WHERE outcome IS NOT NULL
@@ -193,11 +202,19 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
         ), files AS (
-            INSERT INTO job_file (job_id, tenant_id, object_key, file_name, content_type, bytes, sha256, completed_at, expires_at)
-            SELECT s.job_id, s.tenant_id, f.object_key, f.file_name, f.content_type, f.bytes, decode(f.sha256, 'hex'), s.finished_at, f.expires_at
+            INSERT INTO job_file (job_id, tenant_id, object_key, file_name, content_type, bytes, sha256, completed_at, expires_at, page_token)
+            SELECT s.job_id, s.tenant_id, f.object_key, f.file_name, f.content_type, f.bytes, decode(f.sha256, 'hex'), s.finished_at, f.expires_at,
+                   convert_to(f.page_token, 'UTF8')
             FROM settled s,
-                 jsonb_to_record(s.file::jsonb) AS f (object_key text, file_name text, content_type text, bytes bigint, sha256 text, expires_at timestamptz)
+                 jsonb_to_record(s.file::jsonb) AS f (object_key text, file_name text, content_type text, bytes bigint, sha256 text,
+                                                      expires_at timestamptz, page_token text)
             WHERE s.state = 3 AND s.file IS NOT NULL
+        ), notifications AS (
+            INSERT INTO notification (tenant_id, owner, type, title, message, data, created_at)
+            SELECT s.tenant_id, n.owner, 'system', n.title, n.message, n.data, s.finished_at
+            FROM settled s, jsonb_to_record(s.notification::jsonb) AS n (owner text, title text, message text, data jsonb)
+            -- A cancelled job's owner knows.
+            WHERE s.state IN (3, 4) AND s.notification IS NOT NULL
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state)
             SELECT job_id, tenant_id, state FROM settled WHERE state > 3
@@ -217,6 +234,7 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     .bind(column(batch, |settlement| settlement.claim.handover.queue.name()))
     .bind(column(batch, |settlement| settlement.claim.handover.priority.code()))
     .bind(column(batch, |settlement| settlement.reason.code()))
+    .bind(column(batch, |settlement| settlement.notification().map(|notification| notification.to_string())))
     .fetch_all(pool)
     .await?;
 
@@ -244,6 +262,7 @@ fn file_json(file: &PublishedFile) -> String {
         "bytes": file.bytes,
         "sha256": hex::encode(file.sha256),
         "expires_at": file.expires_at,
+        "page_token": page_token(),
     })
     .to_string()
 }
