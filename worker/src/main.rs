@@ -1,11 +1,12 @@
 //! The worker: runs the jobs of its queues. Replicas are all the same; start as many as the work needs.
 //!
 //! `main` reads the settings and puts the parts together: [`engine`] (queues, runs, settles, recovers) calls [`handlers`] (how
-//! each kind is done), which call [`clients`] (the outside world). Arrows run one way.
+//! each kind is done), which call [`clients`] (the outside world); beside it the [`sweeper`] deletes what has had its time. Arrows run one way.
 
 mod clients;
 mod engine;
 mod handlers;
+mod sweeper;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -90,18 +91,23 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         sources: config.sources,
         probe: config.probe,
     };
+    let services = Arc::new(services);
+    let sweeping = CancellationToken::new();
+    let sweeps = tokio::spawn(sweeper::run(Arc::clone(&services), sweeping.clone()));
     let parts = Parts {
         name: process_name(),
         database: database.url.clone(),
         claims: ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &database.url, Sessions::Claims, (database.pool / 2).max(2))?,
         redis,
-        services: Arc::new(services),
+        services,
         handlers: Handlers::new(config.probe.enabled),
         queues: config.queues.concurrency,
         window: u64::from(config.window),
         grace: config.shutdown_grace,
     };
     let exit = engine::run(parts, health, shutdown).await?;
+    sweeping.cancel();
+    sweeps.await?;
     serving.cancel();
     server.await??;
     Ok(exit)

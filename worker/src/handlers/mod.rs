@@ -7,7 +7,7 @@
 mod export;
 mod probe;
 #[cfg(test)]
-mod workbench;
+pub(crate) mod workbench;
 
 use std::{collections::HashMap, pin::Pin, sync::Arc};
 

@@ -22,15 +22,15 @@ use super::{JobContext, Services};
 use crate::clients::Clients;
 
 /// A sandbox with a worker's services in this very process.
-pub(super) struct Workbench {
-    pub(super) sandbox: Sandbox,
-    pub(super) services: Arc<Services>,
+pub(crate) struct Workbench {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) services: Arc<Services>,
     tenant: i32,
 }
 
 impl Workbench {
     /// Everything started and migrated, and the tenant of a manifest applied.
-    pub(super) async fn start(manifest: &str) -> Self {
+    pub(crate) async fn start(manifest: &str) -> Self {
         let sandbox = Sandbox::start(Options::test()).await.unwrap();
         let config = WorkerConfig::read(&Variables::from_iter(sandbox.env()), None).unwrap();
         let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &config.database.url, Sessions::Engine, 8).unwrap();
@@ -48,12 +48,12 @@ impl Workbench {
     }
 
     /// The time on the set clock.
-    pub(super) fn noon() -> DateTime<Utc> {
+    pub(crate) fn noon() -> DateTime<Utc> {
         "2026-11-20T12:00:00Z".parse().unwrap()
     }
 
     /// A job of the tenant, accepted and claimed.
-    pub(super) async fn claimed<K: Kind>(&self, payload: &K, owner: Option<&str>) -> JobContext {
+    pub(crate) async fn claimed<K: Kind>(&self, payload: &K, owner: Option<&str>) -> JobContext {
         let id = JobId(self.services.clock.new_id());
         let job = NewJob {
             id,
@@ -81,7 +81,7 @@ impl Workbench {
     }
 
     /// The effects of a job that stand in the ledger: key and state.
-    pub(super) async fn effects(&self, job: JobId) -> Vec<(String, i16)> {
+    pub(crate) async fn effects(&self, job: JobId) -> Vec<(String, i16)> {
         sqlx::query_as("SELECT key, state FROM effect WHERE job_id = $1 ORDER BY key")
             .bind(job.0)
             .fetch_all(&self.services.pool)
@@ -90,7 +90,7 @@ impl Workbench {
     }
 
     /// Waits until neither storage nor the effect ledger has anything left of a job, or fails after ten seconds.
-    pub(super) async fn wait_until_nothing_is_left(&self, job: JobId) {
+    pub(crate) async fn wait_until_nothing_is_left(&self, job: JobId) {
         wait("nothing is left", async || {
             let (uploads, objects) = (self.sandbox.s3.unfinished_uploads().unwrap(), self.sandbox.s3.objects().unwrap());
             uploads.is_empty() && objects.is_empty() && self.effects(job).await.is_empty()
@@ -100,7 +100,7 @@ impl Workbench {
 }
 
 /// Waits until something holds, or fails after ten seconds.
-pub(super) async fn wait(what: &str, holds: impl AsyncFn() -> bool) {
+pub(crate) async fn wait(what: &str, holds: impl AsyncFn() -> bool) {
     let reached = tokio::time::timeout(Duration::from_secs(10), async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
