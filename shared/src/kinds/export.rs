@@ -1,4 +1,4 @@
-//! `export.create`: a dataset of the tenant's manifest becomes a file in object storage.
+//! `export.create`: datasets of the tenant's manifest become a file in object storage.
 
 use std::time::Duration;
 
@@ -6,27 +6,159 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::{Kind, Violation};
+use super::{Kind, Violation, pointer_token};
 use crate::{
     job::{Backoff, Policy},
     queue::Queue,
-    tenant::Manifest,
+    tenant::{Dataset, Manifest, Origin},
 };
 
-/// The payload of `export.create`.
+/// The payload of `export.create`. Exactly one of `dataset` and `type` is given.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ExportCreate {
     /// A dataset that the tenant's manifest declares.
-    pub dataset: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
+    /// `full`: every dataset that the caller may read, in one file; else another word for `dataset` (R10).
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     /// The file's format.
     pub format: ExportFormat,
-    /// Values of the dataset's named parameters.
+    /// Values of the datasets' named parameters.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub params: Map<String, Value>,
     /// The name to save the file under, without its ending; the dataset's name when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filename: Option<String>,
+    /// CSV: whether the file begins with a byte order mark, by which Excel knows UTF-8.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bom: bool,
+    /// CSV: whether texts that a spreadsheet would run as formulas get an apostrophe before them; yes when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escape_formulas: Option<bool>,
+}
+
+/// The `type` that stands for every dataset.
+const FULL: &str = "full";
+
+/// What a payload asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted<'a> {
+    /// One dataset, by name.
+    Dataset(&'a str),
+    /// Every dataset that the caller may read.
+    Full,
+}
+
+/// A dataset that an export reads, its parameters bound.
+#[derive(Debug, Clone)]
+pub struct Selected<'a> {
+    /// Its name in the manifest.
+    pub name: &'a str,
+    /// The dataset.
+    pub dataset: &'a Dataset,
+    /// The values of `$1` … `$n`.
+    pub values: Vec<Option<String>>,
+}
+
+impl ExportCreate {
+    /// What is asked for; `None` where neither or both of `dataset` and `type` are given, which is a violation.
+    #[must_use]
+    pub fn wanted(&self) -> Option<Wanted<'_>> {
+        match (self.dataset.as_deref(), self.kind.as_deref()) {
+            (None, Some(FULL)) => Some(Wanted::Full),
+            (Some(name), None) | (None, Some(name)) => Some(Wanted::Dataset(name)),
+            _ => None,
+        }
+    }
+
+    /// What the export is called where nobody chose a name: its dataset, or `full`.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        self.dataset.as_deref().or(self.kind.as_deref()).unwrap_or_default()
+    }
+
+    /// The field that says what is wanted.
+    const fn field(&self) -> &'static str {
+        if self.dataset.is_none() && self.kind.is_some() { "/type" } else { "/dataset" }
+    }
+
+    /// The datasets to read, in the order of their names, with bound parameters.
+    ///
+    /// A job with an owner reads what is for users, one without reads what needs no owner. In a full export each dataset
+    /// takes the parameters that it declares, and a parameter that none declares is a mistake.
+    ///
+    /// # Errors
+    /// Everything that is wrong, by its pointer.
+    pub fn select<'a>(&self, manifest: &'a Manifest, owner: Option<&str>) -> Result<Vec<Selected<'a>>, Vec<Violation>> {
+        let open = |dataset: &Dataset| dataset.is_open_to(owner);
+        let needs_owner = |dataset: &Dataset| dataset.parameters().values().any(|parameter| parameter.origin == Origin::Owner);
+        let name = match self.wanted() {
+            Some(Wanted::Dataset(name)) => name,
+            Some(Wanted::Full) => {
+                let readable = |dataset: &Dataset| open(dataset) && (owner.is_some() || !needs_owner(dataset));
+                return self.select_all(manifest.datasets.iter().filter(|(_, dataset)| readable(dataset)), owner);
+            }
+            None => return Err(self.violations()),
+        };
+        let Some((name, dataset)) = manifest.datasets.get_key_value(name).filter(|(_, dataset)| open(dataset)) else {
+            // A user is not told of datasets that are not for users.
+            let known: Vec<_> = manifest.datasets.iter().filter(|(_, dataset)| open(dataset)).map(|(name, _)| name.as_str()).collect();
+            let whose = if owner.is_some() { "for users, this product has" } else { "this product has" };
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let named: String = name.chars().take(100).collect();
+            let or_full = if self.field() == "/type" { "; `full` stands for all of them" } else { "" };
+            return Err(vec![Violation::new(self.field(), format!("there is no dataset `{named}`; {whose}: {known}{or_full}"))]);
+        };
+        Ok(vec![Selected { name, dataset, values: dataset.bind(&self.params, owner)? }])
+    }
+
+    fn select_all<'a>(
+        &self,
+        datasets: impl Iterator<Item = (&'a String, &'a Dataset)>,
+        owner: Option<&str>,
+    ) -> Result<Vec<Selected<'a>>, Vec<Violation>> {
+        let (mut selected, mut violations) = (Vec::new(), Vec::<Violation>::new());
+        let mut unknown: Vec<_> = self.params.keys().collect();
+        for (name, dataset) in datasets {
+            unknown.retain(|parameter| !dataset.parameters().contains_key(*parameter));
+            let declared = self.params.iter().filter(|(parameter, _)| dataset.parameters().contains_key(*parameter));
+            match dataset.bind(&declared.map(|(parameter, value)| (parameter.clone(), value.clone())).collect(), owner) {
+                Ok(values) => selected.push(Selected { name, dataset, values }),
+                Err(wrong) => {
+                    violations
+                        .extend(wrong.into_iter().map(|one| Violation::new(one.pointer, format!("{} (dataset `{name}`)", one.detail))));
+                }
+            }
+        }
+        for parameter in unknown {
+            violations.push(Violation::new(format!("/params{}", pointer_token(parameter)), "none of the datasets has this parameter"));
+        }
+        if selected.is_empty() && violations.is_empty() {
+            let whose = if owner.is_some() { "for users" } else { "that need no owner" };
+            violations.push(Violation::new("/type", format!("this product has no datasets {whose}, so there is nothing to export")));
+        }
+        if violations.is_empty() { Ok(selected) } else { Err(violations) }
+    }
+
+    /// The ending of the file's name.
+    #[must_use]
+    pub fn extension(&self) -> &'static str {
+        if self.is_archive() { "zip" } else { self.format.extension() }
+    }
+
+    /// The file's media type.
+    #[must_use]
+    pub fn content_type(&self) -> &'static str {
+        if self.is_archive() { "application/zip" } else { self.format.content_type() }
+    }
+
+    /// Whether the file is a zip archive with one file a dataset.
+    #[must_use]
+    pub fn is_archive(&self) -> bool {
+        self.wanted() == Some(Wanted::Full) && !matches!(self.format, ExportFormat::Json | ExportFormat::Markdown)
+    }
 }
 
 /// A format that exports can be written in.
@@ -35,22 +167,50 @@ pub struct ExportCreate {
 pub enum ExportFormat {
     /// RFC 4180, with a header line.
     Csv,
+    /// One array of objects (RFC 8259).
+    Json,
+    /// An object a line (<https://jsonlines.org>).
+    Jsonl,
+    /// A table (GitHub Flavored Markdown §4.10).
+    Markdown,
+    /// A workbook (ECMA-376).
+    Xlsx,
 }
 
 impl ExportFormat {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Csv, Self::Json, Self::Jsonl, Self::Markdown, Self::Xlsx];
+
+    /// The name in payloads.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+            Self::Markdown => "markdown",
+            Self::Xlsx => "xlsx",
+        }
+    }
+
     /// The ending of the file's name.
     #[must_use]
     pub const fn extension(self) -> &'static str {
         match self {
-            Self::Csv => "csv",
+            Self::Markdown => "md",
+            other => other.name(),
         }
     }
 
-    /// The media type. RFC 4180 §3 registers `header` for CSV.
+    /// The media type. RFC 4180 §3 registers `header` for CSV, RFC 7763 and 7764 Markdown and its variants.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Csv => "text/csv; charset=utf-8; header=present",
+            Self::Json => "application/json",
+            Self::Jsonl => "application/jsonl",
+            Self::Markdown => "text/markdown; charset=utf-8; variant=GFM",
+            Self::Xlsx => "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
         }
     }
 }
@@ -67,6 +227,18 @@ impl Kind for ExportCreate {
 
     fn violations(&self) -> Vec<Violation> {
         let mut violations = Vec::new();
+        match (&self.dataset, &self.kind) {
+            (None, None) => {
+                violations.push(Violation::new("/dataset", "is missing; name a dataset, or send `\"type\": \"full\"` for all of them"))
+            }
+            (Some(_), Some(_)) => violations.push(Violation::new("/type", "stands beside `dataset`; send one of the two")),
+            _ => {}
+        }
+        if self.format != ExportFormat::Csv {
+            let only_csv = |field| Violation::new(field, format!("is for csv; leave it out with {}", self.format.name()));
+            violations.extend(self.bom.then(|| only_csv("/bom")));
+            violations.extend((self.escape_formulas == Some(true)).then(|| only_csv("/escape_formulas")));
+        }
         if let Some(name) = &self.filename {
             let length = name.chars().count();
             if length == 0 || length > LONGEST_FILENAME {
@@ -80,25 +252,21 @@ impl Kind for ExportCreate {
     }
 
     fn violations_for(&self, tenant: &Manifest, owner: Option<&str>) -> Vec<Violation> {
-        let open = |name: &str| tenant.datasets.get(name).filter(|dataset| dataset.is_open_to(owner));
-        let Some(dataset) = open(&self.dataset) else {
-            // A user is not told of datasets that are not for users.
-            let known: Vec<_> = tenant.datasets.keys().map(String::as_str).filter(|name| open(name).is_some()).collect();
-            let whose = if owner.is_some() { "for users, this product has" } else { "this product has" };
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            let named: String = self.dataset.chars().take(100).collect();
-            return vec![Violation::new("/dataset", format!("there is no dataset `{named}`; {whose}: {known}"))];
-        };
-        match dataset.bind(&self.params, owner) {
-            Ok(_) => Vec::new(),
-            Err(violations) => violations,
-        }
+        self.select(tenant, owner).err().unwrap_or_default()
     }
 
     fn sample() -> Self {
         let mut params = Map::new();
         params.insert("since".into(), Value::from("2026-01-01T00:00:00Z"));
-        Self { dataset: "prompts".into(), format: ExportFormat::Csv, params, filename: Some("my prompts".into()) }
+        Self {
+            dataset: Some("prompts".into()),
+            kind: None,
+            format: ExportFormat::Csv,
+            params,
+            filename: Some("my prompts".into()),
+            bom: true,
+            escape_formulas: Some(false),
+        }
     }
 }
 
@@ -125,9 +293,16 @@ sql = "SELECT 1"
 "#;
 
     fn violations(dataset: &str, owner: Option<&str>) -> Vec<(String, String)> {
-        let export = ExportCreate { dataset: dataset.into(), format: ExportFormat::Csv, params: Map::new(), filename: None };
+        let asked = serde_json::json!({"dataset": dataset, "format": "csv"});
+        asked_for(asked, owner)
+    }
+
+    fn asked_for(payload: Value, owner: Option<&str>) -> Vec<(String, String)> {
+        let export: ExportCreate = serde_json::from_value(payload).unwrap();
         let manifest = Manifest::from_toml(MANIFEST).unwrap();
-        export.violations_for(&manifest, owner).into_iter().map(|violation| (violation.pointer, violation.detail)).collect()
+        let own = export.violations();
+        let all = if own.is_empty() { export.violations_for(&manifest, owner) } else { own };
+        all.into_iter().map(|violation| (violation.pointer, violation.detail)).collect()
     }
 
     #[test]
@@ -147,5 +322,36 @@ sql = "SELECT 1"
         assert_eq!(violations("catalogue", None), []);
         assert_eq!(violations("own", None)[0].0, "/params/owner");
         assert_eq!(violations("nothing", None)[0].1, "there is no dataset `nothing`; this product has: catalogue, everything, own");
+    }
+
+    #[test]
+    fn one_of_dataset_and_type_says_what_is_wanted() {
+        use serde_json::json;
+        assert_eq!(asked_for(json!({"type": "catalogue", "format": "json"}), None), []);
+        assert_eq!(asked_for(json!({"type": "nothing", "format": "json"}), None)[0].0, "/type");
+        assert_eq!(asked_for(json!({"format": "json"}), None)[0].0, "/dataset");
+        assert_eq!(asked_for(json!({"dataset": "catalogue", "type": "full", "format": "json"}), None)[0].0, "/type");
+        let fields = |payload| asked_for(payload, None).into_iter().map(|(pointer, _)| pointer).collect::<Vec<_>>();
+        assert_eq!(
+            fields(json!({"type": "catalogue", "format": "xlsx", "bom": true, "escape_formulas": true})),
+            ["/bom", "/escape_formulas"]
+        );
+        assert_eq!(fields(json!({"type": "catalogue", "format": "csv", "bom": true, "escape_formulas": true})), Vec::<String>::new());
+        for format in ExportFormat::ALL {
+            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+        }
+    }
+
+    #[test]
+    fn full_is_what_the_caller_may_read() {
+        let manifest = Manifest::from_toml(MANIFEST).unwrap();
+        let full: ExportCreate = serde_json::from_value(serde_json::json!({"type": "full", "format": "csv"})).unwrap();
+        let names = |owner| full.select(&manifest, owner).unwrap().into_iter().map(|one| one.name).collect::<Vec<_>>();
+        assert_eq!(names(Some("ada")), ["catalogue", "own"]);
+        assert_eq!(names(None), ["catalogue", "everything"]);
+        assert_eq!((full.extension(), full.subject()), ("zip", "full"));
+        let unknown = serde_json::json!({"type": "full", "format": "csv", "params": {"since": 1, "owner": "eve"}});
+        let pointers: Vec<_> = asked_for(unknown, Some("ada")).into_iter().map(|(pointer, _)| pointer).collect();
+        assert_eq!(pointers, ["/params/owner", "/params/since"]);
     }
 }

@@ -16,7 +16,7 @@ use std::{collections::HashMap, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-pub use export::{ExportCreate, ExportFormat};
+pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
 pub use probe::{ProbeOutcome, ProbeRun};
 pub use violation::{Violation, pointer_of_ignored, pointer_token};
 

@@ -34,9 +34,12 @@ use crate::{
 /// An export to be made.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct NewExport {
-    /// A dataset that the product declares. Unknown ones are answered with the list.
+    /// A dataset that the product declares. Unknown ones are answered with the list. Exactly one of this and `type` is sent.
     #[schema(example = "prompts")]
-    dataset: String,
+    dataset: Option<String>,
+    /// `full`: every dataset that the caller may read, in one file (`json`, `markdown`) or a zip; else the same as `dataset`.
+    #[serde(rename = "type")]
+    kind: Option<String>,
     /// The file's format.
     format: ExportFormat,
     /// Values of the dataset's parameters, by name. The one that is bound to the owner can't be set.
@@ -45,6 +48,10 @@ pub struct NewExport {
     /// The name to save the file under, without its ending, at most 60 characters; the dataset's name when absent.
     #[schema(min_length = 1, max_length = 60)]
     filename: Option<String>,
+    /// `csv`: whether the file begins with a byte order mark, by which Excel knows UTF-8; no when absent.
+    bom: Option<bool>,
+    /// `csv`: whether an apostrophe goes before texts that a spreadsheet would run as formulas; yes when absent.
+    escape_formulas: Option<bool>,
     /// Makes a repeated request harmless: the same key and request lead to the same export for a day. 1 to 255 visible ASCII
     /// characters. The header `Idempotency-Key` does the same.
     #[schema(min_length = 1, max_length = 255)]
@@ -65,18 +72,19 @@ pub struct NewExport {
 
 impl NewExport {
     fn split(self) -> (ExportCreate, Wish) {
-        let mut payload = Map::new();
-        payload.insert("dataset".into(), self.dataset.as_str().into());
-        payload.insert("format".into(), self.format.extension().into());
-        if let Some(params) = &self.params {
-            payload.insert("params".into(), params.clone().into());
-        }
-        if let Some(filename) = &self.filename {
-            payload.insert("filename".into(), filename.as_str().into());
-        }
+        let export = ExportCreate {
+            dataset: self.dataset,
+            kind: self.kind,
+            format: self.format,
+            params: self.params.unwrap_or_default(),
+            filename: self.filename,
+            bom: self.bom.unwrap_or_default(),
+            escape_formulas: self.escape_formulas,
+        };
         let wish = Wish {
             kind: ExportCreate::NAME.to_owned(),
-            payload: payload.into(),
+            // Plain fields: nothing that JSON can't say.
+            payload: serde_json::to_value(&export).unwrap_or_default(),
             payload_at: "",
             idempotency_key: self.idempotency_key,
             run_at: self.run_at.map(|moment| moment.0),
@@ -84,8 +92,6 @@ impl NewExport {
             priority: self.priority,
             owner: self.owner,
         };
-        let export =
-            ExportCreate { dataset: self.dataset, format: self.format, params: self.params.unwrap_or_default(), filename: self.filename };
         (export, wish)
     }
 }

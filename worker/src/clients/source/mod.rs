@@ -10,7 +10,7 @@
 //!
 //! Each export has a connection of its own, closed at its end: nothing a dataset did to its session meets another tenant's, and a
 //! product's database, whose connections are scarce, holds none for us while nothing is exported. A snapshot that is
-//! dropped half way just closes its socket; from Postgres 14 on the server notices within two seconds and stops the query.
+//! dropped half way just closes its socket; from Postgres 14 on the server notices within half a second and stops the query.
 //!
 //! The statement is described by name (`sqlx_s_…`), so a transaction pooler in between must know prepared statements, as
 //! `PgBouncer` does from 1.21 on.
@@ -60,7 +60,8 @@ const IDLE: Duration = Duration::from_secs(900);
 const SETTINGS: &str = "SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL TimeZone = 'UTC'; SET LOCAL IntervalStyle = 'iso_8601'; \
      SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'; SET LOCAL lc_monetary = 'C'; \
      SET LOCAL cursor_tuple_fraction = 1; \
-     SELECT set_config(name, '2000', true) FROM pg_settings WHERE name = 'client_connection_check_interval'";
+     SELECT set_config(name, '500', true) FROM pg_settings WHERE name = 'client_connection_check_interval'; \
+     SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
 
 /// A source, as the manifest and the worker's settings know it.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +106,14 @@ impl Sources {
             .await
             .map_err(|_| SourceError::silent(source.name, CONNECT_WITHIN))?
             .map_err(fault(Step::Connect))?;
-        let mut snapshot =
-            Snapshot { connection, name: source.name.to_owned(), statement_timeout: source.statement_timeout, opened: false, _slot: slot };
+        let mut snapshot = Snapshot {
+            connection,
+            name: source.name.to_owned(),
+            statement_timeout: source.statement_timeout,
+            taken_at: String::new(),
+            opened: false,
+            _slot: slot,
+        };
         snapshot.begin().await?;
         self.examine(source, &mut snapshot).await?;
         Ok(snapshot)
@@ -143,6 +150,8 @@ pub struct Snapshot {
     connection: PgConnection,
     name: String,
     statement_timeout: Duration,
+    /// The server's time when the snapshot was taken.
+    taken_at: String,
     /// Whether a cursor was opened before.
     opened: bool,
     _slot: Option<OwnedSemaphorePermit>,
@@ -156,9 +165,17 @@ impl Snapshot {
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {timeout}; \
              SET LOCAL idle_in_transaction_session_timeout = {idle}; {SETTINGS}"
         );
-        let ran = tokio::time::timeout(CONNECT_WITHIN, self.connection.execute(sqlx::raw_sql(AssertSqlSafe(begin)))).await;
-        ran.map_err(|_| SourceError::silent(&self.name, CONNECT_WITHIN))?.map_err(|error| self.fault(Step::Begin, error))?;
+        let ran = tokio::time::timeout(CONNECT_WITHIN, self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(begin)))).await;
+        let answers = ran.map_err(|_| SourceError::silent(&self.name, CONNECT_WITHIN))?.map_err(|error| self.fault(Step::Begin, error))?;
+        let last = answers.into_iter().last().map(|row| Row { row });
+        last.and_then(|row| row.cell(0).ok().flatten().map(str::to_owned)).unwrap_or_default().clone_into(&mut self.taken_at);
         Ok(())
+    }
+
+    /// The server's time when the snapshot was taken, RFC 3339: what was committed by then is in it.
+    #[must_use]
+    pub fn taken_at(&self) -> &str {
+        &self.taken_at
     }
 
     /// Opens a cursor over a dataset's statement, in the place of any opened before; `values` are those of `$1` … `$n`, all of them text.

@@ -68,15 +68,25 @@ impl Shape {
         if written { scratch } else { raw }
     }
 
+    /// Whether a number keeps its value in every reader that holds numbers as doubles, as most do (RFC 8259 §6).
+    #[must_use]
+    pub fn is_exact_number(&self, raw: &str) -> bool {
+        match self {
+            Self::Integer => is_safe_integer(raw),
+            Self::Numeric => is_exact_as_double(raw),
+            // Else it is `NaN` or infinite.
+            Self::Float => raw.ends_with(|c: char| c.is_ascii_digit()),
+            _ => false,
+        }
+    }
+
     /// Appends the value as JSON.
     pub fn json(&self, raw: &str, out: &mut String) {
         let mut scratch = String::new();
         match self {
             Self::Boolean => out.push_str(truth(raw)),
             Self::Json => out.push_str(raw),
-            Self::Integer if is_safe_integer(raw) => out.push_str(raw),
-            Self::Numeric if is_exact_as_double(raw) => out.push_str(raw),
-            Self::Float if raw.ends_with(|c: char| c.is_ascii_digit()) => out.push_str(raw),
+            _ if self.is_exact_number(raw) => out.push_str(raw),
             Self::Array { .. } => out.push_str(self.plain(raw, &mut scratch)),
             _ => push_json_string(self.plain(raw, &mut scratch), out),
         }
@@ -93,6 +103,10 @@ fn truth(raw: &str) -> &str {
 
 /// Whether every JSON reader keeps it: many read numbers as doubles, which hold integers up to 2^53 − 1 (RFC 8259 §6).
 fn is_safe_integer(raw: &str) -> bool {
+    // Up to 15 characters none can be beyond it, whatever they are.
+    if raw.len() <= 15 {
+        return true;
+    }
     raw.parse::<i64>().is_ok_and(|number| number.unsigned_abs() < 1 << 53)
 }
 

@@ -120,12 +120,6 @@ impl Upload {
         &mut self.buffer
     }
 
-    /// The bytes written so far.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.sent + self.buffer.len() as u64
-    }
-
     /// The id of the multipart upload, once there is one.
     #[must_use]
     pub fn id(&self) -> Option<&str> {

@@ -43,11 +43,6 @@ impl Draft {
         }
     }
 
-    /// The bytes written so far.
-    pub(super) fn bytes(&self) -> u64 {
-        self.upload.as_ref().map_or(0, Upload::bytes)
-    }
-
     /// Sends what makes a part.
     pub(super) async fn send_if_full(&mut self) -> Result<(), Failure> {
         self.send_from(1).await

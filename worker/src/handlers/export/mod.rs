@@ -1,10 +1,10 @@
-//! `export.create`: a dataset of the tenant's manifest becomes a file in object storage.
+//! `export.create`: datasets of the tenant's manifest become a file in object storage.
 //!
 //! ```text
-//! manifest → dataset → source (one snapshot, a cursor) → format (bytes) → draft (upload and effects) → settle publishes
+//! manifest → datasets → source (one snapshot, a cursor) → format (bytes) → draft (upload and effects) → settle publishes
 //! ```
 //!
-//! What must stay true: the file holds the rows of one moment, all of them, or there is no file; it becomes visible with the
+//! What must stay true: the file holds the rows of one moment (of each source's own, where a full export reads several), all of them, or there is no file; it becomes visible with the
 //! settle of the claim that wrote it, since its key carries the claim's token; a run that ends otherwise leaves nothing, or
 //! leaves in the effect ledger under which key something may be.
 
@@ -20,18 +20,18 @@ use chrono::TimeDelta;
 use serde_json::json;
 use shared::{
     job::{Failure, PublishedFile, Success},
-    kinds::{ExportCreate, Violation},
-    tenant::{Dataset, Tenant, TenantError},
+    kinds::{ExportCreate, Selected, Violation, Wanted},
+    tenant::{Tenant, TenantError},
 };
 use std::sync::Arc;
 
 use super::JobContext;
 use crate::clients::{
-    source::{NotText, Source, SourceError},
+    source::{Snapshot, Source, SourceError},
     upload::Receipt,
 };
 use draft::Draft;
-use format::Writer;
+use format::{Document, Part, Style, Unwritable};
 
 /// R11: how long a file is kept after its export is done.
 const KEPT: TimeDelta = TimeDelta::days(7);
@@ -49,8 +49,8 @@ const LONGEST_ROW: usize = 64 * 1024 * 1024;
 pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Success, Failure> {
     let tenant = tenant(&context).await?;
     let export = Export::prepare(&payload, &tenant, &context)?;
-    let mut draft =
-        Draft::begin(context.clone(), format!("{}.{}", payload.dataset, payload.format.extension()), payload.format.content_type()).await?;
+    let name = format!("{}.{}", payload.subject(), payload.extension());
+    let mut draft = Draft::begin(context.clone(), name, payload.content_type()).await?;
     let rows = AtomicU64::new(0);
     let written = tokio::select! {
         biased;
@@ -59,7 +59,7 @@ pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Su
         written = export.write(&mut draft, &rows) => written,
     };
     match written {
-        Ok(receipt) => Ok(success(&payload, &context, draft.publish(), &receipt, rows.into_inner())),
+        Ok((receipt, parts)) => Ok(success(&payload, &context, draft.publish(), &receipt, &parts)),
         Err(failure) => {
             draft.discard().await;
             Err(failure)
@@ -70,70 +70,99 @@ pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Su
 /// What a payload asks for, looked up and bound.
 struct Export<'a> {
     payload: &'a ExportCreate,
-    dataset: &'a Dataset,
-    values: Vec<Option<String>>,
-    source: Source<'a>,
+    /// By source.
+    groups: Vec<(Source<'a>, Vec<Selected<'a>>)>,
     context: &'a JobContext,
 }
 
 impl<'a> Export<'a> {
     fn prepare(payload: &'a ExportCreate, tenant: &'a Tenant, context: &'a JobContext) -> Result<Self, Failure> {
-        let name = payload.dataset.as_str();
         let manifest = &tenant.manifest;
-        let dataset = manifest.datasets.get(name).ok_or_else(|| {
+        if let Some(Wanted::Dataset(name)) = payload.wanted()
+            && !manifest.datasets.contains_key(name)
+        {
             let known = manifest.datasets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            Failure::permanent(
-                "dataset_unknown",
-                format!("the dataset `{name}` is not in the product's manifest any more; it has: {known}"),
-            )
-        })?;
+            let message = format!("the dataset `{name}` is not in the product's manifest any more; it has: {known}");
+            return Err(Failure::permanent("dataset_unknown", message));
+        }
         // Checked when the job was accepted; the manifest may have changed since.
-        let values = dataset.bind(&payload.params, context.job.owner.as_deref()).map_err(|violations| bind_failure(name, &violations))?;
-        let source = manifest.sources.get(&dataset.source).ok_or_else(|| {
-            let message =
-                format!("the dataset `{name}` names the source `{}`, which the product's manifest does not declare", dataset.source);
-            Failure::permanent("source_unknown", message)
-        })?;
-        let url = context.services.sources.url(&source.url_env).ok_or_else(|| SourceError::address(&dataset.source, &source.url_env))?;
-        let source = Source { name: &dataset.source, variable: &source.url_env, url, statement_timeout: source.statement_timeout };
-        Ok(Self { payload, dataset, values, source, context })
+        let selected =
+            payload.select(manifest, context.job.owner.as_deref()).map_err(|violations| bind_failure(payload.subject(), &violations))?;
+        let mut groups: Vec<(Source<'a>, Vec<Selected<'a>>)> = Vec::new();
+        for one in selected {
+            let name = one.dataset.source.as_str();
+            if let Some((_, group)) = groups.iter_mut().find(|(source, _)| source.name == name) {
+                group.push(one);
+                continue;
+            }
+            let source = manifest.sources.get(name).ok_or_else(|| {
+                let message =
+                    format!("the dataset `{}` names the source `{name}`, which the product's manifest does not declare", one.name);
+                Failure::permanent("source_unknown", message)
+            })?;
+            let url = context.services.sources.url(&source.url_env).ok_or_else(|| SourceError::address(name, &source.url_env))?;
+            let source = Source { name, variable: &source.url_env, url, statement_timeout: source.statement_timeout };
+            groups.push((source, vec![one]));
+        }
+        Ok(Self { payload, groups, context })
     }
 
     /// Streams the rows into the draft; `rows` counts them.
-    async fn write(&self, draft: &mut Draft, rows: &AtomicU64) -> Result<Receipt, Failure> {
-        let name = self.payload.dataset.as_str();
-        let mut snapshot = self.context.services.clients.sources.open(&self.source).await?;
-        let mut cursor = snapshot.read(name, self.dataset.sql(), &self.values).await?;
-        let mut writer = Writer::new(self.payload.format, cursor.columns());
-        writer.begin(draft.buffer());
-        let mut pace = Pace::default();
-        loop {
-            let (mut read, before) = (0, draft.bytes());
-            let mut batch = cursor.fetch(pace.rows);
-            while let Some(row) = batch.next().await? {
-                let start = draft.bytes();
-                writer.row(&row, draft.buffer()).map_err(|error| unreadable(name, rows, error))?;
-                let length = usize::try_from(draft.bytes() - start).unwrap_or(usize::MAX);
-                if length > LONGEST_ROW {
-                    return Err(too_long(name, rows, length));
-                }
-                rows.fetch_add(1, Ordering::Relaxed);
-                read += 1;
-                // Between fetches if it can wait: the server's statement timeout must not count the time that S3 takes.
-                draft.send_if_overfull().await?;
+    async fn write(&self, draft: &mut Draft, rows: &AtomicU64) -> Result<(Receipt, Vec<Part>), Failure> {
+        let style =
+            Style { format: self.payload.format, bom: self.payload.bom, escape_formulas: self.payload.escape_formulas.unwrap_or(true) };
+        let mut document = match self.payload.wanted() {
+            Some(Wanted::Full) => Document::full(style),
+            _ => Document::alone(style),
+        };
+        for (source, group) in &self.groups {
+            let mut snapshot = self.context.services.clients.sources.open(source).await?;
+            for selected in group {
+                table(&mut snapshot, selected, &mut document, draft, rows).await?;
             }
-            drop(batch);
-            if read < pace.rows {
-                break;
-            }
-            pace.learn(read, draft.bytes() - before);
-            draft.send_if_full().await?;
+            snapshot.close().await;
         }
-        drop(cursor);
-        snapshot.close().await;
-        writer.end(draft.buffer());
-        draft.finish().await
+        let parts = document.finish(draft.buffer()).map_err(|error| unwritable(self.payload.subject(), 0, &error))?;
+        Ok((draft.finish().await?, parts))
     }
+}
+
+/// Streams a dataset into the document.
+async fn table(
+    snapshot: &mut Snapshot,
+    selected: &Selected<'_>,
+    document: &mut Document,
+    draft: &mut Draft,
+    all_rows: &AtomicU64,
+) -> Result<(), Failure> {
+    let (name, taken_at) = (selected.name, snapshot.taken_at().to_owned());
+    let mut rows = 0_u64;
+    let mut cursor = snapshot.read(name, selected.dataset.sql(), &selected.values).await?;
+    document.begin(name, cursor.columns(), &taken_at, draft.buffer()).map_err(|error| unwritable(name, rows, &error))?;
+    let mut pace = Pace::default();
+    loop {
+        let (mut read, mut bytes) = (0, 0);
+        let mut batch = cursor.fetch(pace.rows);
+        while let Some(row) = batch.next().await? {
+            rows += 1;
+            let length = document.row(&row, draft.buffer()).map_err(|error| unwritable(name, rows, &error))?;
+            if length > LONGEST_ROW {
+                return Err(too_long(name, rows, length));
+            }
+            all_rows.fetch_add(1, Ordering::Relaxed);
+            read += 1;
+            bytes += length as u64;
+            // Between fetches if it can wait: the server's statement timeout must not count the time that S3 takes.
+            draft.send_if_overfull().await?;
+        }
+        drop(batch);
+        if read < pace.rows {
+            break;
+        }
+        pace.learn(read, bytes);
+        draft.send_if_full().await?;
+    }
+    document.end(draft.buffer()).map_err(|error| unwritable(name, rows, &error))
 }
 
 /// How many rows to ask for at a time: about as many as make [`Pace::TARGET`] bytes, so that a fetch is soon done however
@@ -190,17 +219,27 @@ async fn report(context: &JobContext, rows: &AtomicU64) -> Failure {
     }
 }
 
-fn success(payload: &ExportCreate, context: &JobContext, object_key: String, receipt: &Receipt, rows: u64) -> Success {
-    let name = payload.filename.as_deref().unwrap_or(&payload.dataset);
-    let file_name = format!("{name}.{}", payload.format.extension());
-    let content_type = payload.format.content_type();
-    let result = json!({
-        "rows": rows,
+fn success(payload: &ExportCreate, context: &JobContext, object_key: String, receipt: &Receipt, parts: &[Part]) -> Success {
+    let name = payload.filename.as_deref().unwrap_or(payload.subject());
+    let file_name = format!("{name}.{}", payload.extension());
+    let content_type = payload.content_type();
+    let mut result = json!({
+        "rows": parts.iter().map(|part| part.rows).sum::<u64>(),
         "bytes": receipt.bytes,
         "sha256": hex::encode(receipt.sha256),
         "content_type": content_type,
         "filename": file_name,
     });
+    if let Some(said) = result.as_object_mut() {
+        // The moment that the file shows: the first, where a full export read several sources.
+        if let Some(part) = parts.iter().min_by(|one, other| one.read_at.cmp(&other.read_at)) {
+            said.insert("read_at".into(), part.read_at.as_str().into());
+        }
+        if payload.wanted() == Some(Wanted::Full) {
+            let datasets = parts.iter().map(|part| (part.name.clone(), part.rows.into())).collect::<serde_json::Map<_, _>>();
+            said.insert("datasets".into(), datasets.into());
+        }
+    }
     let file = PublishedFile {
         object_key,
         file_name,
@@ -220,16 +259,25 @@ fn bind_failure(dataset: &str, violations: &[Violation]) -> Failure {
     )
 }
 
-fn unreadable(dataset: &str, rows: &AtomicU64, error: NotText) -> Failure {
-    let row = rows.load(Ordering::Relaxed) + 1;
-    let message = format!(
-        "row {row} of the dataset `{dataset}` has bytes that are no UTF-8 text; give the source's database an encoding, or convert the column in the dataset's SQL"
-    );
-    Failure::permanent("dataset_not_text", message).caused_by(&error)
+fn unwritable(dataset: &str, row: u64, error: &Unwritable) -> Failure {
+    match error {
+        Unwritable::NotText(_) => Failure::permanent(
+            "dataset_not_text",
+            format!(
+                "row {row} of the dataset `{dataset}` has bytes that are no UTF-8 text; give the source's database an encoding, or convert the column in the dataset's SQL"
+            ),
+        ),
+        Unwritable::TooLong { .. } => Failure::permanent(
+            "cell_too_long",
+            format!("row {row} of the dataset `{dataset}` does not fit into a workbook: {error}; ask for csv, json, jsonl or markdown"),
+        ),
+        Unwritable::Compression => {
+            Failure::permanent("file_not_written", format!("row {row} of the dataset `{dataset}`: {error}; this is a fault in the product"))
+        }
+    }
 }
 
-fn too_long(dataset: &str, rows: &AtomicU64, length: usize) -> Failure {
-    let row = rows.load(Ordering::Relaxed) + 1;
+fn too_long(dataset: &str, row: u64, length: usize) -> Failure {
     let (length, most) = (length / 1024 / 1024, LONGEST_ROW / 1024 / 1024);
     Failure::permanent(
         "row_too_long",

@@ -41,7 +41,15 @@ sql = "SELECT 1"
 "#;
 
 fn export(dataset: &str) -> ExportCreate {
-    ExportCreate { dataset: dataset.into(), format: ExportFormat::Csv, params: serde_json::Map::new(), filename: None }
+    ExportCreate {
+        dataset: Some(dataset.into()),
+        kind: None,
+        format: ExportFormat::Csv,
+        params: serde_json::Map::new(),
+        filename: None,
+        bom: false,
+        escape_formulas: Some(false),
+    }
 }
 
 /// How a run ended, which it must within twenty seconds.
@@ -69,6 +77,7 @@ async fn a_dataset_becomes_a_file() {
     assert_eq!(file.expires_at, Workbench::noon() + TimeDelta::days(7));
     let result = json!({
         "rows": 4, "bytes": bytes.len(), "sha256": hex::encode(file.sha256), "content_type": file.content_type, "filename": "Größe.csv",
+        "read_at": success.result.as_ref().unwrap()["read_at"],
     });
     assert_eq!(success.result, Some(result));
     assert_eq!(bench.effects(context.job.id).await, [(format!("object:{:016x}", context.job.token), 1)]);

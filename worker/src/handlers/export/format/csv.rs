@@ -3,43 +3,70 @@
 //! NULL is nothing at all and the empty string is `""`, as Postgres' own `COPY … CSV` tells them apart and reads them back.
 //! In a file of one column a NULL would be an empty line, which most readers skip: there it is `""` too, so that no row gets
 //! lost. What other types look like stands with [`Shape`](crate::clients::source::Shape).
+//!
+//! Formulas: spreadsheets run a cell that begins with one of [`TRIGGERS`] (OWASP ASVS 5.0 §1.2.10, and the full-width forms
+//! that Excel takes for the same), quoted or not. Such cells get an apostrophe before them, where the column is one of texts:
+//! numbers, dates, JSON and the like can't say anything to a spreadsheet, and negative numbers stay numbers. So that a reader can
+//! undo it, cells that begin with apostrophes and then a trigger get one more: whoever removes one apostrophe from each
+//! cell that begins with apostrophes and then a trigger has the table, to the byte.
 
-use crate::clients::source::{Column, NotText, Row, Shape};
+use crate::clients::source::{Column, Shape};
+
+use super::{Cells, Unwritable};
+
+/// What a formula can begin with.
+const TRIGGERS: [char; 12] = ['=', '+', '-', '@', '\t', '\r', '\n', '\0', '＝', '＋', '－', '＠'];
+
+/// What Excel takes for UTF-8: a byte order mark.
+const MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Writes CSV.
-pub(in super::super) struct Csv {
-    columns: Vec<(String, Shape)>,
+pub(super) struct Csv {
+    columns: Vec<Field>,
+    bom: bool,
     scratch: String,
 }
 
+struct Field {
+    name: String,
+    shape: Shape,
+    /// Whether formulas in it are escaped.
+    escaped: bool,
+}
+
 impl Csv {
-    pub(super) fn new(columns: &[Column]) -> Self {
-        let columns = columns.iter().map(|column| (column.name.clone(), column.shape.clone())).collect();
-        Self { columns, scratch: String::new() }
+    pub(super) fn new(columns: &[Column], bom: bool, escape_formulas: bool) -> Self {
+        let columns = columns.iter().map(|column| {
+            // Money is a number that Postgres writes with a sign and a symbol; nobody's words.
+            let escaped = escape_formulas && column.shape == Shape::Text && column.type_name != "money";
+            Field { name: column.name.clone(), shape: column.shape.clone(), escaped }
+        });
+        Self { columns: columns.collect(), bom, scratch: String::new() }
     }
 
-    /// The header.
+    /// The header. Its names are the manifest's, so no formulas.
     pub(super) fn begin(&mut self, out: &mut Vec<u8>) {
-        for (index, (name, _)) in self.columns.iter().enumerate() {
+        if self.bom {
+            out.extend_from_slice(MARK);
+        }
+        for (index, Field { name, .. }) in self.columns.iter().enumerate() {
             if index > 0 {
                 out.push(b',');
             }
-            field(name, out);
+            field(name, false, out);
         }
         out.extend_from_slice(b"\r\n");
     }
 
-    pub(super) fn row(&mut self, row: &Row, out: &mut Vec<u8>) -> Result<(), NotText> {
+    pub(super) fn row(&mut self, row: &(impl Cells + ?Sized), out: &mut Vec<u8>) -> Result<(), Unwritable> {
         let alone = self.columns.len() == 1;
-        for (index, (_, shape)) in self.columns.iter().enumerate() {
+        for (index, Field { shape, escaped, .. }) in self.columns.iter().enumerate() {
             if index > 0 {
                 out.push(b',');
             }
             match row.cell(index)? {
-                // Cells that a spreadsheet would run as formulas are to be escaped here, where the shape tells texts from
-                // numbers.
-                Some(raw) => field(shape.plain(raw, &mut self.scratch), out),
-                None if alone => field("", out),
+                Some(raw) => field(shape.plain(raw, &mut self.scratch), *escaped, out),
+                None if alone => field("", false, out),
                 None => {}
             }
         }
@@ -48,11 +75,24 @@ impl Csv {
     }
 }
 
+/// Whether a spreadsheet could run it, or an escaped cell could be taken for it.
+fn looks_like_formula(text: &str) -> bool {
+    match text.as_bytes().first() {
+        // Letters and digits, mostly: no formula begins so. 0xEF begins the full-width forms.
+        Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\r' | b'\n' | b'\0' | b'\'' | 0xEF) => {
+            text.trim_start_matches('\'').starts_with(TRIGGERS)
+        }
+        _ => false,
+    }
+}
+
 /// A field, quoted where the text would otherwise be read as something else.
-fn field(text: &str, out: &mut Vec<u8>) {
+fn field(text: &str, escaped: bool, out: &mut Vec<u8>) {
+    let apostrophe: &[u8] = if escaped && looks_like_formula(text) { b"'" } else { b"" };
     // A lone `\.` ends the data for older versions of `COPY`.
     if text.is_empty() || text == "\\." || has_special(text.as_bytes()) {
         out.push(b'"');
+        out.extend_from_slice(apostrophe);
         for (index, piece) in text.split('"').enumerate() {
             if index > 0 {
                 out.extend_from_slice(b"\"\"");
@@ -61,6 +101,7 @@ fn field(text: &str, out: &mut Vec<u8>) {
         }
         out.push(b'"');
     } else {
+        out.extend_from_slice(apostrophe);
         out.extend_from_slice(text.as_bytes());
     }
 }
@@ -73,11 +114,11 @@ fn has_special(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::sample, *};
 
     fn written(text: &str) -> String {
         let mut out = Vec::new();
-        field(text, &mut out);
+        field(text, false, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -119,7 +160,46 @@ mod tests {
     fn a_header_is_quoted_like_any_field() {
         let column = |name: &str| Column { name: name.into(), type_name: "text".into(), shape: Shape::Text };
         let mut out = Vec::new();
-        Csv::new(&[column("id"), column("?column?"), column("a,b"), column("Größe \"m\""), column("id")]).begin(&mut out);
+        Csv::new(&[column("id"), column("?column?"), column("a,b"), column("Größe \"m\""), column("id")], false, true).begin(&mut out);
         assert_eq!(String::from_utf8(out).unwrap(), "id,?column?,\"a,b\",\"Größe \"\"m\"\"\",id\r\n");
+    }
+
+    #[test]
+    fn formulas_of_texts_are_escaped_numbers_not_and_a_reader_can_undo_it() {
+        let columns = [sample::column("text", Shape::Text), sample::column("number", Shape::Numeric), sample::column("json", Shape::Json)];
+        let line = |escape, text: &str| {
+            let mut out = Vec::new();
+            Csv::new(&columns, false, escape).row(&[Some(text), Some("-1.5"), Some("-1")], &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        for (text, expected) in [
+            ("=1+1", "'=1+1"),
+            ("-1", "'-1"),
+            ("+", "'+"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("\tx", "'\tx"),
+            ("\r", "\"'\r\""),
+            ("\n=", "\"'\n=\""),
+            ("＝1", "'＝1"),
+            ("－1", "'－1"),
+            ("'=1", "''=1"),
+            ("''=1", "'''=1"),
+            ("'tis", "'tis"),
+            ("''", "''"),
+            ("a=1", "a=1"),
+            (" =1", " =1"),
+            ("\u{feff}=", "\u{feff}="),
+        ] {
+            assert_eq!(line(true, text), format!("{expected},-1.5,-1\r\n"), "{text:?}");
+            let quote = if text.contains(['\r', '\n']) { "\"" } else { "" };
+            assert_eq!(line(false, text), format!("{quote}{text}{quote},-1.5,-1\r\n"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_mark_comes_first() {
+        let mut out = Vec::new();
+        Csv::new(&[sample::column("a", Shape::Text)], true, true).begin(&mut out);
+        assert_eq!(out, b"\xEF\xBB\xBFa\r\n");
     }
 }
