@@ -47,7 +47,10 @@ impl Modify for ApiKey {
 /// The contract as indented JSON with a final line's end: what `api openapi` prints and `docs/openapi.json` holds.
 #[must_use]
 pub fn document() -> String {
-    let mut document = Contract::openapi().merge_from(super::jobs::Contract::openapi()).merge_from(super::exports::Contract::openapi());
+    let mut document = Contract::openapi()
+        .merge_from(super::jobs::Contract::openapi())
+        .merge_from(super::exports::Contract::openapi())
+        .merge_from(super::downloads::Contract::openapi());
     // The contract's version is the API's (`/v1`), not the program's: it changes when the contract does.
     "1".clone_into(&mut document.info.version);
     // Strings and maps with string keys: there is nothing in it that JSON can't hold.

@@ -37,6 +37,9 @@ pub struct ExportCreate {
     /// CSV: whether texts that a spreadsheet would run as formulas get an apostrophe before them; yes when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub escape_formulas: Option<bool>,
+    /// Whether the owner is notified when the file is ready, or there will be none; yes when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<bool>,
 }
 
 /// The `type` that stands for every dataset.
@@ -266,6 +269,7 @@ impl Kind for ExportCreate {
             filename: Some("my prompts".into()),
             bom: true,
             escape_formulas: Some(false),
+            notify: Some(false),
         }
     }
 }

@@ -22,6 +22,8 @@ enum Walk {
     List,
     /// Makes something, which is the caller's.
     Make,
+    /// Open to whoever has the address, and to nobody else.
+    Address,
 }
 
 /// Every door of the API, what is behind it, and the scope it takes. A door that is not here fails the walk.
@@ -38,7 +40,12 @@ const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/exports", Walk::Make, "exports:write"),
     ("get", "/v1/exports", Walk::List, "exports:read"),
     ("get", "/v1/exports/{id}", Walk::Export, "exports:read"),
+    ("delete", "/v1/exports/{id}", Walk::Export, "exports:write"),
     ("get", "/v1/exports/{id}/download", Walk::Export, "exports:read"),
+    ("post", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
+    ("delete", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
+    ("get", "/d/{token}", Walk::Address, ""),
+    ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
 const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "exports:read", "exports:write"];
@@ -46,7 +53,7 @@ const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "exports:read", "exports:w
 /// A request to a door, about the job or export `id` where it is about one.
 fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
     let method: Method = method.to_uppercase().parse().unwrap();
-    let request = client.request(method, &path.replace("{id}", id));
+    let request = client.request(method, &path.replace("{id}", id).replace("{token}", id));
     match (walk, path) {
         (Walk::Make, "/v1/jobs") => request.json(&probe(&json!({}))),
         (Walk::Make, "/v1/exports") => request.json(&json!({"dataset": "words", "format": "csv"})),
@@ -117,6 +124,10 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
                         assert!([&job, &failed, &export].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
                     }
                     Walk::Make => assert_eq!(answer.status, 202, "{context}"),
+                    Walk::Address => {
+                        assert_eq!(answer.status, 404, "{context}");
+                        assert!(!answer.text().contains(id.as_str()), "{context}");
+                    }
                 }
             }
         }
@@ -168,6 +179,15 @@ async fn a_door_opens_to_its_scope_alone() {
     for (method, path, walk, scope) in DOORS {
         if *walk == Walk::Open {
             assert_eq!(nobody.send(knock(&nobody, method, path, *walk, &id)).await.status, 200, "{path}");
+            continue;
+        }
+        if *walk == Walk::Address {
+            // An address is as good as a key, and nothing else is: no key helps who has none.
+            for client in [&nobody, &stranger, &world.client] {
+                for token in [id.as_str(), "a", "00000000000000000000000000000000", "%00", "..%2F..%2Fv1%2Fjobs"] {
+                    assert_eq!(client.send(knock(client, method, path, *walk, token)).await.status, 404, "{path} {token}");
+                }
+            }
             continue;
         }
         for (client, code) in [(&nobody, "key_missing"), (&stranger, "key_unknown"), (&nonsense, "key_malformed")] {

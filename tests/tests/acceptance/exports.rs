@@ -1,5 +1,7 @@
 //! Exports: asked for over HTTP, downloaded through the link, read by another program, compared with the table.
 
+mod formats;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -148,7 +150,7 @@ async fn the_package_catalogue_equals_its_table_cell_by_cell() {
 }
 
 /// By another program than ours.
-fn sha256(file: &Path) -> String {
+pub fn sha256(file: &Path) -> String {
     let script = "import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())";
     let output = Command::new("python3").args(["-c", script]).arg(file).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()

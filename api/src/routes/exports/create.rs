@@ -52,6 +52,8 @@ pub struct NewExport {
     bom: Option<bool>,
     /// `csv`: whether an apostrophe goes before texts that a spreadsheet would run as formulas; yes when absent.
     escape_formulas: Option<bool>,
+    /// Whether the owner is notified in the product when the file is ready, or there will be none; yes when absent.
+    notify: Option<bool>,
     /// Makes a repeated request harmless: the same key and request lead to the same export for a day. 1 to 255 visible ASCII
     /// characters. The header `Idempotency-Key` does the same.
     #[schema(min_length = 1, max_length = 255)]
@@ -80,6 +82,7 @@ impl NewExport {
             filename: self.filename,
             bom: self.bom.unwrap_or_default(),
             escape_formulas: self.escape_formulas,
+            notify: self.notify,
         };
         let wish = Wish {
             kind: ExportCreate::NAME.to_owned(),

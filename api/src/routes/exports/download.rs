@@ -7,9 +7,14 @@ use axum::{
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use chrono::{DateTime, Utc};
 use shared::{storage::StorageError, tenant};
 
-use super::{find, id_of, not_found, view::ExportState};
+use super::{
+    find::{self, FoundExport, FoundFile},
+    id_of, not_found,
+    view::ExportState,
+};
 use crate::{
     app::App,
     auth::{Caller, ExportsRead},
@@ -41,6 +46,22 @@ pub async fn download(State(app): State<App>, caller: Caller<ExportsRead>, id: I
     let now = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    let file = file_of(found, now)?;
+    let lifetime = link_lifetime(file.expires_at, now);
+    // Signing asks nobody: the transaction does not wait for it.
+    let link = app.storage.presign_get(&file.object_key, &file.name, &file.content_type, lifetime).await.map_err(unsigned)?;
+    // HEAD only asks whether there is one.
+    if method == Method::GET {
+        if !find::count_download(&mut transaction, asked, now).await? {
+            return Err(expired());
+        }
+        transaction.commit().await?;
+    }
+    Ok(redirect(link))
+}
+
+/// The file of an export that has one.
+pub(super) fn file_of(found: FoundExport, now: DateTime<Utc>) -> Result<FoundFile, Problem> {
     match found.state_at(now) {
         ExportState::Completed => {}
         state @ (ExportState::Pending | ExportState::Processing) => {
@@ -62,20 +83,18 @@ pub async fn download(State(app): State<App>, caller: Caller<ExportsRead>, id: I
         }
         ExportState::Expired => return Err(expired()),
     }
-    let Some(file) = found.file else { return Err(expired()) };
-    // No longer than the file itself.
-    let left = (file.expires_at - now).to_std().unwrap_or_default();
-    let lifetime = LINK_LIFETIME.min(left).max(Duration::from_secs(1));
-    // Signing asks nobody: the transaction does not wait for it.
-    let link = app.storage.presign_get(&file.object_key, &file.name, &file.content_type, lifetime).await.map_err(unsigned)?;
-    // HEAD only asks whether there is one.
-    if method == Method::GET {
-        if !find::count_download(&mut transaction, asked, now).await? {
-            return Err(expired());
-        }
-        transaction.commit().await?;
-    }
-    Ok((StatusCode::FOUND, [(header::LOCATION, link), (header::CACHE_CONTROL, "no-store".to_owned())]).into_response())
+    found.file.ok_or_else(expired)
+}
+
+/// How long a link to a file lives that is kept until `expires_at`: no longer than the file itself.
+pub fn link_lifetime(expires_at: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
+    let left = (expires_at - now).to_std().unwrap_or_default();
+    LINK_LIFETIME.min(left).max(Duration::from_secs(1))
+}
+
+/// The answer that leads to a file.
+pub fn redirect(link: String) -> Response {
+    (StatusCode::FOUND, [(header::LOCATION, link), (header::CACHE_CONTROL, "no-store".to_owned())]).into_response()
 }
 
 fn expired() -> Problem {
@@ -83,6 +102,6 @@ fn expired() -> Problem {
 }
 
 /// Only settings that can't work keep a link from being signed.
-fn unsigned(error: StorageError) -> Problem {
+pub fn unsigned(error: StorageError) -> Problem {
     Problem::internal(error)
 }

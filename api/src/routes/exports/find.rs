@@ -43,14 +43,19 @@ pub struct FoundFile {
     pub sha256: Vec<u8>,
     pub rows: Option<i64>,
     pub expires_at: DateTime<Utc>,
+    /// When its owner asked for it to be deleted.
+    pub removed_at: Option<DateTime<Utc>>,
+    /// When its object was deleted.
     pub deleted_at: Option<DateTime<Utc>>,
     pub downloads: i32,
+    /// Opens the file's page; none once that was taken back.
+    pub page_token: Option<String>,
 }
 
 impl FoundFile {
     /// Whether it can be downloaded.
     pub fn is_there(&self, now: DateTime<Utc>) -> bool {
-        self.deleted_at.is_none() && self.expires_at > now
+        self.deleted_at.is_none() && self.removed_at.is_none() && self.expires_at > now
     }
 }
 
@@ -85,7 +90,8 @@ macro_rules! export_columns {
                 coalesce(j.payload ->> 'format', '') AS format, j.payload ->> 'filename' AS filename,
                 s.state, s.reason, s.run_at, s.started_at, s.finished_at, s.progress_done, s.progress_total,
                 (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state = 4 ORDER BY a.run DESC LIMIT 1) AS error,
-                f.object_key, f.file_name, f.content_type, f.bytes, f.sha256, f.expires_at, f.deleted_at, f.downloads,
+                f.object_key, f.file_name, f.content_type, f.bytes, f.sha256, f.expires_at, f.removed_at, f.deleted_at, f.downloads,
+                convert_from(f.page_token, 'UTF8') AS page_token,
                 (SELECT r.result -> 'rows' FROM job_result r WHERE r.job_id = f.job_id) AS rows
          FROM job j JOIN job_state s ON s.job_id = j.id LEFT JOIN job_file f ON f.job_id = j.id
          WHERE j.tenant_id = $1 AND j.kind = $2 "
@@ -126,7 +132,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, owner: Option<&str
 /// Counts a download. False where the file has gone meanwhile.
 pub async fn count_download(connection: &mut PgConnection, asked: Asked<'_>, now: DateTime<Utc>) -> Result<bool, LedgerError> {
     let counted = sqlx::query(
-        "UPDATE job_file SET downloads = downloads + 1 WHERE job_id = $1 AND tenant_id = $2 AND deleted_at IS NULL AND expires_at > $3",
+        "UPDATE job_file SET downloads = downloads + 1 WHERE job_id = $1 AND tenant_id = $2 AND deleted_at IS NULL
+           AND removed_at IS NULL AND expires_at > $3",
     )
     .bind(asked.id.0)
     .bind(asked.tenant)
@@ -134,6 +141,31 @@ pub async fn count_download(connection: &mut PgConnection, asked: Asked<'_>, now
     .execute(connection)
     .await?;
     Ok(counted.rows_affected() == 1)
+}
+
+/// Takes a file from everybody from now on; the worker's sweep deletes its object. One whose time is over stays expired.
+pub async fn remove(connection: &mut PgConnection, asked: Asked<'_>, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    sqlx::query(
+        "UPDATE job_file SET removed_at = $3
+         WHERE job_id = $1 AND tenant_id = $2 AND removed_at IS NULL AND deleted_at IS NULL AND expires_at > $3",
+    )
+    .bind(asked.id.0)
+    .bind(asked.tenant)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives a file's page another address, or none; the one before leads nowhere from now on.
+pub async fn set_page(connection: &mut PgConnection, asked: Asked<'_>, token: Option<&str>) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE job_file SET page_token = convert_to($3, 'UTF8') WHERE job_id = $1 AND tenant_id = $2")
+        .bind(asked.id.0)
+        .bind(asked.tenant)
+        .bind(token)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 #[derive(FromRow)]
@@ -144,8 +176,10 @@ struct FileRow {
     bytes: i64,
     sha256: Vec<u8>,
     expires_at: DateTime<Utc>,
+    removed_at: Option<DateTime<Utc>>,
     deleted_at: Option<DateTime<Utc>>,
     downloads: i32,
+    page_token: Option<String>,
     rows: Option<Value>,
 }
 
@@ -164,8 +198,10 @@ fn read(row: &PgRow) -> Result<FoundExport, LedgerError> {
                 sha256: file.sha256,
                 rows: file.rows.as_ref().and_then(Value::as_i64),
                 expires_at: file.expires_at,
+                removed_at: file.removed_at,
                 deleted_at: file.deleted_at,
                 downloads: file.downloads,
+                page_token: file.page_token,
             })
         }
     };

@@ -4,8 +4,10 @@
 //! for, lives minutes and is never logged or cached; every link handed out is counted.
 
 mod create;
+mod delete;
 mod download;
 mod find;
+mod page_address;
 mod read;
 mod view;
 
@@ -13,6 +15,7 @@ use axum::{
     Router,
     routing::{get, post},
 };
+pub use download::{link_lifetime, redirect, unsigned};
 use utoipa::OpenApi;
 
 use super::jobs::IdOfPath;
@@ -25,7 +28,7 @@ use shared::job::JobId;
 /// The doors' part of the contract.
 #[derive(OpenApi)]
 #[openapi(
-    paths(create::create, read::list, read::read, download::download),
+    paths(create::create, read::list, read::read, delete::delete, download::download, page_address::renew, page_address::revoke),
     tags((name = "exports", description = "Files of a product's data, made in the background")),
 )]
 pub struct Contract;
@@ -34,8 +37,9 @@ pub struct Contract;
 pub fn routes() -> Router<App> {
     Router::new()
         .route("/v1/exports", post(create::create).get(read::list))
-        .route("/v1/exports/{id}", get(read::read))
+        .route("/v1/exports/{id}", get(read::read).delete(delete::delete))
         .route("/v1/exports/{id}/download", get(download::download))
+        .route("/v1/exports/{id}/page", post(page_address::renew).delete(page_address::revoke))
 }
 
 /// The id of an address.

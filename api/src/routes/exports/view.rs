@@ -14,7 +14,10 @@ use super::{
     address,
     find::{FoundExport, FoundFile},
 };
-use crate::routes::jobs::{Outlook, Progress, Trouble, job_address};
+use crate::routes::{
+    downloads,
+    jobs::{Outlook, Progress, Trouble, job_address},
+};
 
 /// How an export stands (R11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -30,7 +33,7 @@ pub enum ExportState {
     Failed,
     /// Cancelled before it was done.
     Cancelled,
-    /// The file has been deleted after its time, or the export was not started in time.
+    /// The file has been deleted, after its time or because its owner asked for it, or the export was not started in time.
     Expired,
 }
 
@@ -106,9 +109,16 @@ pub struct Export {
     file: Option<File>,
     /// How many links to the file were handed out.
     downloads: i32,
+    /// When the file's object was deleted, after its time or at its owner's wish.
+    #[schema(required)]
+    deleted_at: Option<DateTime<Utc>>,
     /// Where to download the file, while it is there.
     #[schema(required)]
     download_url: Option<String>,
+    /// A page to download the file from that needs no key, while it is there: for mails, and to pass on. Whoever has the address
+    /// has the file; `DELETE /v1/exports/{id}/page` takes it back.
+    #[schema(required)]
+    page_url: Option<String>,
     /// When to expect something of it.
     #[serde(flatten)]
     outlook: Outlook,
@@ -161,7 +171,9 @@ impl Export {
             progress: Progress::of(found.progress_done, found.progress_total),
             error,
             downloads: found.file.as_ref().map_or(0, |file| file.downloads),
+            deleted_at: found.file.as_ref().and_then(|file| file.deleted_at),
             download_url: (state == ExportState::Completed).then(|| format!("{this}/download")),
+            page_url: page_token(&found, state).map(downloads::address),
             dataset: found.dataset,
             format: found.format,
             filename: found.filename,
@@ -172,16 +184,24 @@ impl Export {
     }
 }
 
+/// What opens the file's page, while there is something to see on it.
+fn page_token(found: &FoundExport, state: ExportState) -> Option<&str> {
+    let file = found.file.as_ref().filter(|_| state == ExportState::Completed)?;
+    file.page_token.as_deref()
+}
+
 /// Why there is no file.
 fn trouble(found: &FoundExport, state: ExportState) -> Option<Trouble> {
     let says = |code: &str, message: String| Some(Trouble { code: code.to_owned(), message });
     let day = |time: DateTime<Utc>| time.format("%FT%TZ");
     match (state, &found.file, found.start_by) {
         (ExportState::Failed, ..) => found.error.as_ref().map(Trouble::of),
-        (ExportState::Expired, Some(file), _) => says(
-            "file_expired",
-            format!("The file was kept until {}. Ask for the export again.", day(file.deleted_at.unwrap_or(file.expires_at))),
-        ),
+        (ExportState::Expired, Some(FoundFile { removed_at: Some(removed_at), .. }), _) => {
+            says("file_deleted", format!("The file was deleted at its owner's wish at {}. Ask for the export again.", day(*removed_at)))
+        }
+        (ExportState::Expired, Some(file), _) => {
+            says("file_expired", format!("The file was kept until {}. Ask for the export again.", day(file.expires_at)))
+        }
         (ExportState::Expired, None, Some(start_by)) if found.state == State::Expired => {
             says("not_started_in_time", format!("The export was not started by {}. Ask for it again, with more time.", day(start_by)))
         }
@@ -239,8 +259,10 @@ mod tests {
             sha256: vec![0, 255],
             rows: Some(1),
             expires_at: now + TimeDelta::days(7),
+            removed_at: None,
             deleted_at: None,
             downloads: 2,
+            page_token: Some("a token".into()),
         }
     }
 
@@ -270,6 +292,7 @@ mod tests {
         let there = serde_json::to_value(Export::of(succeeded(), now)).unwrap();
         assert_eq!(there["state"], "completed");
         assert_eq!(there["download_url"], format!("/v1/exports/{}/download", Uuid::nil()));
+        assert_eq!(there["page_url"], "/d/a token");
         assert_eq!(
             there["file"],
             serde_json::json!({"name": "prompts.csv", "size": 3, "content_type": "text/csv", "sha256": "00ff", "rows": 1})
@@ -277,9 +300,14 @@ mod tests {
         assert!(!there.to_string().contains("secret"));
         let later = Export::of(succeeded(), now + TimeDelta::days(7));
         assert_eq!((later.state, later.download_url.as_ref(), later.downloads), (ExportState::Expired, None, 2));
-        assert_eq!(later.error.unwrap().code, "file_expired");
+        assert_eq!((later.error.unwrap().code.as_str(), later.page_url), ("file_expired", None));
         let mut deleted = succeeded();
         deleted.file.as_mut().unwrap().deleted_at = Some(now);
         assert_eq!(Export::of(deleted, now).state, ExportState::Expired);
+        let mut removed = succeeded();
+        removed.file.as_mut().unwrap().removed_at = Some(now);
+        let removed = Export::of(removed, now);
+        assert_eq!((removed.state, removed.error.unwrap().code.as_str()), (ExportState::Expired, "file_deleted"));
+        assert_eq!((removed.download_url, removed.page_url), (None, None));
     }
 }

@@ -57,10 +57,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 )]
 pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id.job()? };
-    let Changed { change, found, .. } = change(&app, asked, Wish::Cancel).await?;
+    let Changed { change, found, .. } = stop(&app, asked).await?;
     match change {
-        Change::Done => app.follow.tell(asked.id, Call::Nothing),
-        Change::Asked => app.follow.tell(asked.id, Call::Stop),
+        Change::Done | Change::Asked => {}
         Change::NotFrom(state) => {
             let detail = format!("The job has {}, so there is nothing to cancel.", ended(state));
             return Err(Problem::new(Code::JobNotCancellable, detail));
@@ -69,6 +68,24 @@ pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfP
     }
     let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
     answer(&app, status, found)
+}
+
+/// Cancels a job for another door that shows it in other words, and tells those who must know.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn stop_job(app: &App, asked: Asked<'_>) -> Result<Change, LedgerError> {
+    Ok(stop(app, asked).await?.change)
+}
+
+async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
+    let changed = change(app, asked, Wish::Cancel).await?;
+    match changed.change {
+        Change::Done => app.follow.tell(asked.id, Call::Nothing),
+        Change::Asked => app.follow.tell(asked.id, Call::Stop),
+        Change::NotFrom(_) | Change::TooLate(_) | Change::Missing => {}
+    }
+    Ok(changed)
 }
 
 /// Tries a job again that failed, was cancelled or expired, with its kind's full number of attempts.

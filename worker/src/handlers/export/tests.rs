@@ -49,6 +49,7 @@ fn export(dataset: &str) -> ExportCreate {
         filename: None,
         bom: false,
         escape_formulas: Some(false),
+        notify: None,
     }
 }
 

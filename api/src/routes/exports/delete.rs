@@ -1,0 +1,58 @@
+//! `DELETE /v1/exports/{id}`.
+
+use axum::{
+    Json as Answer,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use shared::{job::State as Standing, ledger::change::Change, tenant};
+
+use super::{find, id_of, not_found, view::Export};
+use crate::{
+    app::App,
+    auth::{Caller, ExportsWrite},
+    problem::{Problem, ProblemBody},
+    routes::jobs::{Asked, IdOfPath, NoBody, stop_job},
+};
+
+/// Cancels an export, or deletes its file.
+///
+/// What is not completed is cancelled: at once, or, while it is being written, within a moment; a file that is finished first is
+/// then there, and another `DELETE` removes it. A completed export's file is taken from everybody at once, its page too, and
+/// deleted from storage within seconds; a download that has begun may end. The export then is `expired`, its error
+/// `file_deleted`. An export that has ended otherwise stays as it is.
+#[utoipa::path(
+    delete, path = "/v1/exports/{id}", tag = "exports", operation_id = "delete_export",
+    params(
+        ("id" = String, Path, description = "The export's id"),
+        ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for"),
+    ),
+    responses(
+        (status = 200, body = Export, description = "There is no file and there will be none"),
+        (status = 202, body = Export, description = "It is being written, and was asked to stop"),
+        (status = 404, body = ProblemBody<'static>, description = "`export_not_found`"),
+    ),
+)]
+pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
+    let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
+    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
+    // A job of another kind is no export, and is not cancelled here.
+    find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    drop(transaction);
+    let change = stop_job(&app, asked).await?;
+    let now = app.clock.now();
+    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
+    let status = match change {
+        Change::Missing => return Err(not_found()),
+        Change::Asked => StatusCode::ACCEPTED,
+        Change::NotFrom(Standing::Succeeded) => {
+            find::remove(&mut transaction, asked, now).await?;
+            StatusCode::OK
+        }
+        Change::Done | Change::NotFrom(_) | Change::TooLate(_) => StatusCode::OK,
+    };
+    let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    transaction.commit().await?;
+    Ok((status, Answer(Export::of(found, now))).into_response())
+}
