@@ -185,7 +185,12 @@ pub async fn not_swept(pool: &PgPool, leftover: &Leftover, retry_at: DateTime<Ut
     look_again(pool, leftover, None, retry_at).await
 }
 
-async fn look_again(pool: &PgPool, leftover: &Leftover, swept_at: Option<DateTime<Utc>>, sweep_at: DateTime<Utc>) -> Result<(), LedgerError> {
+async fn look_again(
+    pool: &PgPool,
+    leftover: &Leftover,
+    swept_at: Option<DateTime<Utc>>,
+    sweep_at: DateTime<Utc>,
+) -> Result<(), LedgerError> {
     sqlx::query("UPDATE effect SET swept_at = coalesce(swept_at, $3), sweep_at = $4 WHERE job_id = $1 AND key = $2")
         .bind(leftover.job.0)
         .bind(&leftover.effect)

@@ -189,7 +189,8 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
     .fetch_all(&mut *transaction)
     .await?;
     let recovered: Vec<Recovered> = rows.iter().map(recovered).collect::<Result<_, _>>()?;
-    let poisoned: Vec<JobId> = recovered.iter().filter(|recovered| recovered.state == State::Failed).map(|recovered| recovered.job).collect();
+    let poisoned: Vec<JobId> =
+        recovered.iter().filter(|recovered| recovered.state == State::Failed).map(|recovered| recovered.job).collect();
     if !poisoned.is_empty() {
         tell_owners(&mut transaction, &poisoned, now).await?;
     }
@@ -200,10 +201,11 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
 /// Notifies the owners of jobs that have just failed as poison, which no settle will.
 async fn tell_owners(connection: &mut PgConnection, poisoned: &[JobId], now: DateTime<Utc>) -> Result<(), LedgerError> {
     let jobs: Vec<Uuid> = poisoned.iter().map(|job| job.0).collect();
-    let rows = sqlx::query("SELECT id, tenant_id, kind, owner, payload::text AS payload FROM job WHERE id = ANY ($1) AND owner IS NOT NULL")
-        .bind(jobs)
-        .fetch_all(&mut *connection)
-        .await?;
+    let rows =
+        sqlx::query("SELECT id, tenant_id, kind, owner, payload::text AS payload FROM job WHERE id = ANY ($1) AND owner IS NOT NULL")
+            .bind(jobs)
+            .fetch_all(&mut *connection)
+            .await?;
     // What the operator reads of it is about processes; its owner can't do anything about those.
     let error = serde_json::json!({ "message": "what makes it failed again and again. Try it again later." });
     for row in rows {

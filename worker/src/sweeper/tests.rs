@@ -187,7 +187,11 @@ async fn what_a_lost_run_left_goes_and_its_stragglers_too() {
     assert_eq!((bench.objects(), bench.uploads()), (vec![Bench::key(&winner)], 0));
     let effects: Vec<String> = bench.0.effects(lost.job.id).await.into_iter().map(|(key, _)| key).collect();
     let token = winner.job.token;
-    assert_eq!(effects, [format!("object:{token:016x}"), format!("upload:{token:016x}")], "the lost run's are struck out, the winner's stay");
+    assert_eq!(
+        effects,
+        [format!("object:{token:016x}"), format!("upload:{token:016x}")],
+        "the lost run's are struck out, the winner's stay"
+    );
     bench.services().clock.advance(TimeDelta::days(1));
     bench.sweep().await.unwrap();
     assert_eq!(bench.objects(), [Bench::key(&winner)], "what is published stays");

@@ -67,7 +67,9 @@ mod tests {
             let key = format!("12/{job}/{token:016x}/prompts.csv");
             assert_eq!(claim_of(&key), Some(ClaimOfKey { tenant: 12, job, token }), "{key}");
         }
-        for other in ["", "a", "12/x/0000000000000001/a.csv", &format!("12/{job}/1/a.csv"), &format!("x/{job}/0000000000000001/a"), "a/b/c/d"] {
+        for other in
+            ["", "a", "12/x/0000000000000001/a.csv", &format!("12/{job}/1/a.csv"), &format!("x/{job}/0000000000000001/a"), "a/b/c/d"]
+        {
             assert_eq!(claim_of(other), None, "{other}");
         }
     }

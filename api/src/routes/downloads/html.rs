@@ -172,7 +172,10 @@ mod tests {
         let found = found("<b onload=\"x\">'&.csv");
         let page = file("TOKEN", &found, found.completed_at);
         assert!(page.contains("<bdi>&lt;b onload=&quot;x&quot;&gt;&#39;&amp;.csv</bdi>") && !page.contains("<b onload"), "{page}");
-        assert!(page.contains("href=\"TOKEN/file\"") && page.contains("1.2 MB (1,234,567 bytes)") && page.contains("(7 days left)"), "{page}");
+        assert!(
+            page.contains("href=\"TOKEN/file\"") && page.contains("1.2 MB (1,234,567 bytes)") && page.contains("(7 days left)"),
+            "{page}"
+        );
         assert!(page.contains("8 January 2026, 00:00 UTC") && page.contains(&"ab".repeat(32)), "{page}");
         assert!(!page.contains("secret") && !page.contains("<script"), "{page}");
         assert!(gone(&found).contains("It was kept until <time datetime=\"2026-01-08T00:00:00Z\">"));
@@ -197,7 +200,9 @@ mod tests {
         }
         let now = DateTime::<Utc>::UNIX_EPOCH;
         let left = |seconds| left(now + TimeDelta::seconds(seconds), now);
-        assert_eq!([left(7 * 86_400), left(86_400), left(86_399), left(3_600), left(61), left(5), left(-5)],
-            ["7 days left", "1 day left", "23 hours left", "1 hour left", "1 minute left", "0 minutes left", "0 minutes left"]);
+        assert_eq!(
+            [left(7 * 86_400), left(86_400), left(86_399), left(3_600), left(61), left(5), left(-5)],
+            ["7 days left", "1 day left", "23 hours left", "1 hour left", "1 minute left", "0 minutes left", "0 minutes left"]
+        );
     }
 }

@@ -28,12 +28,7 @@ use crate::{
         (status = 410, body = ProblemBody<'static>, description = "`export_expired`: the file has been deleted"),
     ),
 )]
-pub async fn renew(
-    State(app): State<App>,
-    caller: Caller<ExportsWrite>,
-    id: IdOfPath,
-    _: NoBody,
-) -> Result<Answer<Export>, Problem> {
+pub async fn renew(State(app): State<App>, caller: Caller<ExportsWrite>, id: IdOfPath, _: NoBody) -> Result<Answer<Export>, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
@@ -58,12 +53,7 @@ pub async fn renew(
         (status = 404, body = ProblemBody<'static>, description = "`export_not_found`"),
     ),
 )]
-pub async fn revoke(
-    State(app): State<App>,
-    caller: Caller<ExportsWrite>,
-    id: IdOfPath,
-    _: NoBody,
-) -> Result<Answer<Export>, Problem> {
+pub async fn revoke(State(app): State<App>, caller: Caller<ExportsWrite>, id: IdOfPath, _: NoBody) -> Result<Answer<Export>, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     // Whose it is comes first: the change itself only asks for the tenant.
