@@ -5,5 +5,6 @@ mod contract;
 mod exports;
 mod jobs;
 mod outcomes;
+mod queues;
 mod recovery;
 mod refusals;
