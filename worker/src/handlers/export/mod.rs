@@ -80,15 +80,18 @@ impl<'a> Export<'a> {
     fn prepare(payload: &'a ExportCreate, tenant: &'a Tenant, context: &'a JobContext) -> Result<Self, Failure> {
         let name = payload.dataset.as_str();
         let manifest = &tenant.manifest;
-        let dataset = manifest.datasets.get(name).ok_or_else(|| {
-            let known = manifest.datasets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let owner = context.job.owner.as_deref();
+        // A user's export reads what is for users, also when that changed since the job was accepted.
+        let open = |name: &str| manifest.datasets.get(name).filter(|dataset| dataset.is_open_to(owner));
+        let dataset = open(name).ok_or_else(|| {
+            let known = manifest.datasets.keys().map(String::as_str).filter(|name| open(name).is_some()).collect::<Vec<_>>().join(", ");
             Failure::permanent(
                 "dataset_unknown",
                 format!("the dataset `{name}` is not in the product's manifest any more; it has: {known}"),
             )
         })?;
         // Checked when the job was accepted; the manifest may have changed since.
-        let values = dataset.bind(&payload.params, context.job.owner.as_deref()).map_err(|violations| bind_failure(name, &violations))?;
+        let values = dataset.bind(&payload.params, owner).map_err(|violations| bind_failure(name, &violations))?;
         let source = manifest.sources.get(&dataset.source).ok_or_else(|| {
             let message =
                 format!("the dataset `{name}` names the source `{}`, which the product's manifest does not declare", dataset.source);
