@@ -7,6 +7,7 @@ use std::{
 };
 
 use acceptance::{Call, Callbacks, Load, Loaded, PATIENCE, Spread, World, probe, until, until_within};
+use chrono::{DateTime, TimeDelta, Utc};
 use sandbox::{Launch, Process};
 use serde_json::{Value, json};
 
@@ -180,6 +181,42 @@ async fn a_redis_that_dies_and_comes_back_empty_delays_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_stream_that_repeats_itself_or_talks_nonsense_makes_nothing_run_twice() {
+    let (world, worker) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 1, Duration::from_secs(2)).await;
+    let id = jobs.first().unwrap();
+    let bytes = |hex: &str| -> Vec<u8> {
+        hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    };
+    let real = bytes(&id.replace('-', ""));
+    let add = async |field: &str, value: &[u8]| {
+        let mut command = redis::cmd("XADD");
+        command.arg("{offstage:analytics}:normal").arg("*").arg(field).arg(value);
+        world.sandbox.redis.command::<String>(&command).await.unwrap();
+    };
+    let nobody = bytes("0197c2a45b6c7d8e9f0123456789abcd");
+    for (field, value) in [("j", &real[..]), ("j", &real), ("j", &nobody), ("j", b"x"), ("j", b""), ("k", &real), ("j", &real)] {
+        add(field, value).await;
+    }
+    // Behind all that the queue goes on.
+    world.client.succeeded(&world.client.create_id(&probe(&json!({}))).await).await;
+    world.client.succeeded(id).await;
+    add("j", &real).await;
+    world.client.succeeded(&world.client.create_id(&probe(&json!({}))).await).await;
+    assert_eq!(callbacks.calls().len(), 2, "started once and finished once: {:?}", callbacks.calls());
+    assert_eq!(world.client.job(id).await["attempt"], 1);
+    assert_eq!(worker.exits().len(), 0);
+    until("nonsense is taken off the stream as well", async || {
+        match world.sandbox.redis.command::<i64>(redis::cmd("XLEN").arg("{offstage:analytics}:normal")).await.unwrap() {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_redis_that_hangs_holds_nobody_up_who_posts() {
     let (world, _worker) = World::with_worker().await;
     world.sandbox.redis.pause().await.unwrap();
@@ -251,6 +288,9 @@ async fn a_paused_worker_loses_its_jobs_and_its_late_word_changes_nothing() {
         let mut outcomes: Vec<_> = after["attempts"].as_array().unwrap().iter().map(|run| run["outcome"].as_str().unwrap()).collect();
         outcomes.sort_unstable();
         assert_eq!(outcomes, ["crashed", "succeeded"], "{after}");
+        // The success is the second run's, which slept as long as it was told: not the first one's late word.
+        let time = |field: &str| after[field].as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
+        assert!(time("finished_at") - time("started_at") >= TimeDelta::seconds(4), "{after}");
     }
     assert_eq!(paused.exits().len(), 0, "it was not restarted");
 }
