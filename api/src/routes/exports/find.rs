@@ -87,14 +87,13 @@ macro_rules! export_columns {
                 (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state = 4 ORDER BY a.run DESC LIMIT 1) AS error,
                 f.object_key, f.file_name, f.content_type, f.bytes, f.sha256, f.expires_at, f.deleted_at, f.downloads,
                 (SELECT r.result -> 'rows' FROM job_result r WHERE r.job_id = f.job_id) AS rows
-         FROM job j JOIN job_state s ON s.job_id = j.id LEFT JOIN job_file f ON f.job_id = j.id
-         WHERE j.tenant_id = $1 AND j.kind = $2 "
+         FROM job j JOIN job_state s ON s.job_id = j.id LEFT JOIN job_file f ON f.job_id = j.id WHERE j.tenant_id = $1 AND "
     };
 }
 
 /// One export.
 pub async fn export(connection: &mut PgConnection, asked: Asked<'_>) -> Result<Option<FoundExport>, LedgerError> {
-    let found = sqlx::query(concat!(export_columns!(), "AND j.id = $3 AND ($4::text IS NULL OR j.owner = $4)"))
+    let found = sqlx::query(concat!(export_columns!(), "j.kind = $2 AND j.id = $3 AND ($4::text IS NULL OR j.owner = $4)"))
         .bind(asked.tenant)
         .bind(ExportCreate::NAME)
         .bind(asked.id.0)
@@ -104,22 +103,21 @@ pub async fn export(connection: &mut PgConnection, asked: Asked<'_>) -> Result<O
     found.as_ref().map(read).transpose()
 }
 
-/// A page of exports, newest first. By the index of an owner's jobs, or by that of a kind's.
+/// A page of exports, newest first: by the index of an owner's jobs, or by that of a kind's, each asked for by a range of one
+/// and by its own order (see `shared::ledger::find::list` for why).
 pub async fn list(connection: &mut PgConnection, tenant: i32, owner: Option<&str>, page: Page) -> Result<Vec<FoundExport>, LedgerError> {
-    let below = page.after.map_or(Uuid::max(), |after| after.0);
     let query = match owner {
-        Some(owner) => sqlx::query(concat!(export_columns!(), "AND j.id < $3 AND j.owner = $5 ORDER BY j.id DESC LIMIT $4"))
-            .bind(tenant)
-            .bind(ExportCreate::NAME)
-            .bind(below)
-            .bind(page.to_read())
-            .bind(owner),
-        None => sqlx::query(concat!(export_columns!(), "AND j.id < $3 ORDER BY j.id DESC LIMIT $4"))
-            .bind(tenant)
-            .bind(ExportCreate::NAME)
-            .bind(below)
-            .bind(page.to_read()),
+        Some(_) => sqlx::query(concat!(
+            export_columns!(),
+            "j.kind = $2 AND j.owner IS NOT NULL AND j.owner >= $5 AND j.owner <= $5 AND j.id < $3 ORDER BY j.owner DESC, j.id DESC LIMIT $4"
+        )),
+        None => sqlx::query(concat!(
+            export_columns!(),
+            "$5::text IS NULL AND j.kind >= $2 AND j.kind <= $2 AND j.id < $3 ORDER BY j.kind DESC, j.id DESC LIMIT $4"
+        )),
     };
+    let below = page.after.map_or(Uuid::max(), |after| after.0);
+    let query = query.bind(tenant).bind(ExportCreate::NAME).bind(below).bind(page.to_read()).bind(owner);
     query.fetch_all(connection).await?.iter().map(read).collect()
 }
 
