@@ -296,6 +296,36 @@ async fn a_paused_worker_loses_its_jobs_and_its_late_word_changes_nothing() {
 }
 
 #[tokio::test]
+async fn an_outcome_that_comes_after_the_claim_was_lost_changes_nothing() {
+    let (world, worker) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 1, Duration::from_millis(500)).await;
+    let id = jobs.first().unwrap();
+    // The outcome is on its way and has to wait, and meanwhile somebody else gets the job.
+    let mut transaction = world.sandbox.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM job_state FOR UPDATE").execute(&mut *transaction).await.unwrap();
+    callbacks.wait_for(PATIENCE, "finished", None, 1).await;
+    until("the outcome waits for its row", async || match world.number("SELECT count(*) FROM pg_locks WHERE NOT granted").await {
+        0 => Err("nothing waits"),
+        _ => Ok(()),
+    })
+    .await;
+    let taken = "UPDATE job_state SET token = token + 1, worker = gen_random_uuid(), runs = runs + 1, version = version + 1";
+    assert_eq!(sqlx::query(taken).execute(&mut *transaction).await.unwrap().rows_affected(), 1);
+    transaction.commit().await.unwrap();
+    until("the outcome was told to be stale", async || match world.figure(&worker, "offstage_settles_stale_total", &[]).await {
+        one if one >= 1.0 => Ok(()),
+        none => Err(none),
+    })
+    .await;
+    // Who has the job now never was a worker, so it is taken from him and runs again, and that run counts.
+    let job = world.client.succeeded(id).await;
+    assert_eq!(job["attempt"], 1, "{job}");
+    assert_eq!(callbacks.of_phase("finished").len(), 2);
+    assert_eq!(world.number("SELECT sum(run) FROM job_attempt WHERE outcome = 'succeeded'").await, 3, "the third run, which was ours");
+}
+
+#[tokio::test]
 async fn a_worker_that_is_asked_to_stop_finishes_what_runs() {
     let (world, worker) = World::with_worker().await;
     let callbacks = Callbacks::listen().await;
