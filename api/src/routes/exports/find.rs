@@ -34,9 +34,10 @@ pub struct FoundExport {
 }
 
 /// The file of an export.
-#[derive(Debug)]
+#[derive(Debug, FromRow)]
 pub struct FoundFile {
     pub object_key: String,
+    #[sqlx(rename = "file_name")]
     pub name: String,
     pub content_type: String,
     pub bytes: i64,
@@ -86,7 +87,7 @@ macro_rules! export_columns {
                 s.state, s.reason, s.run_at, s.started_at, s.finished_at, s.progress_done, s.progress_total,
                 (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state = 4 ORDER BY a.run DESC LIMIT 1) AS error,
                 f.object_key, f.file_name, f.content_type, f.bytes, f.sha256, f.expires_at, f.deleted_at, f.downloads,
-                (SELECT r.result -> 'rows' FROM job_result r WHERE r.job_id = f.job_id) AS rows
+                (SELECT substring(r.result ->> 'rows' FROM '^[0-9]{1,18}$') FROM job_result r WHERE r.job_id = f.job_id)::bigint AS rows
          FROM job j JOIN job_state s ON s.job_id = j.id LEFT JOIN job_file f ON f.job_id = j.id WHERE j.tenant_id = $1 AND "
     };
 }
@@ -134,39 +135,11 @@ pub async fn count_download(connection: &mut PgConnection, asked: Asked<'_>, now
     Ok(counted.rows_affected() == 1)
 }
 
-#[derive(FromRow)]
-struct FileRow {
-    object_key: String,
-    file_name: String,
-    content_type: String,
-    bytes: i64,
-    sha256: Vec<u8>,
-    expires_at: DateTime<Utc>,
-    deleted_at: Option<DateTime<Utc>>,
-    downloads: i32,
-    rows: Option<Value>,
-}
-
 fn read(row: &PgRow) -> Result<FoundExport, LedgerError> {
     let unknown = |what: &'static str, code: i16| LedgerError::Unknown { what, value: code.to_string() };
     let (state, reason): (i16, i16) = (row.try_get("state")?, row.try_get("reason")?);
-    let file = match row.try_get::<Option<String>, _>("object_key")? {
-        None => None,
-        Some(_) => {
-            let file = FileRow::from_row(row)?;
-            Some(FoundFile {
-                object_key: file.object_key,
-                name: file.file_name,
-                content_type: file.content_type,
-                bytes: file.bytes,
-                sha256: file.sha256,
-                rows: file.rows.as_ref().and_then(Value::as_i64),
-                expires_at: file.expires_at,
-                deleted_at: file.deleted_at,
-                downloads: file.downloads,
-            })
-        }
-    };
+    let has_file = row.try_get::<Option<String>, _>("object_key")?.is_some();
+    let file = if has_file { Some(FoundFile::from_row(row)?) } else { None };
     Ok(FoundExport {
         id: JobId(row.try_get("id")?),
         dataset: row.try_get("dataset")?,
