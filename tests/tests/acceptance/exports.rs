@@ -32,7 +32,7 @@ impl Product {
     }
 
     /// Writes what the product's database says for a query, as its owner, and returns the file.
-    async fn dump(&self, name: &str, query: &str) -> PathBuf {
+    fn dump(&self, name: &str, query: &str) -> PathBuf {
         let path = self.world.sandbox.directory().join(name);
         let mut psql = Command::new(self.world.sandbox.postgres.psql());
         psql.arg("--no-psqlrc").arg("--quiet").args(["--set", "ON_ERROR_STOP=1"]).args(["--output".as_ref(), path.as_os_str()]);
@@ -125,9 +125,8 @@ async fn the_package_catalogue_equals_its_table_cell_by_cell() {
 
     let columns: Vec<String> =
         PACKAGES.iter().map(|column| if *column == "essential" { "essential::text".into() } else { (*column).to_owned() }).collect();
-    let dump = product
-        .dump("packages.copy", &format!("SELECT {} FROM packages ORDER BY package, architecture, version", columns.join(", ")))
-        .await;
+    let dump =
+        product.dump("packages.copy", &format!("SELECT {} FROM packages ORDER BY package, architecture, version", columns.join(", ")));
     let answer = product.download(&product.backend, &id).await;
     let file = product.world.sandbox.directory().join("packages.csv");
     std::fs::write(&file, &answer.body).unwrap();
@@ -202,7 +201,7 @@ async fn hard_content_of_every_type_comes_out_right_and_only_the_owners() {
         let done = completed(&client, &id).await;
         assert_eq!(done["file"]["name"], "prompts.csv", "{done}");
         let file = product.save(&client, &id).await;
-        let judged = judge(&file, &product.dump(&format!("{user}.copy"), &prompts_of(user)).await, PROMPTS);
+        let judged = judge(&file, &product.dump(&format!("{user}.copy"), &prompts_of(user)), PROMPTS);
         println!("{user}: {judged}");
         assert!(judged["rows"].as_i64().unwrap() >= at_least, "{user}: {judged}");
         assert_eq!(done["file"]["rows"], judged["rows"]);
@@ -213,14 +212,14 @@ async fn hard_content_of_every_type_comes_out_right_and_only_the_owners() {
     // The backend names the owner where it acts for none.
     let id = export(&product.backend, &json!({"dataset": "prompts", "format": "csv", "owner": "user_3"})).await;
     completed(&product.backend, &id).await;
-    judge(&product.save(&product.backend, &id).await, &product.dump("again.copy", &prompts_of("user_3")).await, PROMPTS);
+    judge(&product.save(&product.backend, &id).await, &product.dump("again.copy", &prompts_of("user_3")), PROMPTS);
     // Parameters narrow what is exported.
     let since = "2024-12-15T00:00:00Z";
     let client = product.backend.acting_for("demo");
     let id = export(&client, &json!({"dataset": "prompts", "format": "csv", "params": {"since": since}})).await;
     completed(&client, &id).await;
     let narrowed = prompts_of("demo").replace(" ORDER BY", &format!(" AND p.created_at >= '{since}' ORDER BY"));
-    let judged = judge(&product.save(&client, &id).await, &product.dump("narrowed.copy", &narrowed).await, PROMPTS);
+    let judged = judge(&product.save(&client, &id).await, &product.dump("narrowed.copy", &narrowed), PROMPTS);
     assert!((1..500).contains(&judged["rows"].as_i64().unwrap()), "{judged}");
 }
 
@@ -319,7 +318,7 @@ async fn a_store_that_fails_for_a_while_delays_an_export() {
     let job = demo.job(&id).await;
     assert_eq!(job["attempt"], 2, "{job}");
     let file = product.save(&demo, &id).await;
-    judge(&file, &product.dump("demo.copy", &prompts_of("demo")).await, PROMPTS);
+    judge(&file, &product.dump("demo.copy", &prompts_of("demo")), PROMPTS);
     assert_eq!((product.world.sandbox.s3.objects().unwrap().len(), product.world.sandbox.s3.unfinished_uploads().unwrap().len()), (1, 0));
 }
 
@@ -364,7 +363,7 @@ async fn a_worker_that_dies_in_the_middle_of_an_export_leaves_one_right_file() {
     worker.kill9().await.unwrap().unwrap();
     let done = completed(&demo, &id).await;
     assert_eq!(demo.job(&id).await["attempt"], 1, "a crash costs no attempt");
-    let judged = judge(&product.save(&demo, &id).await, &product.dump("demo.copy", &prompts_of("demo")).await, PROMPTS);
+    let judged = judge(&product.save(&demo, &id).await, &product.dump("demo.copy", &prompts_of("demo")), PROMPTS);
     assert_eq!(judged["rows"], done["file"]["rows"]);
     assert_eq!(s3.objects().unwrap().len(), 1, "one object, the published one");
 }
