@@ -19,6 +19,7 @@ test: ## the same set-up, then every test, on ports of its own; safe beside a ru
 	@.ci/prepare services python nextest
 	cargo build --workspace --bins
 	cargo nextest run --workspace
+	cargo test --workspace --doc --quiet
 
 lint: ## formatting, clippy, the dependency rules, and the Kubernetes files where kubectl is there
 	cargo fmt --all --check

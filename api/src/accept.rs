@@ -115,6 +115,9 @@ pub struct Acceptor {
 impl Acceptor {
     /// Starts the tasks behind it; they end, everything taken in stored and told, when the last clone is dropped. The handle
     /// waits for that.
+    ///
+    /// # Errors
+    /// [`QueueError::Address`](shared::queue::QueueError::Address).
     pub fn start(pool: PgPool, redis: &Redis, clock: Clock, window: u64) -> Result<(Self, JoinHandle<()>), shared::queue::QueueError> {
         let (entries, waiting) = mpsc::channel(WAITING);
         let (tell, told) = mpsc::channel(HANDOVERS);
@@ -230,7 +233,9 @@ async fn announce(mut connection: ConnectionManager, redis: Redis, depths: Arc<D
                     jobs = handovers.len(),
                     "accepted jobs could not be pushed; recovery will"
                 );
-                handovers.iter().for_each(|handover| depths.learn(handover.queue, None));
+                for handover in &handovers {
+                    depths.learn(handover.queue, None);
+                }
             }
         }
         for queue in wake {

@@ -167,19 +167,19 @@ impl Registry {
     fn watch(self: &Arc<Self>, tenant: i32, job: JobId) -> Option<Watch> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let watcher = Arc::new(Watcher { known: AtomicI32::new(i32::MAX), news: Notify::new() });
-        let mut watched = self.lock();
-        watched.entry(job).or_insert_with(|| Watched { tenant, watchers: Vec::with_capacity(1) }).watchers.push(Arc::clone(&watcher));
-        drop(watched);
+        let mut jobs = self.lock();
+        jobs.entry(job).or_insert_with(|| Watched { tenant, watchers: Vec::with_capacity(1) }).watchers.push(Arc::clone(&watcher));
+        drop(jobs);
         metrics::gauge!("offstage_http_requests_waiting").increment(1.0);
         Some(Watch { registry: Arc::clone(self), job, watcher, _place: place })
     }
 
     fn leave(&self, job: JobId, watcher: &Arc<Watcher>) {
-        let mut watched = self.lock();
-        if let Some(entry) = watched.get_mut(&job) {
+        let mut jobs = self.lock();
+        if let Some(entry) = jobs.get_mut(&job) {
             entry.watchers.retain(|other| !Arc::ptr_eq(other, watcher));
             if entry.watchers.is_empty() {
-                watched.remove(&job);
+                jobs.remove(&job);
             }
         }
     }

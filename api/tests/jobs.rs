@@ -293,7 +293,10 @@ async fn changes_follow_the_state_and_say_why_not() {
     assert_eq!((id_of(item), item.get("payload"), item.get("result")), (id, None, None));
     // A user who is none of the job's can't change it, nor list others.
     let strange = |method, path: &str| answer(world.request(method, path).header("X-Acting-User", "eve"));
-    strange(Method::POST, &format!("/v1/jobs/{}/cancel", id_of(item))).await.problem(404, "job_not_found");
+    for what in ["cancel", "retry"] {
+        strange(Method::POST, &format!("/v1/jobs/{}/{what}", id_of(item))).await.problem(404, "job_not_found");
+    }
+    assert_eq!(world.get(&format!("/v1/jobs/{}", id_of(item))).await.expect(200)["version"], item["version"]);
     strange(Method::GET, "/v1/jobs?owner=ada").await.problem(400, "query_invalid");
 }
 

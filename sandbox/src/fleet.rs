@@ -36,11 +36,13 @@ impl Fleet {
 
     pub(crate) async fn start_api(&self, host: &Host, environment: Environment, launch: Launch) -> Result<Process> {
         let program = self.programs.api()?;
+        let environment = without(environment, &["OFFSTAGE_DATABASE_URL", "OFFSTAGE_ENGINE_DATABASE_URL"]);
         self.start("api", program, "OFFSTAGE_LISTEN", host, environment, launch.first("serve")).await
     }
 
     pub(crate) async fn start_worker(&self, host: &Host, environment: Environment, launch: Launch) -> Result<Process> {
         let program = self.programs.worker()?;
+        let environment = without(environment, &["OFFSTAGE_DATABASE_URL", "OFFSTAGE_API_DATABASE_URL"]);
         self.start("worker", program, "OFFSTAGE_WORKER_LISTEN", host, environment, launch).await
     }
 
@@ -97,4 +99,10 @@ impl Fleet {
     pub(crate) async fn stop(&self) {
         futures_util::future::join_all(self.processes().iter().map(Process::stop)).await;
     }
+}
+
+/// Each program gets its own role's database and no other: what works by the owner's would fail in a real installation.
+fn without(mut environment: Environment, names: &[&str]) -> Environment {
+    environment.retain(|name, _| !names.contains(&name.as_str()));
+    environment
 }

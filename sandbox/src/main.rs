@@ -115,8 +115,12 @@ async fn services(directory: PathBuf) -> Outcome {
         world = local::services(&directory) => world?,
         () = stop.asked() => return Ok(()),
     };
-    for (name, value) in world.postgres.environment().into_iter().chain(world.redis.environment()).chain(world.s3.environment()) {
-        say!("{name}='{value}'");
+    let services = [world.postgres.environment(), world.redis.environment(), world.s3.environment()];
+    for (name, value) in services.into_iter().flatten() {
+        // These two roles come with the migrations.
+        if !matches!(name.as_str(), "OFFSTAGE_API_DATABASE_URL" | "OFFSTAGE_ENGINE_DATABASE_URL") {
+            say!("{name}='{value}'");
+        }
     }
     say!("# Ready. Ctrl-C stops them.");
     stop.asked().await;

@@ -22,6 +22,8 @@ use crate::services::postgres::{Durability, Postgres};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
 
+/// For connections to be given back.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// A test's own connections to the database.
 const POOL_SIZE: u32 = 5;
 
@@ -249,7 +251,8 @@ impl Sandbox {
     /// # Errors
     /// Never as things are; what does not end in time is killed.
     pub async fn stop(self) -> Result<()> {
-        self.pool.close().await;
+        // A connection that a test still holds is no reason to wait: the server ends it.
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.pool.close()).await;
         self.fleet.stop().await;
         let (postgres, redis) = tokio::join!(self.postgres.stop(), self.redis.stop());
         self.s3.stop();

@@ -43,7 +43,6 @@ impl Answer {
 
     /// The body as JSON of an answer that must have this status.
     #[track_caller]
-    #[expect(clippy::must_use_candidate, reason = "often it is called for the assertion alone")]
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         self.json()
@@ -138,7 +137,6 @@ impl Client {
     }
 
     /// A request with this caller's credentials; `path` begins with a slash, or is an address.
-    #[must_use]
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let address = if path.starts_with('/') { format!("{}{path}", self.url) } else { path.to_owned() };
         let mut request = self.http.request(method, address);

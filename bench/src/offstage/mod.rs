@@ -7,10 +7,13 @@ mod pickup;
 
 use std::{path::Path, str::FromStr, time::Duration};
 
-use redis::aio::ConnectionManager;
+use redis::{AsyncConnectionConfig, RedisError, aio::ConnectionManager};
 use sandbox::{Launch, Options, Process, Sandbox};
 use secrecy::SecretString;
-use shared::{clock::Clock, queue::Redis};
+use shared::{
+    clock::Clock,
+    queue::{QueueError, Redis},
+};
 use sqlx::{
     AssertSqlSafe, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -86,7 +89,7 @@ impl Offstage {
 
     /// Empties the queues and the ledger and writes out what is dirty, so that every run finds the same.
     pub async fn clear(&self) -> Result<()> {
-        self.world.redis.flushall().await?;
+        self.empty_redis().await?;
         let tables: Vec<String> = sqlx::query_scalar(
             "SELECT quote_ident(tablename) FROM pg_tables
              WHERE schemaname = 'public' AND tablename NOT IN ('tenant', 'api_key', '_sqlx_migrations')",
@@ -96,6 +99,24 @@ impl Offstage {
         sqlx::query(AssertSqlSafe(format!("TRUNCATE {}", tables.join(", ")))).execute(&self.superuser).await?;
         sqlx::query("CHECKPOINT").execute(&self.superuser).await?;
         Ok(())
+    }
+
+    /// Freeing a peer's half a million keys takes its time, so this waits longer than the sandbox does. The append-only file is
+    /// written anew, or its growth would set off a rewrite in the middle of somebody's run.
+    async fn empty_redis(&self) -> Result<()> {
+        let patient = AsyncConnectionConfig::new().set_response_timeout(Some(WITHIN));
+        let client = redis::Client::open(self.world.redis.url()).map_err(QueueError::Address)?;
+        let during = |action: &'static str| move |source: RedisError| QueueError::Redis { action, source };
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await.map_err(during("connect"))?;
+        redis::cmd("FLUSHALL").arg("SYNC").query_async::<()>(&mut connection).await.map_err(during("empty it"))?;
+        redis::cmd("BGREWRITEAOF").query_async::<String>(&mut connection).await.map_err(during("rewrite its file"))?;
+        loop {
+            let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut connection).await.map_err(during("look at its file"))?;
+            if info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0") {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn api(&self) -> Result<Process> {

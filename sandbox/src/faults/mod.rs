@@ -50,7 +50,7 @@ pub struct Rule {
     /// Only this operation, by the protocol's name for it, as in `UploadPart`; every one when absent.
     #[serde(default)]
     pub operation: Option<String>,
-    /// Only where the path holds this text.
+    /// Only where the path, as it stands in the request with its percent signs, holds this text.
     #[serde(default)]
     pub path_contains: Option<String>,
     /// Lets this many matching requests pass before it begins.

@@ -23,6 +23,8 @@ pub enum Change {
     TooLate(DateTime<Utc>),
     /// This tenant has no such job.
     Missing,
+    /// It moved on while it was looked at. Nothing was done; roll back, which lets go of it, and ask again.
+    Moved,
 }
 
 /// Cancels: at once what has not started; what runs is asked to stop, and a success that comes first wins.
@@ -31,7 +33,7 @@ pub enum Change {
 /// [`LedgerError`].
 pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now: DateTime<Utc>) -> Result<Change, LedgerError> {
     // The backlog's row before the state's, as dispatch takes them: the other way round the two would deadlock.
-    sqlx::query("SELECT FROM job_waiting WHERE job_id = $1 AND tenant_id = $2 FOR UPDATE")
+    let held = sqlx::query("SELECT FROM job_waiting WHERE job_id = $1 AND tenant_id = $2 FOR UPDATE")
         .bind(job.0)
         .bind(tenant)
         .execute(&mut *connection)
@@ -47,6 +49,9 @@ pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now:
     let code: i16 = row.try_get("state")?;
     let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
     match state {
+        // It came to the backlog between the two statements, so a dispatcher may hold its row there and wait for this one:
+        // whoever of the two is aborted, a batch of dispatching should not be.
+        State::Waiting if held.rows_affected() == 0 => Ok(Change::Moved),
         State::Waiting | State::Queued => {
             sqlx::query(
                 "WITH stopped AS (

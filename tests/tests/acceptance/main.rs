@@ -6,5 +6,6 @@ mod exports;
 mod files;
 mod jobs;
 mod outcomes;
+mod queues;
 mod recovery;
 mod refusals;

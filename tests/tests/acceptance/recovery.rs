@@ -7,6 +7,7 @@ use std::{
 };
 
 use acceptance::{Call, Callbacks, Load, Loaded, PATIENCE, Spread, World, probe, until, until_within};
+use chrono::{DateTime, TimeDelta, Utc};
 use sandbox::{Launch, Process};
 use serde_json::{Value, json};
 
@@ -180,6 +181,42 @@ async fn a_redis_that_dies_and_comes_back_empty_delays_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_stream_that_repeats_itself_or_talks_nonsense_makes_nothing_run_twice() {
+    let (world, worker) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 1, Duration::from_secs(2)).await;
+    let id = jobs.first().unwrap();
+    let bytes = |hex: &str| -> Vec<u8> {
+        hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    };
+    let real = bytes(&id.replace('-', ""));
+    let add = async |field: &str, value: &[u8]| {
+        let mut command = redis::cmd("XADD");
+        command.arg("{offstage:analytics}:normal").arg("*").arg(field).arg(value);
+        world.sandbox.redis.command::<String>(&command).await.unwrap();
+    };
+    let nobody = bytes("0197c2a45b6c7d8e9f0123456789abcd");
+    for (field, value) in [("j", &real[..]), ("j", &real), ("j", &nobody), ("j", b"x"), ("j", b""), ("k", &real), ("j", &real)] {
+        add(field, value).await;
+    }
+    // Behind all that the queue goes on.
+    world.client.succeeded(&world.client.create_id(&probe(&json!({}))).await).await;
+    world.client.succeeded(id).await;
+    add("j", &real).await;
+    world.client.succeeded(&world.client.create_id(&probe(&json!({}))).await).await;
+    assert_eq!(callbacks.calls().len(), 2, "started once and finished once: {:?}", callbacks.calls());
+    assert_eq!(world.client.job(id).await["attempt"], 1);
+    assert_eq!(worker.exits().len(), 0);
+    until("nonsense is taken off the stream as well", async || {
+        match world.sandbox.redis.command::<i64>(redis::cmd("XLEN").arg("{offstage:analytics}:normal")).await.unwrap() {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_redis_that_hangs_holds_nobody_up_who_posts() {
     let (world, _worker) = World::with_worker().await;
     world.sandbox.redis.pause().await.unwrap();
@@ -251,8 +288,41 @@ async fn a_paused_worker_loses_its_jobs_and_its_late_word_changes_nothing() {
         let mut outcomes: Vec<_> = after["attempts"].as_array().unwrap().iter().map(|run| run["outcome"].as_str().unwrap()).collect();
         outcomes.sort_unstable();
         assert_eq!(outcomes, ["crashed", "succeeded"], "{after}");
+        // The success is the second run's, which slept as long as it was told: not the first one's late word.
+        let time = |field: &str| after[field].as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
+        assert!(time("finished_at") - time("started_at") >= TimeDelta::seconds(4), "{after}");
     }
     assert_eq!(paused.exits().len(), 0, "it was not restarted");
+}
+
+#[tokio::test]
+async fn an_outcome_that_comes_after_the_claim_was_lost_changes_nothing() {
+    let (world, worker) = World::with_worker().await;
+    let callbacks = Callbacks::listen().await;
+    let jobs = running(&world, &callbacks, 1, Duration::from_millis(500)).await;
+    let id = jobs.first().unwrap();
+    // The outcome is on its way and has to wait, and meanwhile somebody else gets the job.
+    let mut transaction = world.sandbox.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM job_state FOR UPDATE").execute(&mut *transaction).await.unwrap();
+    callbacks.wait_for(PATIENCE, "finished", None, 1).await;
+    until("the outcome waits for its row", async || match world.number("SELECT count(*) FROM pg_locks WHERE NOT granted").await {
+        0 => Err("nothing waits"),
+        _ => Ok(()),
+    })
+    .await;
+    let taken = "UPDATE job_state SET token = token + 1, worker = gen_random_uuid(), runs = runs + 1, version = version + 1";
+    assert_eq!(sqlx::query(taken).execute(&mut *transaction).await.unwrap().rows_affected(), 1);
+    transaction.commit().await.unwrap();
+    until("the outcome was told to be stale", async || match world.figure(&worker, "offstage_settles_stale_total", &[]).await {
+        one if one >= 1.0 => Ok(()),
+        none => Err(none),
+    })
+    .await;
+    // Who has the job now never was a worker, so it is taken from him and runs again, and that run counts.
+    let job = world.client.succeeded(id).await;
+    assert_eq!(job["attempt"], 1, "{job}");
+    assert_eq!(callbacks.of_phase("finished").len(), 2);
+    assert_eq!(world.number("SELECT sum(run) FROM job_attempt WHERE outcome = 'succeeded'").await, 3, "the third run, which was ours");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::{
     app::App,
     auth::{Caller, ExportsWrite},
     problem::{Problem, ProblemBody},
-    routes::jobs::{Asked, IdOfPath, NoBody, stop_job},
+    routes::jobs::{Asked, IdOfPath, NoBody, restless, stop_job},
 };
 
 /// Cancels an export, or deletes its file.
@@ -45,6 +45,7 @@ pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let status = match change {
         Change::Missing => return Err(not_found()),
+        Change::Moved => return Err(restless()),
         Change::Asked => StatusCode::ACCEPTED,
         Change::NotFrom(Standing::Succeeded) => {
             find::remove(&mut transaction, asked, now).await?;

@@ -34,9 +34,10 @@ pub struct FoundExport {
 }
 
 /// The file of an export.
-#[derive(Debug)]
+#[derive(Debug, FromRow)]
 pub struct FoundFile {
     pub object_key: String,
+    #[sqlx(rename = "file_name")]
     pub name: String,
     pub content_type: String,
     pub bytes: i64,
@@ -92,15 +93,14 @@ macro_rules! export_columns {
                 (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state = 4 ORDER BY a.run DESC LIMIT 1) AS error,
                 f.object_key, f.file_name, f.content_type, f.bytes, f.sha256, f.expires_at, f.removed_at, f.deleted_at, f.downloads,
                 convert_from(f.page_token, 'UTF8') AS page_token,
-                (SELECT r.result -> 'rows' FROM job_result r WHERE r.job_id = f.job_id) AS rows
-         FROM job j JOIN job_state s ON s.job_id = j.id LEFT JOIN job_file f ON f.job_id = j.id
-         WHERE j.tenant_id = $1 AND j.kind = $2 "
+                (SELECT substring(r.result ->> 'rows' FROM '^[0-9]{1,18}$') FROM job_result r WHERE r.job_id = f.job_id)::bigint AS rows
+         FROM job j JOIN job_state s ON s.job_id = j.id LEFT JOIN job_file f ON f.job_id = j.id WHERE j.tenant_id = $1 AND "
     };
 }
 
 /// One export.
 pub async fn export(connection: &mut PgConnection, asked: Asked<'_>) -> Result<Option<FoundExport>, LedgerError> {
-    let found = sqlx::query(concat!(export_columns!(), "AND j.id = $3 AND ($4::text IS NULL OR j.owner = $4)"))
+    let found = sqlx::query(concat!(export_columns!(), "j.kind = $2 AND j.id = $3 AND ($4::text IS NULL OR j.owner = $4)"))
         .bind(asked.tenant)
         .bind(ExportCreate::NAME)
         .bind(asked.id.0)
@@ -110,22 +110,21 @@ pub async fn export(connection: &mut PgConnection, asked: Asked<'_>) -> Result<O
     found.as_ref().map(read).transpose()
 }
 
-/// A page of exports, newest first. By the index of an owner's jobs, or by that of a kind's.
+/// A page of exports, newest first: by the index of an owner's jobs, or by that of a kind's, each asked for by a range of one
+/// and by its own order (see `shared::ledger::find::list` for why).
 pub async fn list(connection: &mut PgConnection, tenant: i32, owner: Option<&str>, page: Page) -> Result<Vec<FoundExport>, LedgerError> {
-    let below = page.after.map_or(Uuid::max(), |after| after.0);
     let query = match owner {
-        Some(owner) => sqlx::query(concat!(export_columns!(), "AND j.id < $3 AND j.owner = $5 ORDER BY j.id DESC LIMIT $4"))
-            .bind(tenant)
-            .bind(ExportCreate::NAME)
-            .bind(below)
-            .bind(page.to_read())
-            .bind(owner),
-        None => sqlx::query(concat!(export_columns!(), "AND j.id < $3 ORDER BY j.id DESC LIMIT $4"))
-            .bind(tenant)
-            .bind(ExportCreate::NAME)
-            .bind(below)
-            .bind(page.to_read()),
+        Some(_) => sqlx::query(concat!(
+            export_columns!(),
+            "j.kind = $2 AND j.owner IS NOT NULL AND j.owner >= $5 AND j.owner <= $5 AND j.id < $3 ORDER BY j.owner DESC, j.id DESC LIMIT $4"
+        )),
+        None => sqlx::query(concat!(
+            export_columns!(),
+            "$5::text IS NULL AND j.kind >= $2 AND j.kind <= $2 AND j.id < $3 ORDER BY j.kind DESC, j.id DESC LIMIT $4"
+        )),
     };
+    let below = page.after.map_or(Uuid::max(), |after| after.0);
+    let query = query.bind(tenant).bind(ExportCreate::NAME).bind(below).bind(page.to_read()).bind(owner);
     query.fetch_all(connection).await?.iter().map(read).collect()
 }
 
@@ -168,43 +167,11 @@ pub async fn set_page(connection: &mut PgConnection, asked: Asked<'_>, token: Op
     Ok(())
 }
 
-#[derive(FromRow)]
-struct FileRow {
-    object_key: String,
-    file_name: String,
-    content_type: String,
-    bytes: i64,
-    sha256: Vec<u8>,
-    expires_at: DateTime<Utc>,
-    removed_at: Option<DateTime<Utc>>,
-    deleted_at: Option<DateTime<Utc>>,
-    downloads: i32,
-    page_token: Option<String>,
-    rows: Option<Value>,
-}
-
 fn read(row: &PgRow) -> Result<FoundExport, LedgerError> {
     let unknown = |what: &'static str, code: i16| LedgerError::Unknown { what, value: code.to_string() };
     let (state, reason): (i16, i16) = (row.try_get("state")?, row.try_get("reason")?);
-    let file = match row.try_get::<Option<String>, _>("object_key")? {
-        None => None,
-        Some(_) => {
-            let file = FileRow::from_row(row)?;
-            Some(FoundFile {
-                object_key: file.object_key,
-                name: file.file_name,
-                content_type: file.content_type,
-                bytes: file.bytes,
-                sha256: file.sha256,
-                rows: file.rows.as_ref().and_then(Value::as_i64),
-                expires_at: file.expires_at,
-                removed_at: file.removed_at,
-                deleted_at: file.deleted_at,
-                downloads: file.downloads,
-                page_token: file.page_token,
-            })
-        }
-    };
+    let has_file = row.try_get::<Option<String>, _>("object_key")?.is_some();
+    let file = if has_file { Some(FoundFile::from_row(row)?) } else { None };
     Ok(FoundExport {
         id: JobId(row.try_get("id")?),
         dataset: row.try_get("dataset")?,

@@ -1,7 +1,5 @@
 //! An export as clients see it.
 
-use std::fmt::Write;
-
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use shared::{
@@ -212,12 +210,8 @@ fn trouble(found: &FoundExport, state: ExportState) -> Option<Trouble> {
 
 impl File {
     fn of(found: FoundFile) -> Self {
-        let mut sha256 = String::with_capacity(64);
-        for byte in &found.sha256 {
-            // Writing to a string can't fail.
-            _ = write!(sha256, "{byte:02x}");
-        }
-        Self { name: found.name, size: found.bytes, content_type: found.content_type, sha256, rows: found.rows }
+        let FoundFile { name, content_type, bytes, sha256, rows, .. } = found;
+        Self { name, size: bytes, content_type, sha256: hex::encode(sha256), rows }
     }
 }
 

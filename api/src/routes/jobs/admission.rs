@@ -89,9 +89,9 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
     let key = idempotency_key(headers, wish.idempotency_key.as_deref())?;
     let now = app.clock.now();
     let mut violations = Vec::new();
-    let owned = owner(acting_user, wish.owner.as_deref()).map_err(|violation| violations.push(violation));
+    let named = owner(acting_user, wish.owner.as_deref()).map_err(|violation| violations.push(violation));
     // The rest is looked at as if the owner were right, so that no mistake is named that is none.
-    let owner = owned.unwrap_or(acting_user.or(wish.owner.as_deref()));
+    let owner = named.unwrap_or(acting_user.or(wish.owner.as_deref()));
     check_times(&wish, now, &mut violations);
     let entry = app.kinds.find(&wish.kind);
     let mut queue = None;
@@ -108,7 +108,7 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
         fingerprint(Fingerprinted { kind: entry.name, payload, run_at: *run_at, start_by: *start_by, priority, owner })
     });
     let (Some(entry), Some(queue), Some(body_hash), true) = (entry, queue, body_hash, violations.is_empty()) else {
-        if let (Some(key), Some(body_hash), Ok(owner)) = (key, body_hash, owned)
+        if let (Some(key), Some(body_hash), Ok(owner)) = (key, body_hash, named)
             && let Some(first) = accepted_before(app, tenant, owner, key, body_hash, now).await?
         {
             return Ok(Admitted::Before(first));

@@ -36,6 +36,9 @@ use crate::{
 /// How often a change is tried that Postgres turned down because it met another one.
 const TRIES: u32 = 5;
 
+/// When to come again to a job that too many change at once.
+const COME_AGAIN: Duration = Duration::from_secs(1);
+
 /// The longest pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -64,6 +67,7 @@ pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfP
             let detail = format!("The job has {}, so there is nothing to cancel.", ended(state));
             return Err(Problem::new(Code::JobNotCancellable, detail));
         }
+        Change::Moved => return Err(restless()),
         Change::TooLate(_) | Change::Missing => return Err(not_found()),
     }
     let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
@@ -83,7 +87,7 @@ async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
     match changed.change {
         Change::Done => app.follow.tell(asked.id, Call::Nothing),
         Change::Asked => app.follow.tell(asked.id, Call::Stop),
-        Change::NotFrom(_) | Change::TooLate(_) | Change::Missing => {}
+        Change::NotFrom(_) | Change::TooLate(_) | Change::Missing | Change::Moved => {}
     }
     Ok(changed)
 }
@@ -114,9 +118,16 @@ pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPa
         Change::TooLate(start_by) => {
             return refused(format!("The job was to be started by {}, which has passed. Ask for a new job.", start_by.format("%FT%TZ")));
         }
+        Change::Moved => return Err(restless()),
         Change::Asked | Change::Missing => return Err(not_found()),
     }
     answer(&app, StatusCode::ACCEPTED, found)
+}
+
+/// So many changes at once that ours found no gap.
+pub fn restless() -> Problem {
+    let detail = "The job is being changed by many requests at once. Nothing was done by this one; send it again in a moment.";
+    Problem::new(Code::Overloaded, detail).retry_after(COME_AGAIN)
 }
 
 /// How a state is told of something that ended.
@@ -144,20 +155,22 @@ struct Changed {
     found: Option<FoundJob>,
 }
 
-/// Changes a job. What Postgres rolled back because two transactions met (SQLSTATE class 40) is tried again: both wishes
-/// find their own effect when they are repeated, so nothing happens twice.
+/// Changes a job. When it moved meanwhile, or Postgres rolled the change back because two transactions met (SQLSTATE class
+/// 40), it is tried again: both wishes find their own effect when they are repeated, so nothing happens twice.
 async fn change(app: &App, asked: Asked<'_>, wish: Wish) -> Result<Changed, LedgerError> {
     let mut tries = 1;
     loop {
-        match change_once(app, asked, wish, app.clock.now()).await {
-            Err(LedgerError::Unavailable(sqlx::Error::Database(error)))
-                if tries < TRIES && error.code().is_some_and(|code| code.starts_with("40")) =>
-            {
-                tries += 1;
-                sleep(PAUSE.mul_f64(random::fraction())).await;
-            }
-            other => return other,
+        let changed = change_once(app, asked, wish, app.clock.now()).await;
+        let met = match &changed {
+            Ok(changed) => changed.change == Change::Moved,
+            Err(LedgerError::Unavailable(sqlx::Error::Database(error))) => error.code().is_some_and(|code| code.starts_with("40")),
+            Err(_) => false,
+        };
+        if !met || tries == TRIES {
+            return changed;
         }
+        tries += 1;
+        sleep(PAUSE.mul_f64(random::fraction())).await;
     }
 }
 
@@ -172,6 +185,9 @@ async fn change_once(app: &App, asked: Asked<'_>, wish: Wish, now: DateTime<Utc>
         Wish::Cancel => (change::cancel(&mut transaction, tenant, id, now).await?, None),
         Wish::Retry => change::retry(&mut transaction, tenant, id, now).await?,
     };
+    if change == Change::Moved {
+        return Ok(Changed { change, queue: None, found: None });
+    }
     let found = find::job(&mut transaction, tenant, owner, id).await?;
     transaction.commit().await?;
     Ok(Changed { change, queue, found })

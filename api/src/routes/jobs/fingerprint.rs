@@ -84,7 +84,7 @@ mod tests {
     fn of(payload: &str) -> String {
         let payload: Value = serde_json::from_str(payload).unwrap();
         let asked = Asked { kind: "a.b", payload: &payload, run_at: None, start_by: None, priority: Priority::Normal, owner: None };
-        fingerprint(asked).iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(fingerprint(asked))
     }
 
     #[test]

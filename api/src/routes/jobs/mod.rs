@@ -22,7 +22,7 @@ use utoipa::OpenApi;
 use uuid::Uuid;
 
 pub use admission::{Admitted, Wish, admit};
-pub use change::{NoBody, stop_job};
+pub use change::{NoBody, restless, stop_job};
 pub use create::gone;
 pub use list::listed_owner;
 pub use view::{Outlook, Progress, Trouble, address as job_address};

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use shared::{
     ledger::{
         LedgerError,
-        find::{self, FoundAttempt, FoundJob},
+        find::{self, FoundJob},
     },
     tenant,
 };
@@ -83,7 +83,6 @@ pub async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id.job()? };
-    let with_attempts = query.include == Some(Include::Attempts);
     let held = held_versions(&headers);
     let wait = query.wait.unwrap_or(0);
     if wait > LONGEST_WAIT {
@@ -102,10 +101,10 @@ pub async fn read(
         }
     }
     let found = find::job(&mut transaction, asked.tenant, asked.owner, asked.id).await?.ok_or_else(not_found)?;
-    let attempts: Option<Vec<FoundAttempt>> = match with_attempts {
-        true => Some(find::attempts(&mut transaction, asked.tenant, asked.id).await?),
-        false => None,
-    };
+    let mut attempts = None;
+    if query.include == Some(Include::Attempts) {
+        attempts = Some(find::attempts(&mut transaction, asked.tenant, asked.id).await?);
+    }
     // Nothing was written: the connection goes back to its pool and is cleaned there, while the answer leaves.
     drop(transaction);
     let tag = tag(found.version);
@@ -127,19 +126,15 @@ async fn wait_for_news(app: &App, asked: Asked<'_>, since: Option<i32>, deadline
         let detail = "Too many requests are waiting for news here just now. Ask without `wait`, or again in a moment.";
         Problem::new(Code::Overloaded, detail).retry_after(COME_AGAIN)
     })?;
-    let since = match since {
-        Some(since) => since,
-        None => {
-            let found = find(app, asked).await?.ok_or_else(not_found)?;
-            if found.state.is_terminal() {
-                return Ok(());
-            }
-            watch.saw(found.version);
-            if !has_news(app, &watch, deadline).await {
-                return Ok(());
-            }
-            found.version
+    let since = if let Some(since) = since {
+        since
+    } else {
+        let found = find(app, asked).await?.ok_or_else(not_found)?;
+        watch.saw(found.version);
+        if found.state.is_terminal() || !has_news(app, &watch, deadline).await {
+            return Ok(());
         }
+        found.version
     };
     loop {
         let version = version(app, asked).await?.ok_or_else(not_found)?;

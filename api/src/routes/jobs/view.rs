@@ -127,7 +127,8 @@ pub struct Attempt {
     /// The run's number, from 1; those that did not count are numbered too.
     run: i32,
     /// The attempt it was counted as.
-    attempt: i16,
+    #[serde(rename = "attempt")]
+    counted_as: i16,
     /// `succeeded`, `retry`, `failed`, `cancelled` or `crashed`.
     outcome: String,
     /// When it began.
@@ -142,7 +143,7 @@ pub struct Attempt {
 impl Attempt {
     fn of(found: FoundAttempt) -> Self {
         let FoundAttempt { run, attempt, started_at, finished_at, outcome, error } = found;
-        Self { run, attempt, outcome, started_at, finished_at, error: error.as_ref().map(Trouble::of) }
+        Self { run, counted_as: attempt, outcome, started_at, finished_at, error: error.as_ref().map(Trouble::of) }
     }
 }
 

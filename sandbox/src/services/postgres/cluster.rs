@@ -103,7 +103,7 @@ impl Cluster {
                 "full_page_writes=off",
                 "wal_level=minimal",
                 "max_wal_senders=0",
-                "min_wal_size=16MB",
+                "min_wal_size=8MB",
                 "max_wal_size=512MB",
                 "jit=off",
             ],

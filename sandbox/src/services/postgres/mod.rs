@@ -104,7 +104,7 @@ impl Postgres {
                 Err(error) if self.process.pid().is_some() || tokio::time::Instant::now() > deadline => {
                     return Err(error);
                 }
-                Err(error) if !self.process.log().ends_with_any(&["is still in use", "lock file \"postmaster.pid\""]) => {
+                Err(error) if !mentions(&self.process.log(), &["is still in use", "lock file \"postmaster.pid\""]) => {
                     return Err(error);
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -306,15 +306,9 @@ async fn execute(connection: &mut PgConnection, statement: String, action: impl 
     connection.execute(AssertSqlSafe(statement)).await.map(|_| ()).doing(action)
 }
 
-/// Looks for words in the last lines of a log.
-trait EndsWithAny {
-    fn ends_with_any(&self, words: &[&str]) -> bool;
-}
-
-impl EndsWithAny for String {
-    fn ends_with_any(&self, words: &[&str]) -> bool {
-        self.lines().rev().take(10).any(|line| words.iter().any(|word| line.contains(word)))
-    }
+/// Whether the last lines of a log hold one of these.
+fn mentions(log: &str, words: &[&str]) -> bool {
+    log.lines().rev().take(10).any(|line| words.iter().any(|word| line.contains(word)))
 }
 
 impl From<sqlx::Error> for Error {

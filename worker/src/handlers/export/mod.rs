@@ -78,16 +78,18 @@ struct Export<'a> {
 impl<'a> Export<'a> {
     fn prepare(payload: &'a ExportCreate, tenant: &'a Tenant, context: &'a JobContext) -> Result<Self, Failure> {
         let manifest = &tenant.manifest;
+        let owner = context.job.owner.as_deref();
+        // A user's export reads what is for users, also when that changed since the job was accepted.
+        let is_open = |name: &str| manifest.datasets.get(name).is_some_and(|dataset| dataset.is_open_to(owner));
         if let Some(Wanted::Dataset(name)) = payload.wanted()
-            && !manifest.datasets.contains_key(name)
+            && !is_open(name)
         {
-            let known = manifest.datasets.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let known = manifest.datasets.keys().map(String::as_str).filter(|name| is_open(name)).collect::<Vec<_>>().join(", ");
             let message = format!("the dataset `{name}` is not in the product's manifest any more; it has: {known}");
             return Err(Failure::permanent("dataset_unknown", message));
         }
         // Checked when the job was accepted; the manifest may have changed since.
-        let selected =
-            payload.select(manifest, context.job.owner.as_deref()).map_err(|violations| bind_failure(payload.subject(), &violations))?;
+        let selected = payload.select(manifest, owner).map_err(|violations| bind_failure(payload.subject(), &violations))?;
         let mut groups: Vec<(Source<'a>, Vec<Selected<'a>>)> = Vec::new();
         for one in selected {
             let name = one.dataset.source.as_str();
