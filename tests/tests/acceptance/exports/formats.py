@@ -86,7 +86,8 @@ def read_xlsx(file, names):
             return Number(repr(cell))
         return cell if cell is None else re.sub("_x([0-9A-Fa-f]{4})_", lambda match: chr(int(match[1], 16)), cell)
 
-    for sheet in openpyxl.load_workbook(file, read_only=True):
+    # A file object: by name it takes only files that end in .xlsx.
+    for sheet in openpyxl.load_workbook(open(file, "rb"), read_only=True):
         rows = sheet.iter_rows(values_only=True)
         if list(next(rows)) != list(names):
             sys.exit("the sheet's header is another")
