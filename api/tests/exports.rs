@@ -8,9 +8,10 @@ use reqwest::{Client, Method, RequestBuilder, redirect};
 use sandbox::{Launch, Options, Process, Sandbox};
 use serde_json::{Value, json};
 use shared::{
-    job::{Failure, JobId, Outcome, Policy, PublishedFile, Success},
+    job::{Failure, JobId, Outcome, Policy, PublishedFile, State, Success},
     ledger::{
         claim::{self, ClaimedJob},
+        recover,
         settle::{self, Settlement},
     },
 };
@@ -204,4 +205,21 @@ async fn exports_are_listed_and_tell_how_they_ended() {
     );
     let all = world.client.post(format!("{}/v1/exports", world.api.url())).bearer_auth(&world.key);
     answer(all.json(&json!({"dataset": "all_prompts", "format": "csv"}))).await.expect(202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_takes_its_workers_down_is_told_of_as_failed() {
+    let world = World::start().await;
+    let id = world.export(&json!({"dataset": "prompts", "format": "csv"})).await;
+    let claimed = world.claim(&id).await;
+    let crashes = sqlx::query("UPDATE job_state SET crashes = $2 WHERE job_id = $1").bind(claimed.id.0);
+    crashes.bind(recover::CRASHES_OF_POISON - 1).execute(world.sandbox.pool()).await.unwrap();
+    // The worker that claimed it is not among the living.
+    let recovered = recover::take_over(world.sandbox.pool(), &[Uuid::from_u128(7)], world.now().await, 10).await.unwrap();
+    assert_eq!(recovered.iter().map(|one| (one.job, one.state)).collect::<Vec<_>>(), [(claimed.id, State::Failed)]);
+    let told: Vec<(String, String, String)> =
+        sqlx::query_as("SELECT owner, title, message FROM notification").fetch_all(world.sandbox.pool()).await.unwrap();
+    let [(owner, title, message)] = told.as_slice() else { panic!("told once: {told:?}") };
+    assert_eq!((owner.as_str(), title.as_str()), ("demo", "Your export failed"));
+    assert!(message.starts_with("prompts: ") && !message.contains("process"), "{message}");
 }

@@ -269,10 +269,6 @@ fn unwritable(dataset: &str, row: u64, error: &Unwritable) -> Failure {
                 "row {row} of the dataset `{dataset}` has bytes that are no UTF-8 text; give the source's database an encoding, or convert the column in the dataset's SQL"
             ),
         ),
-        Unwritable::TooLong { .. } => Failure::permanent(
-            "cell_too_long",
-            format!("row {row} of the dataset `{dataset}` does not fit into a workbook: {error}; ask for csv, json, jsonl or markdown"),
-        ),
         Unwritable::Compression => {
             Failure::permanent("file_not_written", format!("row {row} of the dataset `{dataset}`: {error}; this is a fault in the product"))
         }

@@ -36,16 +36,6 @@ pub(super) enum Unwritable {
     /// A value is no text.
     #[error(transparent)]
     NotText(#[from] NotText),
-    /// A value is longer than a cell of the format holds.
-    #[error("the column `{column}` has {length} characters; a cell of a workbook holds {most}")]
-    TooLong {
-        /// The column's name.
-        column: String,
-        /// The value's length, in UTF-16 units as Excel counts.
-        length: usize,
-        /// The most.
-        most: usize,
-    },
     /// The compressor failed, which it has no reason to.
     #[error("compressing the file failed")]
     Compression,

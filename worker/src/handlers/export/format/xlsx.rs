@@ -8,8 +8,9 @@
 //! that look like their escape, are written as `_xHHHH_` (ECMA-376-1 §22.9.2.19).
 //!
 //! Limits (<https://support.microsoft.com/en-us/office/excel-specifications-and-limits-1672b34d-7043-467e-8e27-269d656771c3>): after 1,048,576
-//! rows, or before a sheet's XML reaches 4 GiB, the next sheet begins, with the header again. A text beyond 32,767
-//! characters fails the export: what is cut could not be trusted.
+//! rows, or before a sheet's XML reaches 4 GiB, the next sheet begins, with the header again. A cell holds 32,767 characters:
+//! what a text has beyond them continues right of the last column, nothing is cut. There one cell says
+//! `name continued in 2 cells`, and that many cells with the rest follow.
 
 use chrono::NaiveDate;
 
@@ -91,7 +92,8 @@ impl Xlsx {
         );
         self.xml.extend_from_slice(begin.as_bytes());
         for Cell { name, letters, .. } in &self.columns {
-            text(name, name, Place { letters, row: "1", style: " s=\"1\"" }, &mut self.xml)?;
+            // Postgres' names have 63 bytes.
+            let _ = text(name, Place { letters, row: "1", style: " s=\"1\"" }, &mut self.xml);
         }
         self.xml.extend_from_slice(b"</row>");
         self.flush(out)
@@ -122,9 +124,24 @@ impl Xlsx {
         for piece in [b"<row r=\"", number.as_bytes(), b"\">"] {
             self.xml.extend_from_slice(piece);
         }
+        let mut long = Vec::new();
         for (index, Cell { name, shape, letters }) in self.columns.iter().enumerate() {
             if let Some(raw) = row.cell(index)? {
-                cell(name, shape, raw, Place { letters, row: &number, style: "" }, &mut self.scratch, &mut self.xml)?;
+                let rest = cell(shape, raw, Place { letters, row: &number, style: "" }, &mut self.scratch, &mut self.xml);
+                long.extend(rest.map(|rest| (name, rest)));
+            }
+        }
+        let mut index = self.columns.len();
+        let mut next = |content: &str, xml: &mut Vec<u8>| {
+            let letters = letters(index);
+            index += 1;
+            let _ = text(content, Place { letters: &letters, row: &number, style: "" }, xml);
+        };
+        for (name, rest) in long {
+            let pieces = pieces(&rest);
+            next(&format!("{name} continued in {} cells", pieces.len()), &mut self.xml);
+            for piece in pieces {
+                next(piece, &mut self.xml);
             }
         }
         self.xml.extend_from_slice(b"</row>");
@@ -216,7 +233,8 @@ impl Place<'_> {
     }
 }
 
-fn cell(column: &str, shape: &Shape, raw: &str, place: Place<'_>, scratch: &mut String, out: &mut Vec<u8>) -> Result<(), Unwritable> {
+/// Writes a cell. Answers what of it did not fit.
+fn cell(shape: &Shape, raw: &str, place: Place<'_>, scratch: &mut String, out: &mut Vec<u8>) -> Option<String> {
     let number = match shape {
         Shape::Integer | Shape::Numeric => shape.is_exact_number(raw),
         Shape::Float => is_excel_number(raw),
@@ -233,11 +251,11 @@ fn cell(column: &str, shape: &Shape, raw: &str, place: Place<'_>, scratch: &mut 
         Shape::Boolean if matches!(raw, "t" | "f") => value(" t=\"b\"", if raw == "t" { "1" } else { "0" }, place, out),
         Shape::Date => match serial(raw) {
             Some(days) => value("", &days.to_string(), Place { style: " s=\"2\"", ..place }, out),
-            None => return text(column, shape.plain(raw, scratch), place, out),
+            None => return text(shape.plain(raw, scratch), place, out),
         },
-        _ => return text(column, shape.plain(raw, scratch), place, out),
+        _ => return text(shape.plain(raw, scratch), place, out),
     }
-    Ok(())
+    None
 }
 
 /// Finite, and neither denormal nor beyond what Excel holds, 9.99999999999999E+307.
@@ -255,15 +273,35 @@ fn serial(raw: &str) -> Option<i64> {
     (days > 60).then_some(days)
 }
 
-/// A text, in the cell itself: a table of shared strings would have to be kept.
-fn text(column: &str, text: &str, place: Place<'_>, out: &mut Vec<u8>) -> Result<(), Unwritable> {
+/// A text cut where a cell ends.
+fn split(text: &str) -> (&str, &str) {
     // Never more units than bytes.
-    if text.len() > LONGEST_TEXT {
-        let length = text.encode_utf16().count();
-        if length > LONGEST_TEXT {
-            return Err(Unwritable::TooLong { column: column.to_owned(), length, most: LONGEST_TEXT });
-        }
+    if text.len() <= LONGEST_TEXT {
+        return (text, "");
     }
+    let mut units = 0;
+    let end = text.char_indices().find(|(_, character)| {
+        units += character.len_utf16();
+        units > LONGEST_TEXT
+    });
+    end.and_then(|(end, _)| text.split_at_checked(end)).unwrap_or((text, ""))
+}
+
+/// A text cell by cell.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (piece, after) = split(rest);
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+/// A text, in the cell itself: a table of shared strings would have to be kept. Answers what did not fit.
+fn text(text: &str, place: Place<'_>, out: &mut Vec<u8>) -> Option<String> {
+    let (text, rest) = split(text);
     place.open(out);
     out.extend_from_slice(b" t=\"inlineStr\"><is><t");
     if text.trim().len() != text.len() || text.contains('\n') {
@@ -272,7 +310,7 @@ fn text(column: &str, text: &str, place: Place<'_>, out: &mut Vec<u8>) -> Result
     out.push(b'>');
     escape(text, out);
     out.extend_from_slice(b"</t></is></c>");
-    Ok(())
+    (!rest.is_empty()).then(|| rest.to_owned())
 }
 
 /// A text as XML.
@@ -407,13 +445,20 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_does_not_fit_is_refused() {
-        let mut xlsx = Xlsx::new("x", &[column("content", Shape::Text)]);
-        let mut out = Vec::new();
-        xlsx.begin(&mut out).unwrap();
-        xlsx.row(&[Some("é".repeat(LONGEST_TEXT).as_str())], &mut out).unwrap();
-        let error = xlsx.row(&[Some("\u{1f680}".repeat(LONGEST_TEXT / 2 + 1).as_str())], &mut out).unwrap_err();
-        assert_eq!(error, Unwritable::TooLong { column: "content".into(), length: 32_768, most: 32_767 });
+    fn a_text_that_does_not_fit_continues_at_the_rows_end() {
+        let fits = "é".repeat(LONGEST_TEXT);
+        let long = "\u{1f680}".repeat(LONGEST_TEXT);
+        let read = workbook(
+            Xlsx::new("x", &[column("a", Shape::Text), column("b", Shape::Text)]),
+            &[vec![Some(&fits), Some("b")], vec![Some(&long), Some("b")]],
+        );
+        let rows = read[0][1].as_array().unwrap();
+        assert_eq!(rows[1], json!([["A2", "inlineStr", fits], ["B2", "inlineStr", "b"]]));
+        let cells: Vec<&str> = rows[2].as_array().unwrap().iter().map(|cell| cell[2].as_str().unwrap()).collect();
+        assert_eq!((cells[1], cells[2], cells.len()), ("b", "a continued in 2 cells", 5));
+        assert!(cells.iter().all(|cell| cell.encode_utf16().count() <= LONGEST_TEXT));
+        assert_eq!([cells[0], cells[3], cells[4]].concat(), long);
+        assert_eq!(rows[2][4][0], "E3");
     }
 
     #[test]
