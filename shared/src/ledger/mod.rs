@@ -26,7 +26,7 @@ use std::{str::FromStr, time::Duration};
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    PgPool,
+    Connection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -34,6 +34,10 @@ use crate::job::Failure;
 
 /// The longest one statement of ours may run on the server (R6: queries are ended after 30 s).
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a connection may lie idle and still be used unasked. Busy ones are not asked, which would cost each statement a
+/// round trip.
+const TRUSTED: Duration = Duration::from_secs(1);
 
 /// A fault between us and the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -144,10 +148,19 @@ pub fn pool(setting: &'static str, url: &SecretString, sessions: Sessions, size:
     Ok(PgPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(Duration::from_secs(5))
-        // What is open stays open: see [`warm`]. A connection that broke is noticed at its next use.
+        // What is open stays open: see [`warm`].
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
+        // A server that restarted has broken all of them at once: who comes next must not find that out one by one.
+        .before_acquire(|connection, about| {
+            Box::pin(async move {
+                if about.idle_for > TRUSTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options))
 }
 
