@@ -89,7 +89,13 @@ impl Report {
                 if let (Some(ours), Some(theirs)) = (of(&PICKUP), of(&pickup)) {
                     let goal = if percent == 99 { GOAL_PICKUP } else { "≤ 1.5 ms" };
                     let ratio = format!("{:.2}×", ours / theirs);
-                    table.line([format!("pick-up p{percent}, ms"), format!("{ours:.2}"), format!("{peer} {theirs:.2}"), ratio, goal.to_owned()]);
+                    table.line([
+                        format!("pick-up p{percent}, ms"),
+                        format!("{ours:.2}"),
+                        format!("{peer} {theirs:.2}"),
+                        ratio,
+                        goal.to_owned(),
+                    ]);
                 }
             }
         }
@@ -110,10 +116,8 @@ impl Report {
         let mut table = Table::new(&["who", "how", "p50 ms", "p99 ms", "max ms", "p99 of all runs", "CPU µs a job"]);
         for (row, runs) in self.results.iter().filter(|(row, _)| row.figure == Figure::Pickup) {
             let middle = |pick: fn(&Latencies) -> f64| self.latency(row, pick).map(|millis| format!("{millis:.2}")).unwrap_or_default();
-            let all: Vec<String> = runs
-                .iter()
-                .filter_map(|run| Some(format!("{:.2}{}", run.latencies.as_ref()?.percentile(99), mark(run))))
-                .collect();
+            let all: Vec<String> =
+                runs.iter().filter_map(|run| Some(format!("{:.2}{}", run.latencies.as_ref()?.percentile(99), mark(run)))).collect();
             table.line([
                 row.contestant.to_owned(),
                 row.how.to_owned(),
@@ -130,7 +134,11 @@ impl Report {
 
     fn disturbed(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.results.values().flatten().any(|run| run.others > DISTURBED) {
-            writeln!(f, "`*` other programs used more than {:.0} % of the machine during this run: its rate says little.", DISTURBED * 100.0)?;
+            writeln!(
+                f,
+                "`*` other programs used more than {:.0} % of the machine during this run: its rate says little.",
+                DISTURBED * 100.0
+            )?;
         }
         Ok(())
     }
@@ -146,9 +154,11 @@ impl Report {
     /// CPU microseconds a job of all processes together.
     fn total_cost(&self, row: &Row) -> Option<f64> {
         let runs = self.results.get(row)?;
-        median(runs.iter().filter(|run| !run.costs.is_empty()).map(|run| {
-            run.costs.iter().filter_map(|(process, _)| run.micros_per_job(process)).sum()
-        }))
+        median(
+            runs.iter()
+                .filter(|run| !run.costs.is_empty())
+                .map(|run| run.costs.iter().filter_map(|(process, _)| run.micros_per_job(process)).sum()),
+        )
     }
 }
 
@@ -216,7 +226,8 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.lines.first().map_or(0, Vec::len);
-        let width = |column: usize| self.lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+        let width =
+            |column: usize| self.lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
         for (number, line) in self.lines.iter().enumerate() {
             for (cell, width) in line.iter().zip(&widths) {
@@ -250,7 +261,8 @@ mod tests {
         let [drain, ..] = rows_of("BullMQ");
         let results = Results::from([(DRAIN, vec![run(40_000, 0.0), run(44_000, 0.0), run(10, 0.5)]), (drain, vec![run(20_000, 0.0)])]);
         let plan = Plan { jobs: 50_000, seconds: 20, rounds: 3, patience: Duration::ZERO };
-        let report = Report { date: "today".into(), plan, servers: "servers".into(), versions: Vec::new(), skipped: vec!["nobody".into()], results };
+        let report =
+            Report { date: "today".into(), plan, servers: "servers".into(), versions: Vec::new(), skipped: vec!["nobody".into()], results };
         let text = report.to_string();
         assert!(text.contains("2.00×"), "{text}");
         assert!(text.contains("40,000, 44,000, 10*"), "{text}");

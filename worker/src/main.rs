@@ -125,7 +125,7 @@ async fn warn_of_eviction(redis: &Redis) {
         }
         Ok(_) => {}
         Err(error) => {
-            tracing::info!(error = &error as &dyn std::error::Error, "could not read Redis' maxmemory-policy; it should be noeviction")
+            tracing::info!(error = &error as &dyn std::error::Error, "could not read Redis' maxmemory-policy; it should be noeviction");
         }
     }
 }

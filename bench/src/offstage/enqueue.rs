@@ -61,7 +61,13 @@ impl Offstage {
         Ok(Run { jobs, elapsed, costs: usage.costs, others: usage.others, latencies: None })
     }
 
-    async fn insert_batches(&self, pool: &sqlx::PgPool, left: &AtomicUsize, straight: &AtomicU64, tell: mpsc::Sender<Vec<Handover>>) -> Result<()> {
+    async fn insert_batches(
+        &self,
+        pool: &sqlx::PgPool,
+        left: &AtomicUsize,
+        straight: &AtomicU64,
+        tell: mpsc::Sender<Vec<Handover>>,
+    ) -> Result<()> {
         let payload = payload();
         loop {
             let count = take(left, BULK);

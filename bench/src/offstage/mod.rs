@@ -111,7 +111,8 @@ impl Offstage {
         redis::cmd("FLUSHALL").arg("SYNC").query_async::<()>(&mut connection).await.map_err(during("empty it"))?;
         redis::cmd("BGREWRITEAOF").query_async::<String>(&mut connection).await.map_err(during("rewrite its file"))?;
         loop {
-            let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut connection).await.map_err(during("look at its file"))?;
+            let info: String =
+                redis::cmd("INFO").arg("persistence").query_async(&mut connection).await.map_err(during("look at its file"))?;
             if info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0") {
                 return Ok(());
             }

@@ -81,9 +81,11 @@ impl Offstage {
         self.check(jobs, jobs).await?;
         let claims = self.claims().await?;
 
-        let run = |latencies: Latencies| Run { jobs, elapsed, costs: usage.costs.clone(), others: usage.others, latencies: Some(latencies) };
+        let run =
+            |latencies: Latencies| Run { jobs, elapsed, costs: usage.costs.clone(), others: usage.others, latencies: Some(latencies) };
         let counted = || sent.iter().skip(WARM_UP);
-        let between = |id: &String, sent: &DateTime<Utc>, times: &HashMap<String, DateTime<Utc>>| times.get(id).map(|time| millis(*sent, *time));
+        let between =
+            |id: &String, sent: &DateTime<Utc>, times: &HashMap<String, DateTime<Utc>>| times.get(id).map(|time| millis(*sent, *time));
         let handler: Latencies = counted().filter_map(|(id, sent)| Some(millis(*sent, starts.get(id)?.at))).collect();
         let callback: Latencies = counted().filter_map(|(id, sent)| Some(millis(*sent, starts.get(id)?.heard))).collect();
         let claim: Latencies = counted().filter_map(|(id, sent)| between(id, sent, &claims)).collect();
@@ -117,7 +119,8 @@ impl Offstage {
                 if status != StatusCode::ACCEPTED {
                     return Err(Error::Unexpected(format!("POST /v1/jobs answered {status}: {}", String::from_utf8_lossy(&answer))));
                 }
-                let job: Accepted = serde_json::from_slice(&answer).map_err(|error| Error::Unexpected(format!("an answer without an id: {error}")))?;
+                let job: Accepted =
+                    serde_json::from_slice(&answer).map_err(|error| Error::Unexpected(format!("an answer without an id: {error}")))?;
                 Ok((job.id, sent))
             });
         }

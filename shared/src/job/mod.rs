@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub use outcome::{Failure, FailureClass, Outcome, PublishedFile, Success};
 pub use policy::{Backoff, Policy};
 
-/// A job's id: a UUIDv7, so ids sort by time of creation.
+/// A job's id: a `UUIDv7`, so ids sort by time of creation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct JobId(pub Uuid);

@@ -232,7 +232,7 @@ impl Kind for ExportCreate {
         let mut violations = Vec::new();
         match (&self.dataset, &self.kind) {
             (None, None) => {
-                violations.push(Violation::new("/dataset", "is missing; name a dataset, or send `\"type\": \"full\"` for all of them"))
+                violations.push(Violation::new("/dataset", "is missing; name a dataset, or send `\"type\": \"full\"` for all of them"));
             }
             (Some(_), Some(_)) => violations.push(Violation::new("/type", "stands beside `dataset`; send one of the two")),
             _ => {}

@@ -206,6 +206,12 @@ mod tests {
 
     use super::*;
 
+    fn survives<K: Kind>() {
+        let before = serde_json::to_string(&K::sample()).unwrap();
+        let typed: K = serde_json::from_str(&before).unwrap();
+        assert_eq!(serde_json::to_string(&typed).unwrap(), before, "{}", K::NAME);
+    }
+
     #[test]
     fn names_are_unique_dotted_and_samples_survive_json() {
         let registry = Registry::new(true);
@@ -219,11 +225,6 @@ mod tests {
                         && parts.iter().all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
                 );
             }
-        }
-        fn survives<K: Kind>() {
-            let before = serde_json::to_string(&K::sample()).unwrap();
-            let typed: K = serde_json::from_str(&before).unwrap();
-            assert_eq!(serde_json::to_string(&typed).unwrap(), before, "{}", K::NAME);
         }
         survives::<ExportCreate>();
         survives::<ProbeRun>();

@@ -164,13 +164,13 @@ pub struct Settled {
 /// [`LedgerError`]: nothing of the batch is known to be written; settling again is harmless, since the token is gone with
 /// the first time.
 pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
+    fn column<'a, T>(batch: &[&'a Settlement], value: impl Fn(&'a Settlement) -> T) -> Vec<T> {
+        batch.iter().map(|settlement| value(settlement)).collect()
+    }
     // One order for all batches that lock several rows, so that they queue up and don't deadlock.
     let mut batch: Vec<&Settlement> = batch.iter().collect();
     batch.sort_unstable_by_key(|settlement| settlement.claim.id);
     let batch = batch.as_slice();
-    fn column<'a, T>(batch: &[&'a Settlement], value: impl Fn(&'a Settlement) -> T) -> Vec<T> {
-        batch.iter().map(|settlement| value(settlement)).collect()
-    }
     let rows = sqlx::query(
         "WITH outcome AS (
             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],

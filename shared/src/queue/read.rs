@@ -23,6 +23,9 @@ pub const BLOCK: Duration = Duration::from_secs(5);
 /// Shares of the room for high, normal and low priority while all three have plenty.
 const SHARES: [usize; 3] = [6, 3, 1];
 
+/// A stream's entries as Redis answers them: id and fields.
+type Entries = Vec<(String, Value)>;
+
 /// An entry of a stream, read and not yet acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -151,7 +154,7 @@ impl Reader {
         for _ in streams {
             command.arg(">");
         }
-        let answer: Option<Vec<(String, Vec<(String, Value)>)>> = command.query_async(connection).await?;
+        let answer: Option<Vec<(String, Entries)>> = command.query_async(connection).await?;
         Ok(answer
             .into_iter()
             .flatten()
@@ -183,10 +186,10 @@ fn shares(room: usize, plenty: [bool; 3], turn: usize) -> [usize; 3] {
         }
         return shares;
     }
-    let shared = room - (3 - wanting.len());
+    let divided = room - (3 - wanting.len());
     let weights: usize = wanting.iter().filter_map(|index| SHARES.get(*index)).sum();
     for (index, (slot, weight)) in shares.iter_mut().zip(SHARES).enumerate() {
-        *slot = if wanting.contains(&index) { (shared * weight / weights.max(1)).max(1) } else { 1 };
+        *slot = if wanting.contains(&index) { (divided * weight / weights.max(1)).max(1) } else { 1 };
     }
     // What the divisions left over goes to the highest priority that has plenty.
     let left = room.saturating_sub(shares.iter().sum());
@@ -249,7 +252,7 @@ pub async fn jobs_in_streams(connection: &mut ConnectionManager, keys: &Keys, qu
     for stream in keys.streams(queue) {
         let mut from = "-".to_owned();
         loop {
-            let page: Vec<(String, Value)> = redis::cmd("XRANGE")
+            let page: Entries = redis::cmd("XRANGE")
                 .arg(&stream)
                 .arg(&from)
                 .arg("+")
@@ -286,7 +289,7 @@ pub async fn take_abandoned(
 ) -> Result<Vec<Delivery>, QueueError> {
     let mut taken = Vec::new();
     for (index, stream) in keys.streams(queue).into_iter().enumerate() {
-        let answer: Result<(String, Vec<(String, Value)>, Value), RedisError> = redis::cmd("XAUTOCLAIM")
+        let answer: Result<(String, Entries, Value), RedisError> = redis::cmd("XAUTOCLAIM")
             .arg(&stream)
             .arg(GROUP)
             .arg(consumer)

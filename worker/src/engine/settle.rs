@@ -51,7 +51,7 @@ fn count(finished: &Finished, settled: &Settled) {
     match settled.state {
         State::Failed => tracing::warn!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, "job failed"),
         state => {
-            tracing::debug!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, state = state.word(), "job settled")
+            tracing::debug!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, state = state.word(), "job settled");
         }
     }
 }

@@ -90,7 +90,7 @@ fn unique<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
             if seen.insert(name) {
                 return name.to_owned();
             }
-            let free = (2_u32..).map(|number| format!("{name}_{number}")).find(|name| taken.insert(name.clone()));
+            let free = (2..=u32::MAX).map(|number| format!("{name}_{number}")).find(|name| taken.insert(name.clone()));
             free.unwrap_or_else(|| name.to_owned())
         })
         .collect()

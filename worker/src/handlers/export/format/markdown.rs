@@ -1,8 +1,8 @@
 //! A Markdown table (GitHub Flavored Markdown §4.10, <https://github.github.com/gfm/#tables-extension->).
 //!
-//! What must stay true: a CommonMark parser that knows tables reads back the same cells, as text and nothing else. So all
+//! What must stay true: a `CommonMark` parser that knows tables reads back the same cells, as text and nothing else. So all
 //! that could be markup is escaped with a backslash, except what parsers disagree about in tables, or what ends a line or is trimmed:
-//! that is written as a character reference (CommonMark §2.5), which is never markup. A backslash is one of these, so
+//! that is written as a character reference (`CommonMark` §2.5), which is never markup. A backslash is one of these, so
 //! that no escaped pipe ever stands behind another backslash.
 //!
 //! NULL is an emphasised `*NULL*`, which no value can be; the empty string is an empty cell. Columns of numbers are aligned to the right.

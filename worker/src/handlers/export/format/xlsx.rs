@@ -12,6 +12,8 @@
 //! what a text has beyond them continues right of the last column, nothing is cut. There one cell says
 //! `name continued in 2 cells`, and that many cells with the rest follow.
 
+use std::fmt::Write as _;
+
 use chrono::NaiveDate;
 
 use super::{
@@ -160,10 +162,13 @@ impl Xlsx {
             let mut escaped = Vec::new();
             escape(&name, &mut escaped);
             let name = String::from_utf8_lossy(&escaped).replace('"', "&quot;");
-            sheets += &format!("<sheet name=\"{name}\" sheetId=\"{number}\" r:id=\"rId{number}\"/>");
-            relations +=
-                &format!("<Relationship Id=\"rId{number}\" Type=\"{RELATIONS}/worksheet\" Target=\"worksheets/sheet{number}.xml\"/>");
-            contents += &format!(
+            _ = write!(sheets, "<sheet name=\"{name}\" sheetId=\"{number}\" r:id=\"rId{number}\"/>");
+            _ = write!(
+                relations,
+                "<Relationship Id=\"rId{number}\" Type=\"{RELATIONS}/worksheet\" Target=\"worksheets/sheet{number}.xml\"/>"
+            );
+            _ = write!(
+                contents,
                 "<Override PartName=\"/xl/worksheets/sheet{number}.xml\" ContentType=\"application/vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml\"/>"
             );
         }
