@@ -110,6 +110,10 @@ async fn a_program_that_does_not_come_up_is_shown_with_its_log() {
     assert!(message.contains("api-1 is not ready: it ended with exit code 3"), "{message}");
     assert!(message.contains("no such setting: sense"), "{message}");
 
+    // Who begins to wait after its end does not wait for ever.
+    let error = world.processes()[0].wait_ready(PATIENCE).await.unwrap_err().to_string();
+    assert!(error.contains("api-1 is not ready: it ended with exit code 3"), "{error}");
+
     // One that is started again and again is given up on as well.
     let error = world.api().await.unwrap_err().to_string();
     assert!(error.contains("api-2 is not ready: it ended with exit code 3"), "{error}");

@@ -29,6 +29,8 @@ use supervisor::{Order, Supervisor};
 const TAIL_LINES: usize = 20;
 /// How often readiness is asked for.
 const READY_POLL: Duration = Duration::from_millis(15);
+/// Who waits for a process that has ended this often in a row waits in vain.
+const HOPELESS: u32 = 3;
 /// Exits that are remembered for [`Process::exits`].
 const EXITS_KEPT: usize = 100;
 
@@ -90,6 +92,10 @@ pub(crate) struct State {
     pub(crate) exits: Vec<Exit>,
     /// How many exits there were, those no longer kept included.
     pub(crate) exited: u32,
+    /// How often in a row it ended soon after its start, other than by our own SIGKILL.
+    pub(crate) in_a_row: u32,
+    /// Down, and about to be started again.
+    pub(crate) comes_back: bool,
 }
 
 /// A handle on one supervised process. Clones are the same process; it ends with its sandbox.
@@ -287,12 +293,14 @@ impl Process {
                 Ok(()) => return Ok(()),
                 Err(reason) => reason,
             };
-            let (pid, exited) = {
+            // It may have ended before we began to wait, so that it is down says more than that it went down.
+            let lost = {
                 let state = self.inner.state.borrow();
-                (state.pid, state.exited - exited_before)
+                let down = state.pid.is_none() && !state.comes_back;
+                down || (state.in_a_row >= HOPELESS && state.exited > exited_before)
             };
-            if (pid.is_none() && exited > 0) || exited >= 3 {
-                let exit = self.exits().last().map(ToString::to_string).unwrap_or_default();
+            if lost {
+                let exit = self.exits().last().map_or_else(|| "nothing: it was never started".to_owned(), ToString::to_string);
                 return Err(self.not_ready(format!("it ended with {exit}")));
             }
             if Instant::now() > end {

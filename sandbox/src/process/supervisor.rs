@@ -45,6 +45,8 @@ pub(super) struct Supervisor {
     running: Option<Running>,
     /// Somebody asked it to end: not a death.
     ending: bool,
+    /// We killed it: a death, but no sign of trouble.
+    killed: bool,
     /// When to start it again.
     again_at: Option<tokio::time::Instant>,
     in_a_row: u32,
@@ -52,7 +54,7 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     pub(super) fn new(spec: Spec, guard: Arc<Guard>, state: watch::Sender<State>, events: broadcast::Sender<Event>) -> Self {
-        Self { spec, guard, state, events, running: None, ending: false, again_at: None, in_a_row: 0 }
+        Self { spec, guard, state, events, running: None, ending: false, killed: false, again_at: None, in_a_row: 0 }
     }
 
     /// Works until every handle is gone or the runtime ends; the guard then ends the child.
@@ -96,7 +98,7 @@ impl Supervisor {
                 let _ = done.send(self.stop(deadline).await);
             }
             Order::Kill(done) => {
-                self.signal(Signal::SIGKILL);
+                self.killed = self.signal(Signal::SIGKILL);
                 let exit = match self.running.as_mut() {
                     Some(running) => {
                         let status = running.child.wait().await;
@@ -117,7 +119,7 @@ impl Supervisor {
             Order::SetRestart(restart, done) => {
                 self.spec.restart = restart;
                 if !restart {
-                    self.again_at = None;
+                    self.plan(None);
                 }
                 let _ = done.send(());
             }
@@ -127,13 +129,16 @@ impl Supervisor {
     fn start(&mut self) -> Result<()> {
         self.again_at = None;
         self.ending = false;
+        self.killed = false;
         let command = self.spec.command(&self.guard)?;
         let child = tokio::process::Command::from(command).spawn().doing(|| format!("run {}", self.spec.program.display()))?;
         // A child that was not waited for has its id.
         let pid = child.id().unwrap_or_default();
         self.running = Some(Running { child, pid, since: Instant::now() });
         self.state.send_modify(|state| {
+            // In one step: nobody is to see it neither running nor coming back.
             state.pid = Some(pid);
+            state.comes_back = false;
             state.starts += 1;
         });
         Ok(())
@@ -146,12 +151,21 @@ impl Supervisor {
                 let _ = self.events.send(Event::Restarted { name: self.spec.name.clone(), pid });
             }
             // The sandbox is being taken down: there is no guard to start it under.
-            Err(_) => self.again_at = None,
+            Err(_) => self.plan(None),
         }
     }
 
+    /// When to start it again, known to who waits for it.
+    fn plan(&mut self, again_in: Option<Duration>) {
+        self.again_at = again_in.map(|pause| tokio::time::Instant::now() + pause);
+        self.state.send_modify(|state| {
+            state.comes_back = again_in.is_some();
+            state.in_a_row = self.in_a_row;
+        });
+    }
+
     async fn stop(&mut self, deadline: Duration) -> Option<Exit> {
-        self.again_at = None;
+        self.plan(None);
         self.ending = true;
         self.signal(self.spec.stop_signal);
         // What was paused can't end before it goes on.
@@ -201,6 +215,16 @@ impl Supervisor {
             signal: status.and_then(|status| status.signal()),
             lived: running.since.elapsed(),
         };
+        let asked = std::mem::take(&mut self.ending);
+        let killed = std::mem::take(&mut self.killed);
+        let soon = exit.lived < WELL_AFTER && !killed && !asked;
+        self.in_a_row = if soon { self.in_a_row.saturating_add(1) } else { 1 };
+        let again_in = (self.spec.restart && !asked).then(|| {
+            let doublings = self.in_a_row.saturating_sub(1).min(10);
+            BACKOFF_FIRST.saturating_mul(1 << doublings).min(BACKOFF_LONGEST)
+        });
+        // Planned first: nobody is to see it down for good that comes back.
+        self.plan(again_in);
         self.state.send_modify(|state| {
             state.pid = None;
             state.exited += 1;
@@ -209,15 +233,9 @@ impl Supervisor {
             }
             state.exits.push(exit.clone());
         });
-        if std::mem::take(&mut self.ending) {
+        if asked {
             return;
         }
-        self.in_a_row = if exit.lived < WELL_AFTER { self.in_a_row.saturating_add(1) } else { 1 };
-        let again_in = self.spec.restart.then(|| {
-            let doublings = self.in_a_row.saturating_sub(1).min(10);
-            BACKOFF_FIRST.saturating_mul(1 << doublings).min(BACKOFF_LONGEST)
-        });
-        self.again_at = again_in.map(|pause| tokio::time::Instant::now() + pause);
         // Nobody has to listen.
         let _ = self.events.send(Event::Died {
             name: self.spec.name.clone(),

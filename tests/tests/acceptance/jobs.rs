@@ -219,9 +219,9 @@ async fn a_failed_job_can_be_run_again() {
 async fn a_job_for_later_waits_and_runs_when_it_is_due() {
     let (world, _worker) = World::with_worker().await;
     let client = &world.client;
-    let run_at = world.now().await + TimeDelta::milliseconds(1_500);
-    let id = client.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": run_at})).await;
-    let waiting = client.job(&id).await;
+    let run_at = world.now().await + TimeDelta::seconds(2);
+    let waiting = client.create(&json!({"kind": "probe.run", "payload": {}, "run_at": run_at})).await;
+    let id = id_of(&waiting);
     assert_eq!((waiting["state"].as_str(), waiting["reason"].as_str()), (Some("waiting"), Some("not_due")), "{waiting}");
     assert_eq!(time(&waiting["run_at"]).timestamp_millis(), run_at.timestamp_millis());
     let job = client.succeeded(&id).await;
@@ -232,7 +232,7 @@ async fn a_job_for_later_waits_and_runs_when_it_is_due() {
 async fn a_job_that_nobody_started_in_time_expires() {
     let world = World::start().await;
     let client = &world.client;
-    let start_by = world.now().await + TimeDelta::milliseconds(500);
+    let start_by = world.now().await + TimeDelta::seconds(2);
     let callbacks = Callbacks::listen().await;
     let late = json!({"callback_url": callbacks.url()});
     let queued = client.create_id(&json!({"kind": "probe.run", "payload": late, "start_by": start_by})).await;

@@ -8,6 +8,7 @@ use std::{
 
 use acceptance::{Call, Callbacks, Load, Loaded, PATIENCE, Spread, World, probe, until, until_within};
 use chrono::{DateTime, TimeDelta, Utc};
+use reqwest::Method;
 use sandbox::{Launch, Process};
 use serde_json::{Value, json};
 
@@ -42,8 +43,8 @@ async fn all_may_judge(world: &World) {
 }
 
 /// Every accepted job succeeded, each by one run that counted.
-async fn every_job_succeeded_once(world: &World, loaded: &Loaded, others: usize) {
-    let jobs = i64::try_from(loaded.ids.len() + others).unwrap();
+async fn every_job_succeeded_once(world: &World, loaded: &Loaded) {
+    let jobs = i64::try_from(loaded.ids.len()).unwrap();
     until_within(LONG, "every job is at its end", async || match world.number("SELECT count(*) FROM job_state WHERE state < 3").await {
         0 => Ok(()),
         open => Err(format!("{open} are not")),
@@ -127,8 +128,25 @@ async fn an_api_that_is_killed_under_load_loses_nothing_it_accepted() {
     let loaded = load.finish().await;
     println!("kill -9 of the API during 1,000 POSTs over 64 connections: answers by status (0 is none) {:?}", loaded.answers);
     assert!(loaded.answers.get(&0).is_some_and(|unanswered| *unanswered > 0), "it was killed in the middle");
-    every_job_succeeded_once(&world, &loaded, 0).await;
+    every_job_succeeded_once(&world, &loaded).await;
     assert_eq!(world.api.starts(), 2);
+}
+
+#[tokio::test]
+async fn an_api_that_is_asked_to_stop_answers_what_it_took() {
+    let (world, _worker) = World::with_worker().await;
+    let load = Load::start(&world.client, probes(1_000, &json!({})), 16);
+    until("a third is accepted", async || if load.accepted() >= 333 { Ok(()) } else { Err(load.accepted()) }).await;
+    world.api.terminate().await.unwrap();
+    let asked = Instant::now();
+    let exit = world.api.wait_exit(PATIENCE).await.unwrap();
+    println!("SIGTERM to the API under load: it ended after {:.2} s", asked.elapsed().as_secs_f64());
+    assert_eq!(exit.code, Some(0), "{exit}\n{}", world.api.log());
+    world.api.start().await.unwrap();
+    let loaded = load.finish().await;
+    // Without an answer are only those that came while nobody listened; what was taken was answered, so nothing was sent twice.
+    assert!(loaded.answers.keys().all(|status| [0, 202].contains(status)), "{:?}", loaded.answers);
+    every_job_succeeded_once(&world, &loaded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,7 +168,7 @@ async fn twenty_thousand_jobs_outlive_an_emptied_redis() {
     .await;
     world.sandbox.redis.flushall().await.unwrap();
     let at_flush = succeeded().await;
-    every_job_succeeded_once(&world, &loaded, 0).await;
+    every_job_succeeded_once(&world, &loaded).await;
     println!(
         "{JOBS} jobs accepted without a worker in {:.1} s, worked off in {:.1} s with a FLUSHALL after {at_flush}",
         accepted.as_secs_f64(),
@@ -173,7 +191,7 @@ async fn a_redis_that_dies_and_comes_back_empty_delays_and_loses_nothing() {
     let back = Instant::now();
     let loaded = load.finish().await;
     assert_eq!(loaded.answers.keys().collect::<Vec<_>>(), [&202], "nobody was turned away: {:?}", loaded.answers);
-    every_job_succeeded_once(&world, &loaded, 0).await;
+    every_job_succeeded_once(&world, &loaded).await;
     println!(
         "2,000 jobs around a Redis that died and came back empty: all finished {:.1} s after it came back",
         back.elapsed().as_secs_f64()
@@ -223,7 +241,7 @@ async fn a_redis_that_hangs_holds_nobody_up_who_posts() {
     let loaded = Load::start(&world.client, probes(200, &json!({})), 8).finish().await;
     assert_eq!(loaded.answers.keys().collect::<Vec<_>>(), [&202], "{:?}", loaded.answers);
     world.sandbox.redis.resume().await.unwrap();
-    every_job_succeeded_once(&world, &loaded, 0).await;
+    every_job_succeeded_once(&world, &loaded).await;
 }
 
 #[tokio::test]
@@ -241,12 +259,45 @@ async fn a_postgres_that_crashes_under_load_loses_nothing_it_confirmed() {
         "every request was answered, and told to come back where need be: {:?}",
         loaded.answers
     );
-    every_job_succeeded_once(&world, &loaded, 0).await;
+    every_job_succeeded_once(&world, &loaded).await;
     println!(
         "crash of Postgres under load: answers {:?}; all finished {:.1} s after it was back",
         loaded.answers,
         back.elapsed().as_secs_f64()
     );
+}
+
+#[tokio::test]
+async fn programs_that_start_before_their_servers_wait_for_them() {
+    let world = World::start().await;
+    let sandbox = &world.sandbox;
+    sandbox.redis.kill9().await.unwrap().unwrap();
+    sandbox.postgres.kill9().await.unwrap().unwrap();
+    // Left down if they end: they are to bear it.
+    let programs = async { tokio::join!(sandbox.start_api(Launch::new().once()), sandbox.start_worker(Launch::new().once())) };
+    let servers = async {
+        until("both have been started", async || {
+            let started: Vec<_> =
+                sandbox.processes().into_iter().filter(|process| process.starts() > 0).map(|process| process.name().to_owned()).collect();
+            if started.len() == 3 { Ok(()) } else { Err(started) }
+        })
+        .await;
+        let worker = sandbox.processes().into_iter().find(|process| process.name() == "worker-1").unwrap();
+        until("the worker says that it does not consume", async || {
+            let anonymous = world.client.without_key();
+            match anonymous.try_send(anonymous.request(Method::GET, &format!("{}/health/ready", worker.url()))).await {
+                Ok(answer) if answer.status == 503 => Ok(()),
+                other => Err(other.map(|answer| answer.status)),
+            }
+        })
+        .await;
+        sandbox.redis.start().await.unwrap();
+        sandbox.postgres.start().await.unwrap();
+    };
+    let ((api, worker), ()) = tokio::join!(programs, servers);
+    let client = world.client.at(api.unwrap().url());
+    client.succeeded(&client.create_id(&probe(&json!({}))).await).await;
+    assert_eq!(worker.unwrap().exits(), []);
 }
 
 #[tokio::test]
@@ -386,6 +437,6 @@ async fn workers_restarted_one_after_the_other_under_load_lose_nothing() {
     }
     let loaded = load.finish().await;
     assert_eq!(loaded.answers.keys().collect::<Vec<_>>(), [&202], "{:?}", loaded.answers);
-    every_job_succeeded_once(&world, &loaded, 0).await;
+    every_job_succeeded_once(&world, &loaded).await;
     assert_eq!(world.number("SELECT count(*) FROM job_attempt WHERE outcome <> 'succeeded'").await, 0, "no run was lost");
 }

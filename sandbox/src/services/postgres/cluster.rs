@@ -80,6 +80,13 @@ impl Cluster {
         std::fs::rename(&partial, data).doing(|| format!("finish the data directory {}", data.display()))
     }
 
+    /// Lets go of the log of a server that was shut down in order, all but one segment.
+    pub(super) async fn drop_log(&self, data: &Path, host: &Host, log: &Path) -> Result<()> {
+        let mut spec = self.spec("pg_resetwal", log);
+        spec.arguments = vec![joined("--pgdata=", data)];
+        host.run(spec, INITDB_WITHIN).await.map(drop)
+    }
+
     /// The server of a data directory, not started yet.
     pub(super) fn serve(&self, data: PathBuf, secrets: Secrets, durability: Durability, host: &Host, log: &Path) -> Result<Postgres> {
         let port = Port::reserve()?;
@@ -103,7 +110,7 @@ impl Cluster {
                 "full_page_writes=off",
                 "wal_level=minimal",
                 "max_wal_senders=0",
-                "min_wal_size=8MB",
+                "min_wal_size=16MB",
                 "max_wal_size=512MB",
                 "jit=off",
             ],

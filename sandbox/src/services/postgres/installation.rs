@@ -48,11 +48,13 @@ impl Installation {
     }
 
     fn at(directory: &Path) -> Option<Self> {
-        let postgres = directory.join("postgres");
+        // A PATH may hold links to some of an installation's programs: all of them are where the server really lies.
+        let postgres = directory.join("postgres").canonicalize().ok()?;
+        let directory = postgres.parent()?;
         if !postgres.is_file() || !directory.join("initdb").is_file() {
             return None;
         }
-        let output = Command::new(postgres).arg("--version").current_dir("/").output().ok()?;
+        let output = Command::new(&postgres).arg("--version").current_dir("/").output().ok()?;
         let (major, version) = parse_version(&String::from_utf8_lossy(&output.stdout))?;
         Some(Self { directory: directory.to_owned(), major, version })
     }
