@@ -246,7 +246,13 @@ mod tests {
         let export = registry.find("export.create").unwrap();
         let wrong = (export.check)(&serde_json::json!({"format": "csv", "a/b.c": {"d": 1}}), &manifest, None).unwrap_err();
         let places: Vec<_> = wrong.iter().map(|violation| (violation.pointer.as_str(), violation.detail.as_str())).collect();
-        assert_eq!(places, [("/a~1b.c", "is not a field of `export.create`; check its spelling or remove it"), ("/dataset", "is missing")]);
+        assert_eq!(
+            places,
+            [
+                ("/a~1b.c", "is not a field of `export.create`; check its spelling or remove it"),
+                ("/dataset", "is missing; name a dataset, or send `\"type\": \"full\"` for all of them")
+            ]
+        );
         for no_object in [serde_json::json!(["prompts", "csv", {}, null]), serde_json::json!("csv"), Value::Null] {
             let wrong = (export.check)(&no_object, &manifest, None).unwrap_err();
             assert_eq!((wrong.len(), wrong[0].pointer.as_str()), (1, ""), "{wrong:?}");

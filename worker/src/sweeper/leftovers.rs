@@ -1,6 +1,8 @@
 //! What runs left in object storage that did not publish it: killed, fenced off, cancelled, failed while the store was away.
 //! The effect ledger knows the keys.
 
+use std::collections::BTreeMap;
+
 use futures_util::{StreamExt, stream};
 use shared::{
     ledger::files::{self, Leftover},
@@ -17,13 +19,23 @@ impl Sweep<'_> {
         while !self.is_over() {
             let left = files::leftovers(pool, self.now(), BATCH).await?;
             let last = left.len() < usize::try_from(BATCH).unwrap_or(usize::MAX);
-            let answers: Vec<(Leftover, Result<(), StorageError>)> = stream::iter(left)
-                .map(|leftover| async move {
-                    let answer = self.remove(&leftover).await;
-                    (leftover, answer)
+            // A run's object and its upload have one key, and each removal looks for both: side by side they would abort one
+            // upload twice, and the store's answer to the second would pass for a fault.
+            let mut by_key: BTreeMap<Option<String>, Vec<Leftover>> = BTreeMap::new();
+            for leftover in left {
+                by_key.entry(leftover.object_key.clone()).or_default().push(leftover);
+            }
+            let answers: Vec<(Leftover, Result<(), StorageError>)> = stream::iter(by_key.into_values())
+                .map(|of_one_key| async move {
+                    let mut answers = Vec::with_capacity(of_one_key.len());
+                    for leftover in of_one_key {
+                        let answer = self.remove(&leftover).await;
+                        answers.push((leftover, answer));
+                    }
+                    answers
                 })
                 .buffer_unordered(AT_ONCE)
-                .collect()
+                .concat()
                 .await;
             let mut away = None;
             for (leftover, answer) in answers {
