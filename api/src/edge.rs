@@ -20,6 +20,7 @@ use tracing::Instrument;
 
 use crate::{
     app::App,
+    arrival::Arrival,
     problem::{Code, Problem},
 };
 
@@ -71,6 +72,7 @@ pub async fn edge(State((app, deadline)): State<(App, Duration)>, mut request: R
     let method = method_label(request.method());
     let span = tracing::info_span!("request", id = id.0, method, route);
     request.extensions_mut().insert(id.clone());
+    let (request, arrival) = Arrival::watch(request);
     let guarded = AssertUnwindSafe(tokio::time::timeout(deadline, next.run(request))).catch_unwind();
     let mut response = match guarded.instrument(span.clone()).await {
         Ok(Ok(response)) => response,
@@ -96,6 +98,9 @@ pub async fn edge(State((app, deadline)): State<(App, Duration)>, mut request: R
         response = answer;
     }
     finish(response.headers_mut(), &id);
+    if !arrival.is_whole() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let elapsed = started.elapsed();
     let status = response.status();
     metrics::histogram!("offstage_http_request_duration_seconds", "route" => route.to_owned(), "method" => method, "status" => status_label(status))

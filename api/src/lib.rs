@@ -7,6 +7,7 @@
 
 pub mod accept;
 pub mod app;
+pub mod arrival;
 pub mod auth;
 pub mod commands;
 pub mod edge;

@@ -350,11 +350,13 @@ async fn a_paused_worker_loses_its_jobs_and_its_late_word_changes_nothing() {
 async fn an_outcome_that_comes_after_the_claim_was_lost_changes_nothing() {
     let (world, worker) = World::with_worker().await;
     let callbacks = Callbacks::listen().await;
-    let jobs = running(&world, &callbacks, 1, Duration::from_millis(500)).await;
+    // Long enough that the row is locked before the outcome comes, on a machine that is slow as well.
+    let jobs = running(&world, &callbacks, 1, Duration::from_secs(5)).await;
     let id = jobs.first().unwrap();
     // The outcome is on its way and has to wait, and meanwhile somebody else gets the job.
     let mut transaction = world.sandbox.pool().begin().await.unwrap();
-    sqlx::query("SELECT FROM job_state FOR UPDATE").execute(&mut *transaction).await.unwrap();
+    let state: i16 = sqlx::query_scalar("SELECT state FROM job_state FOR UPDATE").fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!(state, 2, "it still runs");
     callbacks.wait_for(PATIENCE, "finished", None, 1).await;
     until("the outcome waits for its row", async || match world.number("SELECT count(*) FROM pg_locks WHERE NOT granted").await {
         0 => Err("nothing waits"),

@@ -173,3 +173,22 @@ async fn bad_questions_are_refused() {
     let problem = client.get("/v1/nothing").await;
     assert_eq!(problem.json()["request_id"], problem.header("x-request-id"));
 }
+
+#[tokio::test]
+async fn a_body_that_is_refused_unread_costs_no_other_request() {
+    let world = World::start().await;
+    let client = &world.client;
+    let large = json!({"kind": "probe.run", "payload": {"pad": "x".repeat(2 * 1024 * 1024)}}).to_string();
+    for _ in 0..20 {
+        let request = client.request(Method::POST, "/v1/jobs").header("Content-Type", "application/json").body(large.clone());
+        let refused = client.send(request).await;
+        refused.problem(413, "body_too_large");
+        // RFC 9112 §9.6: who is about to close a connection says so, or the next request is sent into it and lost.
+        assert_eq!(refused.header("connection"), "close", "{:?}", refused.headers);
+        client.post("/v1/jobs", &json!({"kind": "probe.walk", "payload": {}})).await.problem(422, "validation_failed");
+    }
+    // What was read to its end closes nothing.
+    let read = client.post("/v1/jobs", &json!({"kind": "probe.walk", "payload": {}})).await;
+    assert_eq!(read.header("connection"), "");
+    assert_eq!(client.get("/v1/jobs").await.header("connection"), "");
+}
