@@ -9,3 +9,4 @@ mod outcomes;
 mod queues;
 mod recovery;
 mod refusals;
+mod storage;
