@@ -12,6 +12,7 @@
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
 pub mod change;
+pub mod checkpoint;
 pub mod claim;
 pub mod dispatch;
 pub mod effects;

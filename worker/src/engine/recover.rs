@@ -15,7 +15,7 @@ use redis::aio::ConnectionManager;
 use shared::{
     job::{JobId, State},
     ledger::{
-        LedgerError,
+        LedgerError, checkpoint,
         recover::{self, Recovered},
     },
     queue::{
@@ -160,6 +160,7 @@ async fn sweep(engine: &Engine, connection: &mut ConnectionManager, period: Dura
             read::forget_consumers(connection, engine.redis.keys(), queue, &alive).await?;
         }
         recover::tidy(pool, engine.services.clock.now()).await?;
+        checkpoint::tidy(pool).await?;
     }
     Ok(())
 }
