@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use redis::{
     FromRedisValue, RedisError, Value,
-    aio::{ConnectionManager, MultiplexedConnection},
+    aio::MultiplexedConnection,
 };
 use uuid::Uuid;
 
 use super::{
-    Queue, QueueError, Redis,
+    Commands, Queue, QueueError, Redis,
     keys::{GROUP, JOB_FIELD, Keys},
 };
 use crate::job::JobId;
@@ -229,7 +229,7 @@ fn is_group_missing(error: &RedisError) -> bool {
 ///
 /// # Errors
 /// [`QueueError::Redis`]; the entries stay, are delivered again some day, and lose at the claim.
-pub async fn remove(connection: &mut ConnectionManager, keys: &Keys, queue: Queue, deliveries: &[Delivery]) -> Result<(), QueueError> {
+pub async fn remove(connection: &mut Commands, keys: &Keys, queue: Queue, deliveries: &[Delivery]) -> Result<(), QueueError> {
     let mut pipeline = redis::pipe();
     for (index, stream) in keys.streams(queue).into_iter().enumerate() {
         let entries: Vec<&str> =
@@ -246,7 +246,7 @@ pub async fn remove(connection: &mut ConnectionManager, keys: &Keys, queue: Queu
 ///
 /// # Errors
 /// [`QueueError::Redis`].
-pub async fn jobs_in_streams(connection: &mut ConnectionManager, keys: &Keys, queue: Queue) -> Result<Vec<JobId>, QueueError> {
+pub async fn jobs_in_streams(connection: &mut Commands, keys: &Keys, queue: Queue) -> Result<Vec<JobId>, QueueError> {
     const PAGE: usize = 2_000;
     let mut jobs = Vec::new();
     for stream in keys.streams(queue) {
@@ -280,7 +280,7 @@ pub async fn jobs_in_streams(connection: &mut ConnectionManager, keys: &Keys, qu
 /// # Errors
 /// [`QueueError::Redis`]; a missing group is no error, there is nothing to take then.
 pub async fn take_abandoned(
-    connection: &mut ConnectionManager,
+    connection: &mut Commands,
     keys: &Keys,
     queue: Queue,
     consumer: &str,
@@ -314,7 +314,7 @@ pub async fn take_abandoned(
 ///
 /// # Errors
 /// [`QueueError::Redis`]; a missing stream is no error.
-pub async fn forget_consumers(connection: &mut ConnectionManager, keys: &Keys, queue: Queue, alive: &[String]) -> Result<(), QueueError> {
+pub async fn forget_consumers(connection: &mut Commands, keys: &Keys, queue: Queue, alive: &[String]) -> Result<(), QueueError> {
     for stream in keys.streams(queue) {
         let answer: Result<Vec<std::collections::HashMap<String, Value>>, RedisError> =
             redis::cmd("XINFO").arg("CONSUMERS").arg(&stream).arg(GROUP).query_async(connection).await;

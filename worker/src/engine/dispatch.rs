@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::aio::ConnectionManager;
 use shared::{
     ledger::dispatch,
-    queue::{Queue, push},
+    queue::{Commands, Queue, push},
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +64,7 @@ impl Dispatch {
 }
 
 /// Dispatches the worker's queues until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: ConnectionManager) {
+pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: Commands) {
     let now = Instant::now();
     let mut next_look: BTreeMap<Queue, Instant> = queues.iter().map(|queue| (*queue, now)).collect();
     loop {
@@ -98,7 +97,7 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
 async fn look(
     engine: &Engine,
     queue: Queue,
-    connection: &mut ConnectionManager,
+    connection: &mut Commands,
 ) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {
     loop {
         engine.dispatch.looked(queue, true);

@@ -3,7 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::aio::ConnectionManager;
 use shared::{
     job::JobId,
     ledger::{
@@ -11,7 +10,7 @@ use shared::{
         claim::{self, ClaimedJob},
     },
     queue::{
-        Queue,
+        Commands, Queue,
         read::{self, Delivery, Reader},
     },
     random,
@@ -26,7 +25,7 @@ pub(super) async fn run(
     queue: Queue,
     credits: Arc<Credits>,
     feed: mpsc::Sender<Work>,
-    mut connection: ConnectionManager,
+    mut connection: Commands,
 ) {
     let mut reader = Reader::new(engine.redis.clone(), queue, engine.worker.to_string());
     let mut failures: u32 = 0;
@@ -120,7 +119,7 @@ async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Optio
     }
 }
 
-async fn remove(engine: &Engine, connection: &mut ConnectionManager, queue: Queue, deliveries: &[Delivery]) {
+async fn remove(engine: &Engine, connection: &mut Commands, queue: Queue, deliveries: &[Delivery]) {
     if let Err(error) = read::remove(connection, engine.redis.keys(), queue, deliveries).await {
         // They lose at the next claim, so this costs a delivery and nothing else.
         tracing::debug!(

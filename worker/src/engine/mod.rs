@@ -160,18 +160,18 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     .start()
     .map_err(StartError::Thread)?;
 
-    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()?));
+    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()));
     let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], background.clone());
-    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()?));
-    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()?));
-    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()?));
+    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()));
+    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()));
+    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()));
 
     let (finished, outcomes) = mpsc::channel(UNSETTLED);
     let settler = tokio::spawn(settle::run(Arc::clone(&engine), outcomes, shutdown.forced().clone()));
 
     let mut workers = JoinSet::new();
     for (queue, slots) in parts.queues {
-        serve(&engine, queue, slots, finished.clone(), &mut workers)?;
+        serve(&engine, queue, slots, finished.clone(), &mut workers);
     }
     drop(finished);
     tracing::info!(worker = %worker, name = parts.name, "the engine runs");
@@ -224,7 +224,7 @@ fn serve(
     slots: usize,
     finished: mpsc::Sender<Finished>,
     workers: &mut JoinSet<()>,
-) -> Result<(), StartError> {
+) {
     let credits = Credits::new(slots);
     let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
     let runner = Runner::new(Arc::clone(engine), queue, slots, Arc::clone(&credits), finished);
@@ -234,8 +234,7 @@ fn serve(
             tracing::error!(queue = queue.name(), error = %error, "the queue's worker ended");
         }
     });
-    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()?));
-    Ok(())
+    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()));
 }
 
 /// Waits for what runs; hands it back when the grace time is over, or at once when forced. Answers whether all finished.
@@ -259,7 +258,4 @@ pub enum StartError {
     /// The operating system gave no thread.
     #[error("the heartbeat's thread could not be started")]
     Thread(#[source] std::io::Error),
-    /// Redis' address can't be used.
-    #[error(transparent)]
-    Queue(#[from] shared::queue::QueueError),
 }

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::aio::ConnectionManager;
 use shared::{
     job::{JobId, State},
     ledger::{
@@ -19,7 +18,7 @@ use shared::{
         recover::{self, Recovered},
     },
     queue::{
-        Queue, QueueError,
+        Commands, Queue, QueueError,
         push::{self, Handover},
         read,
         signal::Signal,
@@ -56,7 +55,7 @@ pub(super) async fn run(
     engine: Arc<Engine>,
     mut signals: mpsc::Receiver<Signal>,
     stop: CancellationToken,
-    mut connection: ConnectionManager,
+    mut connection: Commands,
 ) {
     let mut ticks = tokio::time::interval(JUDGE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,7 +95,7 @@ pub(super) async fn run(
 }
 
 /// Takes over what dead workers held.
-async fn judge(engine: &Engine, connection: &mut ConnectionManager) -> Result<(), SweepError> {
+async fn judge(engine: &Engine, connection: &mut Commands) -> Result<(), SweepError> {
     if !engine.lease.may_judge() {
         return Ok(());
     }
@@ -112,7 +111,7 @@ async fn judge(engine: &Engine, connection: &mut ConnectionManager) -> Result<()
     Ok(())
 }
 
-async fn take_over(engine: &Engine, connection: &mut ConnectionManager, dead: &[Uuid]) -> Result<(), SweepError> {
+async fn take_over(engine: &Engine, connection: &mut Commands, dead: &[Uuid]) -> Result<(), SweepError> {
     loop {
         let limit = i64::try_from(BATCH).unwrap_or(i64::MAX);
         let recovered = recover::take_over(&engine.services.pool, dead, engine.services.clock.now(), limit).await?;
@@ -129,7 +128,7 @@ async fn take_over(engine: &Engine, connection: &mut ConnectionManager, dead: &[
 }
 
 /// Pushes what is queued again and tells of all of it. Recovered jobs have waited their turn, so they go first.
-async fn put_back(engine: &Engine, connection: &mut ConnectionManager, recovered: Vec<Recovered>) -> Result<(), SweepError> {
+async fn put_back(engine: &Engine, connection: &mut Commands, recovered: Vec<Recovered>) -> Result<(), SweepError> {
     let changed = recovered.iter().map(|recovered| recovered.job).collect();
     let handovers: Vec<Handover> = recovered
         .into_iter()
@@ -142,7 +141,7 @@ async fn put_back(engine: &Engine, connection: &mut ConnectionManager, recovered
 }
 
 /// Compares streams and ledger, for all queues, if this replica gets the duty for `period`.
-async fn sweep(engine: &Engine, connection: &mut ConnectionManager, period: Duration) -> Result<(), SweepError> {
+async fn sweep(engine: &Engine, connection: &mut Commands, period: Duration) -> Result<(), SweepError> {
     let pool = &engine.services.pool;
     if engine.lease.epoch().is_none() || !recover::take_duty(pool, "sweep", engine.worker, period).await? {
         return Ok(());
@@ -164,7 +163,7 @@ async fn sweep(engine: &Engine, connection: &mut ConnectionManager, period: Dura
     Ok(())
 }
 
-async fn sweep_queue(engine: &Engine, connection: &mut ConnectionManager, queue: Queue) -> Result<(), SweepError> {
+async fn sweep_queue(engine: &Engine, connection: &mut Commands, queue: Queue) -> Result<(), SweepError> {
     let keys = engine.redis.keys();
     // Entries whose reader died before it claimed: off the stream, and what is queued of them is found missing below.
     let abandoned = read::take_abandoned(connection, keys, queue, &engine.worker.to_string(), UNCLAIMED_AFTER, BATCH).await?;
@@ -192,7 +191,7 @@ async fn sweep_queue(engine: &Engine, connection: &mut ConnectionManager, queue:
 
 /// Gives back claims that the ledger says we hold and we do not, seen so at two looks: between a claim's commit and its
 /// answer's arrival one look proves nothing.
-async fn not_held(engine: &Engine, connection: &mut ConnectionManager, suspected: &mut Vec<(JobId, i64)>) -> Result<(), SweepError> {
+async fn not_held(engine: &Engine, connection: &mut Commands, suspected: &mut Vec<(JobId, i64)>) -> Result<(), SweepError> {
     let claims = recover::claims_of(&engine.services.pool, engine.worker).await?;
     let now_suspected = engine.held.not_held(&claims);
     let lost: Vec<(JobId, i64)> = now_suspected.iter().filter(|claim| suspected.contains(claim)).copied().collect();
@@ -200,12 +199,12 @@ async fn not_held(engine: &Engine, connection: &mut ConnectionManager, suspected
     give_back(engine, connection, &lost).await
 }
 
-async fn give_all_back(engine: &Engine, connection: &mut ConnectionManager) -> Result<(), SweepError> {
+async fn give_all_back(engine: &Engine, connection: &mut Commands) -> Result<(), SweepError> {
     let claims = recover::claims_of(&engine.services.pool, engine.worker).await?;
     give_back(engine, connection, &engine.held.not_held(&claims)).await
 }
 
-async fn give_back(engine: &Engine, connection: &mut ConnectionManager, lost: &[(JobId, i64)]) -> Result<(), SweepError> {
+async fn give_back(engine: &Engine, connection: &mut Commands, lost: &[(JobId, i64)]) -> Result<(), SweepError> {
     if lost.is_empty() {
         return Ok(());
     }
