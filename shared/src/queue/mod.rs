@@ -6,6 +6,7 @@
 //! id and nothing else; what the job is stands in Postgres, and the claim there decides who runs it.
 
 pub mod backend;
+pub mod canary;
 mod commands;
 pub mod keys;
 pub mod push;

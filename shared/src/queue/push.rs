@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-
 use super::{
     Commands, Queue, QueueError,
     keys::{JOB_FIELD, Keys},
