@@ -43,6 +43,11 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
         Self::QUEUE
     }
 
+    /// The longest that one attempt of this very job may run.
+    fn timeout(&self) -> Duration {
+        Self::POLICY.timeout
+    }
+
     /// What is wrong with the payload by itself. Pointers are relative to the payload.
     fn violations(&self) -> Vec<Violation> {
         Vec::new()

@@ -29,7 +29,7 @@ use super::{
     Engine,
     credits::{Credit, Credits},
 };
-use crate::handlers::{Handler, JobContext};
+use crate::handlers::{Handler, JobContext, Started};
 
 /// How long a handler that was asked to cancel may take to stop tidily before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -168,13 +168,13 @@ impl Runner {
 
     async fn run_handler(&self, handler: &Handler, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> Outcome {
         let context = JobContext { job: Arc::clone(job), services: Arc::clone(&self.engine.services), cancelled: cancelled.clone() };
-        let mut task = AbortOnDrop(tokio::spawn(handler.run(context)));
+        let Started { run, timeout } = handler.start(context);
+        let mut task = AbortOnDrop(tokio::spawn(run));
         tokio::select! {
             biased;
             ended = &mut task => outcome_of(ended),
-            () = tokio::time::sleep(handler.policy.timeout) => {
-                let limit = handler.policy.timeout;
-                Outcome::Failed(Failure::transient("timeout", format!("ran longer than the {limit:?} that `{}` may take", handler.name)))
+            () = tokio::time::sleep(timeout) => {
+                Outcome::Failed(Failure::transient("timeout", format!("ran longer than the {timeout:?} that `{}` may take", handler.name)))
             }
             () = self.engine.overdue.cancelled() => Outcome::HandedBack,
             // Asked first, dropped after a grace time. A success that comes first wins.

@@ -9,7 +9,7 @@ mod probe;
 #[cfg(test)]
 pub(crate) mod workbench;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use shared::{
@@ -72,8 +72,26 @@ impl JobContext {
     pub async fn intend(&self, key: &str, intent: &Value) -> Result<Intent, Failure> {
         match effects::intend(&self.services.pool, &self.job, key, intent, self.services.clock.now()).await? {
             Intent::Fenced => Err(Failure::transient("claim_lost", "another worker took this job over; this run stops")),
+            Intent::Unknown => {
+                self.count_unknown();
+                Ok(Intent::Unknown)
+            }
             known => Ok(known),
         }
+    }
+
+    /// Lists an effect as unknown: it was begun, and its answer did not come.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer: the effect is then known as intended only.
+    pub async fn unknown(&self, key: &str) -> Result<(), Failure> {
+        effects::unknown(&self.services.pool, self.job.id, key).await?;
+        self.count_unknown();
+        Ok(())
+    }
+
+    fn count_unknown(&self) {
+        metrics::counter!("offstage_effects_unknown_total", "kind" => self.job.kind.clone()).increment(1);
     }
 
     /// Writes down what the outside answered.
@@ -103,7 +121,15 @@ pub struct Handler {
     pub name: &'static str,
     /// The kind's policy.
     pub policy: Policy,
-    run: Arc<dyn Fn(JobContext) -> Run + Send + Sync>,
+    run: Arc<dyn Fn(JobContext) -> Started + Send + Sync>,
+}
+
+/// A run that was begun, and how long it may take.
+pub struct Started {
+    /// The run; nothing happens until it is polled.
+    pub run: Run,
+    /// The longest that it may take.
+    pub timeout: Duration,
 }
 
 impl Handler {
@@ -111,13 +137,11 @@ impl Handler {
     where
         F: Future<Output = Result<Success, Failure>> + Send + 'static,
     {
-        let run = move |context: JobContext| -> Run {
-            match serde_json::from_str::<K>(&context.job.payload) {
-                Ok(payload) => Box::pin(run(payload, context)),
-                Err(error) => {
-                    let failure = Failure::permanent("payload_invalid", format!("this worker can't read the job's payload: {error}"));
-                    Box::pin(std::future::ready(Err(failure)))
-                }
+        let run = move |context: JobContext| match serde_json::from_str::<K>(&context.job.payload) {
+            Ok(payload) => Started { timeout: payload.timeout(), run: Box::pin(run(payload, context)) },
+            Err(error) => {
+                let failure = Failure::permanent("payload_invalid", format!("this worker can't read the job's payload: {error}"));
+                Started { timeout: K::POLICY.timeout, run: Box::pin(std::future::ready(Err(failure))) }
             }
         };
         Self { name: K::NAME, policy: K::POLICY, run: Arc::new(run) }
@@ -125,7 +149,7 @@ impl Handler {
 
     /// Starts a run; nothing happens until it is polled.
     #[must_use]
-    pub fn run(&self, context: JobContext) -> Run {
+    pub fn start(&self, context: JobContext) -> Started {
         (self.run)(context)
     }
 }
