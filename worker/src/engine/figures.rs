@@ -28,7 +28,7 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
             if let Ok(depth) = push::depth(&mut connection, engine.redis.keys(), *queue).await {
                 metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth as f64);
             }
-            if let Err(error) = backlog(&engine, *queue).await {
+            if let Err(error) = engine.bounded(backlog(&engine, *queue)).await {
                 tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "could not take a queue's figures");
             }
         }

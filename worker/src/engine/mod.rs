@@ -35,7 +35,7 @@ use std::{
 use apalis_core::worker::builder::WorkerBuilder;
 use secrecy::SecretString;
 use shared::{
-    ledger,
+    ledger::{self, LedgerError},
     queue::{Queue, Redis, backend::ChannelBackend, signal},
     shutdown::{Exit, Shutdown},
 };
@@ -110,6 +110,28 @@ struct Engine {
     draining: CancellationToken,
     /// Set when the grace time is over: what runs is handed back.
     overdue: CancellationToken,
+}
+
+/// The longest that the engine waits for an answer of the ledger: beyond what the server lets a statement run.
+const LEDGER_DEADLINE: Duration = Duration::from_secs(35);
+
+impl Engine {
+    /// Waits for an exchange with the ledger, but not past the lease's end: the heartbeat did not get through either, so the
+    /// connection may well be lost, and nothing would ever say so.
+    async fn bounded<T, E: From<LedgerError>>(&self, exchange: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let deadline = async {
+            match self.lease.epoch() {
+                Some(held) => _ = tokio::time::timeout(LEDGER_DEADLINE, held.cancelled()).await,
+                // Without a lease there is little hope; what there is should be tried on a new connection soon.
+                None => tokio::time::sleep(ledger::recover::FENCE_AFTER).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = exchange => answer,
+            () = deadline => Err(ledger::timed_out().into()),
+        }
+    }
 }
 
 impl std::fmt::Debug for Handlers {

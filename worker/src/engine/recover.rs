@@ -65,12 +65,12 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {
-                let judged = judge(&engine, &mut connection).await;
+                let judged = engine.bounded(judge(&engine, &mut connection)).await;
                 if Instant::now() >= next_sweep {
                     // Neither waits for the other's servers: one of them being away is when they are needed.
-                    let swept = sweep(&engine, &mut connection, REGULAR).await;
+                    let swept = engine.bounded(sweep(&engine, &mut connection, REGULAR)).await;
                     next_sweep = Instant::now() + if swept.is_ok() { SWEEP_EVERY } else { AFTER_FAULT };
-                    let looked = not_held(&engine, &mut connection, &mut suspected).await;
+                    let looked = engine.bounded(not_held(&engine, &mut connection, &mut suspected)).await;
                     judged.and(swept).and(looked)
                 } else {
                     judged
@@ -79,11 +79,11 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
             () = engine.emptied.notified() => {
                 tracing::warn!("a stream or its group was gone: Redis may have been emptied; comparing with the ledger");
                 next_sweep = Instant::now() + SECOND_LOOK;
-                sweep(&engine, &mut connection, AT_ONCE).await
+                engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
             }
             // Back after a gap: what ran was dropped, so what the ledger says we hold is given back at once.
             Ok(()) = lease.changed() => {
-                if *lease.borrow_and_update() { give_all_back(&engine, &mut connection).await } else { Ok(()) }
+                if *lease.borrow_and_update() { engine.bounded(give_all_back(&engine, &mut connection)).await } else { Ok(()) }
             }
             signal = signals.recv() => match signal {
                 None => return,
@@ -91,9 +91,9 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
                 // Redis may have been emptied.
                 Some(Signal::Subscribed) => {
                     next_sweep = next_sweep.min(Instant::now() + SECOND_LOOK);
-                    sweep(&engine, &mut connection, AT_ONCE).await
+                    engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
                 }
-                Some(Signal::Cancel(jobs)) => cancels(&engine, &jobs).await,
+                Some(Signal::Cancel(jobs)) => engine.bounded(cancels(&engine, &jobs)).await,
                 Some(Signal::Changed(_)) => Ok(()),
             },
         };

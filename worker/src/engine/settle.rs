@@ -86,7 +86,7 @@ async fn write_patiently(engine: &Engine, settlements: Vec<Settlement>, forced: 
     let mut parts: Vec<Vec<Settlement>> = vec![settlements];
     let mut settled = Vec::new();
     while let Some(part) = parts.pop() {
-        let error = match settle::settle(&engine.services.pool, &part).await {
+        let error = match engine.bounded(settle::settle(&engine.services.pool, &part)).await {
             Ok(written) => {
                 settled.extend(written);
                 continue;
