@@ -307,21 +307,52 @@ pub async fn handed_over(pool: &PgPool, queue: Queue) -> Result<Vec<JobId>, Ledg
     Ok(jobs.into_iter().map(JobId).collect())
 }
 
-/// Of jobs that are in no stream, those that are queued and so belong in one; their time of handover starts anew.
+/// Of jobs that are in no stream, those that are queued and so belong in one.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub async fn missing(pool: &PgPool, jobs: &[JobId]) -> Result<Vec<Handover>, LedgerError> {
     let jobs: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
     let rows = sqlx::query(
-        "UPDATE job_dispatched d SET dispatched_at = now() FROM job_state s
-         WHERE d.job_id = ANY ($1) AND s.job_id = d.job_id AND s.state = 1
-         RETURNING d.job_id, d.queue, d.priority",
+        "SELECT d.job_id, d.queue, d.priority FROM job_dispatched d JOIN job_state s ON s.job_id = d.job_id
+         WHERE d.job_id = ANY ($1) AND s.state = 1",
     )
     .bind(jobs)
     .fetch_all(pool)
     .await?;
     rows.iter().map(|row| handover(JobId(row.try_get("job_id")?), row)).collect()
+}
+
+/// The time of these jobs' handover starts anew: they were pushed again. Told afterwards, so that what could not be pushed is
+/// still overdue; a push that is told of by nobody happens twice, and its second entry loses at the claim.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn pushed(pool: &PgPool, handovers: &[Handover]) -> Result<(), LedgerError> {
+    let mut jobs: Vec<Uuid> = handovers.iter().map(|handover| handover.job.0).collect();
+    // One order for all batches that lock several rows, so that they queue up and don't deadlock.
+    jobs.sort_unstable();
+    sqlx::query(
+        "UPDATE job_dispatched d SET dispatched_at = now()
+         FROM (SELECT job_id FROM job_dispatched WHERE job_id = ANY ($1) ORDER BY job_id FOR UPDATE) p WHERE d.job_id = p.job_id",
+    )
+    .bind(jobs)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Lays a duty down before its time, for whoever comes next.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn lay_down_duty(pool: &PgPool, name: &'static str, worker: Uuid) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE duty SET taken_until = clock_timestamp() WHERE name = $1 AND worker = $2")
+        .bind(name)
+        .bind(worker)
+        .execute(pool)
+        .await?;
+    Ok(())
 }
 
 /// Takes a periodic duty for `period` if nobody has it: how replicas share what needs doing once a period, without a leader.
