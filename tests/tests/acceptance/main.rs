@@ -10,3 +10,4 @@ mod outcomes;
 mod queues;
 mod recovery;
 mod refusals;
+mod storage;

@@ -25,7 +25,7 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     ledger::{LedgerError, recover::take_duty},
-    storage::{CALL_DEADLINE, Storage, StorageError, StorageFault},
+    storage::{Storage, StorageError, StorageFault},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -123,7 +123,7 @@ impl<'a> Sweep<'a> {
     /// Aborts an upload. One that is not there counts as aborted.
     async fn abort(&self, key: &str, id: &str) -> Result<(), StorageError> {
         let request = self.storage.client().abort_multipart_upload().bucket(self.storage.bucket()).key(key).upload_id(id).send();
-        match self.storage.call("aborting an upload", CALL_DEADLINE, request).await {
+        match self.storage.call("aborting an upload", self.storage.deadline(), request).await {
             Err(error) if error.fault() != StorageFault::UploadMissing => Err(error),
             _ => {
                 metrics::counter!("offstage_uploads_aborted_total").increment(1);
