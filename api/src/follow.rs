@@ -19,12 +19,11 @@ use std::{
     time::Duration,
 };
 
-use redis::aio::ConnectionManager;
 use shared::{
     job::JobId,
     ledger::{LedgerError, find},
     queue::{
-        Queue, QueueError, Redis,
+        Commands, Queue, Redis,
         signal::{self, Channel, Signal},
     },
     tenant,
@@ -81,17 +80,15 @@ struct Telling {
 
 impl Follow {
     /// Starts listening, looking and telling, until `stop`. Needs a Tokio runtime.
-    ///
-    /// # Errors
-    /// [`QueueError::Address`].
-    pub fn start(pool: PgPool, redis: &Redis, stop: CancellationToken) -> Result<Self, QueueError> {
+    #[must_use]
+    pub fn start(pool: PgPool, redis: &Redis, stop: CancellationToken) -> Self {
         let registry = Arc::new(Registry::new(MOST_WAITING));
         let (tell, tellings) = mpsc::channel(TELLINGS);
-        tokio::spawn(tell_redis(redis.commands()?, redis.clone(), tellings));
+        tokio::spawn(tell_redis(redis.commands(), redis.clone(), tellings));
         let signals = signal::listen(redis.clone(), &[Channel::Changes], stop.clone());
         tokio::spawn(hear(Arc::clone(&registry), signals));
         tokio::spawn(look(Arc::clone(&registry), pool, stop));
-        Ok(Self { registry, tell })
+        Self { registry, tell }
     }
 
     /// Registers an interest in a job, to be done before its row is read; `None` when too many wait already.
@@ -262,7 +259,7 @@ async fn versions(pool: &PgPool, tenant: i32, jobs: &[Uuid]) -> Result<Vec<(JobI
 }
 
 /// Tells Redis until every [`Follow`] is gone. A Redis that is away delays nobody: what can't be told is dropped.
-async fn tell_redis(mut connection: ConnectionManager, redis: Redis, mut tellings: mpsc::Receiver<Telling>) {
+async fn tell_redis(mut connection: Commands, redis: Redis, mut tellings: mpsc::Receiver<Telling>) {
     let mut batch = Vec::with_capacity(TOLD_TOGETHER);
     while tellings.recv_many(&mut batch, TOLD_TOGETHER).await > 0 {
         let told = async {

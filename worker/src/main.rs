@@ -115,7 +115,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
 
 /// R9: an evicting Redis may drop streams at any moment. Nothing is lost by it, but jobs wait until recovery pushes them again.
 async fn warn_of_eviction(redis: &Redis) {
-    let Ok(mut connection) = redis.commands() else { return };
+    let mut connection = redis.commands();
     match eviction_policy(&mut connection).await {
         Ok(Some(policy)) if policy != "noeviction" => {
             tracing::warn!(

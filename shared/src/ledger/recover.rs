@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use super::LedgerError;
@@ -51,38 +51,25 @@ pub async fn register(connection: &mut PgConnection, worker: Uuid, name: &str, q
     Ok(())
 }
 
-/// The answer to a heartbeat.
-#[derive(Debug, Clone, Default)]
-pub struct Beat {
-    /// Whether the ledger still knows this process. If not, it was declared dead and its jobs were taken over.
-    pub known: bool,
-    /// Jobs of this worker whose owners want them cancelled.
-    pub cancels: Vec<JobId>,
-}
-
-/// Says that this process is alive.
+/// Says that this process is alive. Answers whether the ledger still knows it: if not, it was declared dead and its jobs were
+/// taken over.
+///
+/// Touches `worker` and nothing else: whoever locks the tables of jobs must not make all workers look dead.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn beat(connection: &mut PgConnection, worker: Uuid) -> Result<Beat, LedgerError> {
-    let row = sqlx::query(
-        "WITH beat AS (UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1 RETURNING id)
-         SELECT EXISTS (SELECT 1 FROM beat) AS known, ARRAY (SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000) AS cancels",
-    )
-    .bind(worker)
-    .fetch_one(connection)
-    .await?;
-    let cancels: Vec<Uuid> = row.try_get("cancels")?;
-    Ok(Beat { known: row.try_get("known")?, cancels: cancels.into_iter().map(JobId).collect() })
+pub async fn beat(connection: &mut PgConnection, worker: Uuid) -> Result<bool, LedgerError> {
+    let beaten = sqlx::query("UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1").bind(worker).execute(connection).await?;
+    Ok(beaten.rows_affected() == 1)
 }
 
-/// The wishes to cancel what this worker runs, asked outside the heartbeat because somebody was told of one.
+/// The wishes to cancel what this worker runs.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn cancels(pool: &PgPool, worker: Uuid) -> Result<Vec<JobId>, LedgerError> {
+pub async fn cancels(executor: impl PgExecutor<'_>, worker: Uuid) -> Result<Vec<JobId>, LedgerError> {
     let jobs: Vec<Uuid> =
-        sqlx::query_scalar("SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000").bind(worker).fetch_all(pool).await?;
+        sqlx::query_scalar("SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000").bind(worker).fetch_all(executor).await?;
     Ok(jobs.into_iter().map(JobId).collect())
 }
 

@@ -3,10 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::aio::ConnectionManager;
 use shared::{
     ledger::{LedgerError, dispatch},
-    queue::{Queue, push},
+    queue::{Commands, Queue, push},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +15,7 @@ use super::Engine;
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Tells until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: ConnectionManager) {
+pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: Commands) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

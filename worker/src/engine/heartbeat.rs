@@ -17,7 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 use shared::{
     ledger::{
         LedgerError,
-        recover::{self, BEAT_EVERY, Beat},
+        recover::{self, BEAT_EVERY},
     },
     queue::Queue,
 };
@@ -29,6 +29,8 @@ use super::{held::Held, lease::Lease};
 
 /// The longest one heartbeat may take, connecting included: two of them fit between the last good one and the fence.
 const BEAT_DEADLINE: Duration = Duration::from_millis(1_500);
+/// The longest that asking for wishes to cancel may wait for a lock; the next heartbeat asks again.
+const WISHES_WAIT: Duration = Duration::from_millis(300);
 /// How often the lease's end is looked for, and the pulse moves.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -111,12 +113,13 @@ impl Heartbeat {
                 tracing::error!("the runtime made no progress since the last heartbeat: sending none");
             } else {
                 match tokio::time::timeout(BEAT_DEADLINE, self.beat(&mut connection, &mut registered)).await {
-                    Ok(Ok(beat)) => {
+                    Ok(Ok(known)) => {
                         if failures > 0 {
                             tracing::info!(failures, "the heartbeat gets through again");
                         }
                         failures = 0;
-                        self.heard(&beat, sent, &mut registered);
+                        self.heard(known, sent, &mut registered);
+                        self.pass_wishes_on(&mut connection).await;
                     }
                     outcome => {
                         connection = None;
@@ -142,8 +145,8 @@ impl Heartbeat {
         watcher.abort();
     }
 
-    fn heard(&self, beat: &Beat, sent: Instant, registered: &mut bool) {
-        if beat.known {
+    fn heard(&self, known: bool, sent: Instant, registered: &mut bool) {
+        if known {
             self.lease.renew(sent);
         } else {
             // Declared dead while we thought otherwise: paused, or cut off. Everything of before belongs to others now.
@@ -153,16 +156,27 @@ impl Heartbeat {
                 tracing::error!("this worker was declared dead and its jobs were taken over: stopped all work, starting anew");
             }
         }
-        self.held.cancel(&beat.cancels);
     }
 
-    async fn beat(&self, connection: &mut Option<PgConnection>, registered: &mut bool) -> Result<Beat, LedgerError> {
+    /// A statement of its own behind the heartbeat, so that a lock on its table costs no lease.
+    async fn pass_wishes_on(&self, connection: &mut Option<PgConnection>) {
+        let Some(open) = connection else { return };
+        match tokio::time::timeout(BEAT_DEADLINE, recover::cancels(open, self.worker)).await {
+            Ok(Ok(wished)) => self.held.cancel(&wished),
+            Ok(Err(error)) => tracing::debug!(error = &error as &dyn std::error::Error, "could not ask for wishes to cancel"),
+            // An answer may still be on its way: the connection is not to be used again.
+            Err(_) => *connection = None,
+        }
+    }
+
+    async fn beat(&self, connection: &mut Option<PgConnection>, registered: &mut bool) -> Result<bool, LedgerError> {
         let connection = if let Some(connection) = connection {
             connection
         } else {
-            let options = PgConnectOptions::from_str(self.database.expose_secret())?
-                .application_name("offstage heartbeat")
-                .options([("statement_timeout", BEAT_DEADLINE.as_millis().to_string())]);
+            let options = PgConnectOptions::from_str(self.database.expose_secret())?.application_name("offstage heartbeat").options([
+                ("statement_timeout", BEAT_DEADLINE.as_millis().to_string()),
+                ("lock_timeout", WISHES_WAIT.as_millis().to_string()),
+            ]);
             connection.insert(options.connect().await?)
         };
         if !*registered {

@@ -14,6 +14,7 @@
 pub mod health;
 
 mod announce;
+mod canary;
 mod credits;
 mod dispatch;
 mod fetch;
@@ -40,7 +41,7 @@ use shared::{
 };
 use sqlx::PgPool;
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -96,6 +97,12 @@ struct Engine {
     announcer: Announcer,
     dispatch: Dispatch,
     health: Arc<Health>,
+    /// What canaries' marks count from.
+    canaries: canary::Epoch,
+    /// Told when a canary was sent: a reader without room for jobs reads that one.
+    canary_waits: BTreeMap<Queue, Notify>,
+    /// Told when Redis seems to have been emptied.
+    emptied: Notify,
     window: u64,
     /// One permit: the turn of jobs under which a process died.
     suspects: Arc<Semaphore>,
@@ -137,7 +144,10 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         lease: Arc::clone(&lease),
         announcer,
         dispatch: Dispatch::default(),
-        health,
+        health: Arc::clone(&health),
+        canaries: canary::Epoch::now(),
+        canary_waits: queues.iter().map(|queue| (*queue, Notify::new())).collect(),
+        emptied: Notify::new(),
         window: parts.window,
         suspects: Arc::new(Semaphore::new(1)),
         draining: draining.clone(),
@@ -160,18 +170,19 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     .start()
     .map_err(StartError::Thread)?;
 
-    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()?));
+    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()));
     let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], background.clone());
-    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()?));
-    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()?));
-    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()?));
+    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()));
+    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()));
+    tasks.spawn(canary::run(Arc::clone(&engine), queues.clone(), draining.clone(), engine.redis.commands()));
+    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()));
 
     let (finished, outcomes) = mpsc::channel(UNSETTLED);
     let settler = tokio::spawn(settle::run(Arc::clone(&engine), outcomes, shutdown.forced().clone()));
 
     let mut workers = JoinSet::new();
     for (queue, slots) in parts.queues {
-        serve(&engine, queue, slots, finished.clone(), &mut workers)?;
+        serve(&engine, queue, slots, finished.clone(), &mut workers);
     }
     drop(finished);
     tracing::info!(worker = %worker, name = parts.name, "the engine runs");
@@ -187,6 +198,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         draining.cancel();
     }
 
+    health.stop();
     let asked = Instant::now();
     tracing::info!(held = engine.held.len(), "draining");
     if !drain(&engine, &mut workers, parts.grace, &shutdown).await && exit == Exit::Finished {
@@ -218,13 +230,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
 }
 
 /// Starts a queue's fetcher and its apalis worker, each a task of its own: a monitor would poll all workers in one.
-fn serve(
-    engine: &Arc<Engine>,
-    queue: Queue,
-    slots: usize,
-    finished: mpsc::Sender<Finished>,
-    workers: &mut JoinSet<()>,
-) -> Result<(), StartError> {
+fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sender<Finished>, workers: &mut JoinSet<()>) {
     let credits = Credits::new(slots);
     let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
     let runner = Runner::new(Arc::clone(engine), queue, slots, Arc::clone(&credits), finished);
@@ -234,8 +240,7 @@ fn serve(
             tracing::error!(queue = queue.name(), error = %error, "the queue's worker ended");
         }
     });
-    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()?));
-    Ok(())
+    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()));
 }
 
 /// Waits for what runs; hands it back when the grace time is over, or at once when forced. Answers whether all finished.
@@ -259,7 +264,4 @@ pub enum StartError {
     /// The operating system gave no thread.
     #[error("the heartbeat's thread could not be started")]
     Thread(#[source] std::io::Error),
-    /// Redis' address can't be used.
-    #[error(transparent)]
-    Queue(#[from] shared::queue::QueueError),
 }

@@ -40,9 +40,18 @@ const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
 /// How often it waits so before it fails: an hour.
 const UNKNOWN_KIND_RUNS: i32 = 120;
 
+/// What a queue's fetcher hands to its apalis worker.
+#[derive(Debug)]
+pub enum Work {
+    /// A job to run.
+    Job(Claimed),
+    /// A canary that was sent then, on its way to the settler.
+    Canary(Instant),
+}
+
 /// A claimed job on its way to its handler.
 #[derive(Debug)]
-pub struct Work {
+pub struct Claimed {
     /// The claim.
     pub job: Arc<ClaimedJob>,
     /// The right to hold it.
@@ -53,9 +62,18 @@ pub struct Work {
     pub cancelled: CancellationToken,
 }
 
-/// A run's end, on its way to the settler.
+/// What is on its way to the settler.
 #[derive(Debug)]
-pub struct Finished {
+pub enum Finished {
+    /// A run's end.
+    Run(Ended),
+    /// A canary of a queue that was sent then.
+    Canary(Queue, Instant),
+}
+
+/// A run's end.
+#[derive(Debug)]
+pub struct Ended {
     /// What to write.
     pub settlement: Settlement,
     /// The claim it ends.
@@ -83,7 +101,14 @@ impl Runner {
     }
 
     async fn work(self, work: Work) {
-        let Work { job, credit, epoch, cancelled } = work;
+        match work {
+            Work::Job(claimed) => self.run(claimed).await,
+            Work::Canary(sent) => _ = self.finished.send(Finished::Canary(self.queue, sent)).await,
+        }
+    }
+
+    async fn run(self, claimed: Claimed) {
+        let Claimed { job, credit, epoch, cancelled } = claimed;
         let claim = (job.id, job.token);
         let (policy, outcome) = tokio::select! {
             biased;
@@ -96,9 +121,9 @@ impl Runner {
         };
         let settlement = Settlement::decide(&job, &policy, outcome, self.engine.services.clock.now());
         // The settler outlives all runners; should it be gone, recovery gives the job to another process.
-        if let Err(error) = self.finished.send(Finished { settlement, job, _credit: credit }).await {
+        if self.finished.send(Finished::Run(Ended { settlement, job, _credit: credit })).await.is_err() {
             self.engine.held.remove([claim]);
-            tracing::error!(job = %error.0.job.id, "the outcome could not be settled: the settler is gone");
+            tracing::error!(job = %claim.0, "the outcome could not be settled: the settler is gone");
         }
     }
 
