@@ -22,22 +22,42 @@ pub enum Intent {
     },
     /// The claim is gone: do nothing, somebody else has the job.
     Fenced,
+    /// Outward effects are switched off, and this one is not known to be done: do nothing now.
+    SwitchedOff,
+}
+
+/// How far an effect reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Within the installation: an object in its own store. No switch stops it.
+    Ours,
+    /// Outside of it.
+    Outward,
 }
 
 /// Writes down that a run is about to do something outside.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn intend(pool: &PgPool, job: &ClaimedJob, key: &str, intent: &Value, now: DateTime<Utc>) -> Result<Intent, LedgerError> {
+pub async fn intend(
+    pool: &PgPool,
+    job: &ClaimedJob,
+    key: &str,
+    intent: &Value,
+    reach: Reach,
+    now: DateTime<Utc>,
+) -> Result<Intent, LedgerError> {
     let row = sqlx::query(
         "WITH live AS (
             SELECT job_id, tenant_id FROM job_state WHERE job_id = $1 AND token = $2 AND state = 2 FOR SHARE
+        ), switched AS MATERIALIZED (
+            SELECT CASE WHEN $6 THEN outward_is_off($7, $8) ELSE false END AS off
         ), fresh AS (
             INSERT INTO effect (job_id, key, tenant_id, token, intended_at, intent)
-            SELECT job_id, $3, tenant_id, $2, $4, $5 FROM live
+            SELECT job_id, $3, tenant_id, $2, $4, $5 FROM live, switched WHERE NOT off
             ON CONFLICT (job_id, key) DO NOTHING RETURNING job_id
         )
-        SELECT EXISTS (SELECT 1 FROM live) AS live, EXISTS (SELECT 1 FROM fresh) AS fresh,
+        SELECT EXISTS (SELECT 1 FROM live) AS live, EXISTS (SELECT 1 FROM fresh) AS fresh, (SELECT off FROM switched) AS off,
                (SELECT receipt FROM effect WHERE job_id = $1 AND key = $3) AS receipt",
     )
     .bind(job.id.0)
@@ -45,14 +65,19 @@ pub async fn intend(pool: &PgPool, job: &ClaimedJob, key: &str, intent: &Value, 
     .bind(key)
     .bind(now)
     .bind(intent)
+    .bind(reach == Reach::Outward)
+    .bind(job.tenant)
+    .bind(&job.kind)
     .fetch_one(pool)
     .await?;
-    let live: bool = row.try_get("live")?;
-    let fresh: bool = row.try_get("fresh")?;
+    let (live, fresh, off): (bool, bool, bool) = (row.try_get("live")?, row.try_get("fresh")?, row.try_get("off")?);
+    let receipt: Option<Value> = row.try_get("receipt")?;
     Ok(match (live, fresh) {
         (false, _) => Intent::Fenced,
         (true, true) => Intent::New,
-        (true, false) => Intent::Known { receipt: row.try_get("receipt")? },
+        // What is known to be done stays done, and is not done again: the run may go on.
+        (true, false) if off && receipt.is_none() => Intent::SwitchedOff,
+        (true, false) => Intent::Known { receipt },
     })
 }
 

@@ -110,6 +110,9 @@ mod tests {
             attempts_allowed: 3,
             runs: 2,
             crashes: 0,
+            counted_from: clock.now(),
+            snoozes: 0,
+            snoozed: Duration::ZERO,
         };
         let services = Services {
             pool: pool.clone(),
