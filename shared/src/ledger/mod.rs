@@ -8,7 +8,7 @@
 //! - terminal stays terminal, until a person asks for a retry ([`change`]);
 //! - `version` only grows.
 //!
-//! A job is in `job_waiting` exactly while it waits, in `job_dispatched` exactly while it is queued or running.
+//! A job is in `job_waiting` exactly while it waits (never due there while a switch holds it, see [`switches`]), in `job_dispatched` exactly while it is queued or running.
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
 pub mod change;
@@ -20,6 +20,7 @@ pub mod find;
 pub mod insert;
 pub mod recover;
 pub mod settle;
+pub mod switches;
 
 use std::{str::FromStr, time::Duration};
 
