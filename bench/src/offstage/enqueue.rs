@@ -109,7 +109,7 @@ impl Offstage {
     }
 
     async fn push_batches(&self, mut told: mpsc::Receiver<Vec<Handover>>) -> Result<()> {
-        let mut connection = self.commands()?;
+        let mut connection = self.commands();
         while let Some(handovers) = told.recv().await {
             if !handovers.is_empty() {
                 push::push(&mut connection, self.redis.keys(), &handovers).await?;

@@ -3,6 +3,7 @@
 mod access;
 mod contract;
 mod exports;
+mod faults;
 mod files;
 mod jobs;
 mod outcomes;

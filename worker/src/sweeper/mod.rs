@@ -66,7 +66,9 @@ pub async fn run(services: Arc<Services>, stop: CancellationToken) {
         let swept = tokio::select! {
             // Wherever it is dropped: what was done is found done by the next one.
             () = stop.cancelled() => return,
-            swept = sweep_in_turn(&services, worker) => swept,
+            swept = tokio::time::timeout(SWEEP_WITHIN * 2, sweep_in_turn(&services, worker)) => {
+                swept.unwrap_or_else(|_| Err(shared::ledger::timed_out().into()))
+            }
         };
         if let Err(error) = swept {
             metrics::counter!("offstage_file_sweep_failures_total").increment(1);

@@ -1,0 +1,1 @@
+//! Show 7: mixed load with random faults for a long time; nothing may grow.
