@@ -142,7 +142,8 @@ pub async fn nothing_left(arena: &Arena) {
         let mut left = Vec::new();
         let keys: Vec<String> =
             world.sandbox.redis.command(redis::cmd("KEYS").arg("{offstage:*")).await.map_err(|error| error.to_string())?;
-        for key in keys {
+        // A canary's stream always holds the latest proof that its replica consumes.
+        for key in keys.into_iter().filter(|key| !key.contains(":canary:")) {
             // What is no stream of jobs answers with an error and has no length.
             match world.sandbox.redis.command::<i64>(redis::cmd("XLEN").arg(&key)).await {
                 Ok(0) | Err(_) => {}

@@ -51,7 +51,7 @@ async fn rollout() {
     report.keep();
     assert!(codes.iter().all(|code| *code == Some(0)), "everybody finished what it held: {codes:?}");
     assert_eq!(crashed, 0, "no run was lost");
-    assert_eq!(sent.broken, 0, "no request was broken off");
+    assert_eq!(sent.broken, 0, "no request was broken off: {:#?}", sent.breaks);
     assert!(sent.answers.keys().all(|status| *status == 202), "every request was answered with success, once: {:?}", sent.answers);
     assert!(drains.iter().all(|drain| *drain < Duration::from_secs(60)), "{drains:?}");
 }

@@ -25,6 +25,8 @@ use crate::{
 pub const QUEUES: [&str; 4] = ["analytics", "email", "push", "webhooks"];
 /// The pause before a replica that refused the connection is asked again.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// Broken requests that are described.
+const BREAKS_KEPT: usize = 5;
 /// How long one job is offered before the test gives up.
 const OFFERED_FOR: Duration = Duration::from_secs(180);
 
@@ -52,6 +54,8 @@ pub struct Sent {
     pub refused: u64,
     /// Requests whose connection broke, or timed out, before there was an answer.
     pub broken: u64,
+    /// What the first of those said.
+    pub breaks: Vec<String>,
     /// The longest that one job was offered until it was accepted.
     pub longest_offer: Duration,
     /// Answers that a client can do nothing with: an unexpected status, a 503 that does not say when to come back.
@@ -160,6 +164,9 @@ impl Shared {
                         sent.refused += 1;
                     } else {
                         sent.broken += 1;
+                        if sent.breaks.len() < BREAKS_KEPT {
+                            sent.breaks.push(format!("{error:?}"));
+                        }
                     }
                     REFUSED_PAUSE
                 }

@@ -9,7 +9,12 @@ mod probe;
 #[cfg(test)]
 pub(crate) mod workbench;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use shared::{
@@ -18,15 +23,21 @@ use shared::{
     job::{Failure, Policy, Success},
     kinds::{ExportCreate, Kind, ProbeRun, Registry},
     ledger::{
+        UNAVAILABLE,
         claim::ClaimedJob,
         effects::{self, Intent},
     },
+    queue::read::reconnect_pause,
+    random,
     tenant::Tenants,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::Clients;
+
+/// How long a receipt is offered to a ledger that does not answer: longer than a restart or a failover of Postgres.
+const RECEIPT_WITHIN: Duration = Duration::from_secs(60);
 
 /// What handlers may use, one for the process.
 #[derive(Debug)]
@@ -94,12 +105,32 @@ impl JobContext {
         metrics::counter!("offstage_effects_unknown_total", "kind" => self.job.kind.clone()).increment(1);
     }
 
-    /// Writes down what the outside answered.
+    /// Writes down what the outside answered, for as long as it takes within [`RECEIPT_WITHIN`], also when the run is dropped
+    /// meanwhile: what has no receipt is done again.
     ///
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer: the effect is then known as intended only.
     pub async fn receipt(&self, key: &str, receipt: &Value) -> Result<(), Failure> {
-        Ok(effects::receipt(&self.services.pool, self.job.id, key, receipt, self.services.clock.now()).await?)
+        let (services, job) = (Arc::clone(&self.services), self.job.id);
+        let (key, receipt) = (key.to_owned(), receipt.clone());
+        let writing = tokio::spawn(async move {
+            let began = Instant::now();
+            let mut failures = 0;
+            loop {
+                let written = effects::receipt(&services.pool, job, &key, &receipt, services.clock.now()).await;
+                match written {
+                    Err(error) if error.is_transient() && began.elapsed() < RECEIPT_WITHIN => {
+                        failures += 1;
+                        tokio::time::sleep(reconnect_pause(failures, random::fraction())).await;
+                    }
+                    written => return written,
+                }
+            }
+        });
+        match writing.await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(Failure::transient(UNAVAILABLE, "the process ends before the outside's answer could be written down")),
+        }
     }
 
     /// Strikes an effect out that was undone.
