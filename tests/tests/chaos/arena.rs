@@ -99,15 +99,6 @@ impl Arena {
         began.elapsed()
     }
 
-    /// A figure over all workers that answer.
-    pub async fn figure(&self, name: &str) -> f64 {
-        let mut sum = 0.0;
-        for worker in &self.workers {
-            sum += self.world.figure(worker, name, &[]).await;
-        }
-        sum
-    }
-
     /// Starts a program that is down, and waits until it is ready.
     pub async fn back(&self, process: &Process) {
         process.start().await.expect("a start");

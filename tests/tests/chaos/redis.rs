@@ -44,7 +44,7 @@ async fn redis() {
                 server.kill9().await.expect("a kill");
                 outage(size(1_000, 5_000)).await
             }
-            "FLUSHALL" => Duration::ZERO,
+            "FLUSHALL" | "CLIENT KILL" => Duration::ZERO,
             "thrown back by its newest second" => {
                 server.append_only().await.expect("an append-only file");
                 outage(size(1_500, 5_000)).await;
@@ -57,7 +57,6 @@ async fn redis() {
                 proxy.set(Mode::Blackhole);
                 outage(size(4_000, 60_000)).await
             }
-            "CLIENT KILL" => Duration::ZERO,
             _ => {
                 server.command::<()>(::redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("1mb")).await.expect("a limit");
                 outage(size(2_000, 20_000)).await

@@ -1,6 +1,10 @@
 //! What a scenario found, as a table: printed, and kept in `target/chaos/`.
 
-use std::{fmt::Display, path::Path, time::Duration};
+use std::{
+    fmt::{Display, Write},
+    path::Path,
+    time::Duration,
+};
 
 use crate::seed::{Seed, full};
 
@@ -21,7 +25,7 @@ impl Report {
     /// Adds a line, and prints it.
     pub fn line(&mut self, figure: impl Display, value: impl Display) {
         println!("  {figure}: {value}");
-        self.text.push_str(&format!("| {figure} | {value} |\n"));
+        writeln!(self.text, "| {figure} | {value} |").expect("a text takes all");
     }
 
     /// Writes it down.

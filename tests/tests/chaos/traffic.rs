@@ -58,6 +58,8 @@ pub struct Sent {
     pub breaks: Vec<String>,
     /// The longest that one job was offered until it was accepted.
     pub longest_offer: Duration,
+    /// Jobs that were posted beside these, and are judged by who posted them.
+    pub apart: BTreeSet<String>,
     /// Answers that a client can do nothing with: an unexpected status, a 503 that does not say when to come back.
     pub wrong: Vec<String>,
 }
@@ -97,6 +99,16 @@ impl Traffic {
         Self { shared, clients, stop }
     }
 
+    /// Posts one job more, which is judged by who asks for it and not by the count; its id.
+    pub async fn post_apart(&self, job: &Value) -> String {
+        let key = format!("apart-{}", self.shared.posted.fetch_add(1, Ordering::Relaxed));
+        let id = self.shared.offer(0, "/v1/jobs", &key, job).await;
+        let mut sent = self.shared.sent();
+        sent.accepted.remove(&id);
+        sent.apart.insert(id.clone());
+        id
+    }
+
     /// How many were accepted so far.
     pub fn accepted(&self) -> usize {
         self.shared.sent().accepted.len()
@@ -132,7 +144,8 @@ impl Shared {
                 continue;
             }
             let job = self.job(&mut chance);
-            self.offer(number, &job).await;
+            let key = format!("chaos-{}", self.posted.fetch_add(1, Ordering::Relaxed));
+            self.offer(number, "/v1/jobs", &key, &job).await;
         }
     }
 
@@ -142,21 +155,20 @@ impl Shared {
         probe(&json!({"queue": chance.choose(&QUEUES), "sleep_ms": sleep, "callback_url": self.effects.url()}))
     }
 
-    /// Offers one job until it is accepted.
-    async fn offer(&self, number: usize, job: &Value) {
-        let key = format!("chaos-{}", self.posted.fetch_add(1, Ordering::Relaxed));
+    /// Offers one job until it is accepted; its id.
+    async fn offer(&self, number: usize, path: &str, key: &str, job: &Value) -> String {
         let began = Instant::now();
         for turn in 0.. {
             let replica = &self.replicas[(number + turn) % self.replicas.len()];
-            let request = replica.request(Method::POST, "/v1/jobs").header("Idempotency-Key", &key).json(job);
+            let request = replica.request(Method::POST, path).header("Idempotency-Key", key).json(job);
             let pause = match replica.try_send(request).await {
                 Ok(answer) => match self.hear(&answer) {
-                    None => {
+                    Ok(id) => {
                         let mut sent = self.sent();
                         sent.longest_offer = sent.longest_offer.max(began.elapsed());
-                        return;
+                        return id;
                     }
-                    Some(pause) => pause,
+                    Err(pause) => pause,
                 },
                 Err(error) => {
                     let mut sent = self.sent();
@@ -177,27 +189,29 @@ impl Shared {
                 tokio::time::sleep(pause).await;
             }
         }
+        unreachable!("turns don't end")
     }
 
-    /// `None` when it was accepted, else how long to wait.
-    fn hear(&self, answer: &Answer) -> Option<Duration> {
+    /// The job's id when it was accepted, else how long to wait.
+    fn hear(&self, answer: &Answer) -> Result<String, Duration> {
         let mut sent = self.sent();
         *sent.answers.entry(answer.status).or_default() += 1;
         match answer.status {
             200 | 202 => {
-                sent.accepted.insert(id_of(&answer.json()));
-                None
+                let id = id_of(&answer.json());
+                sent.accepted.insert(id.clone());
+                Ok(id)
             }
-            503 => match answer.header("retry-after").parse() {
-                Ok(told) => Some(Duration::from_secs(told)),
-                Err(_) => {
+            503 => Err(answer.header("retry-after").parse().map_or_else(
+                |_| {
                     sent.wrong.push(format!("503 without Retry-After: {}", answer.text()));
-                    Some(Duration::from_secs(1))
-                }
-            },
+                    Duration::from_secs(1)
+                },
+                Duration::from_secs,
+            )),
             status => {
                 sent.wrong.push(format!("{status} {}", answer.text()));
-                Some(Duration::from_secs(1))
+                Err(Duration::from_secs(1))
             }
         }
     }
