@@ -37,7 +37,7 @@ async fn redis() {
     let server = &arena.world.sandbox.redis;
 
     for fault in ["killed, its data deleted", "FLUSHALL", "thrown back by its newest second", "blackhole", "CLIENT KILL", "maxmemory"] {
-        arena.under_way(&traffic, traffic.accepted() + size(40, 500), arena.effects.finished() + size(40, 500)).await;
+        arena.under_way(&traffic, traffic.accepted() + size(30, 500), arena.effects.finished() + size(30, 500)).await;
         let accepted = traffic.accepted();
         let lasted = match fault {
             "killed, its data deleted" => {
@@ -55,11 +55,11 @@ async fn redis() {
             }
             "blackhole" => {
                 proxy.set(Mode::Blackhole);
-                outage(size(4_000, 60_000)).await
+                outage(size(2_500, 60_000)).await
             }
             _ => {
                 server.command::<()>(::redis::cmd("CONFIG").arg("SET").arg("maxmemory").arg("1mb")).await.expect("a limit");
-                outage(size(2_000, 20_000)).await
+                outage(size(1_000, 20_000)).await
             }
         };
         match fault {

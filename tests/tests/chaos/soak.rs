@@ -45,7 +45,7 @@ const FIGURES: [(&str, f64); 8] = [
 async fn soak() {
     let seed = Seed::of("soak");
     let minutes = std::env::var("SOAK_MINUTES").ok().map(|text| text.parse::<f64>().expect("SOAK_MINUTES is a number"));
-    let lasts = Duration::from_secs_f64(minutes.map_or(size(15.0, 180.0), |minutes| minutes * 60.0));
+    let lasts = Duration::from_secs_f64(minutes.map_or(size(8.0, 180.0), |minutes| minutes * 60.0));
 
     let mut proxy: Option<Proxy> = None;
     let world = acceptance::World::start_where(|sandbox| {
