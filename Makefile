@@ -2,13 +2,13 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench chaos
+.PHONY: help run test lint bench bench-exports chaos
 
 # Passed on to `sandbox run`, as in `make run ARGUMENTS="--port 9000 --workers 2"`.
 ARGUMENTS ?=
 
 help: ## lists these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## installs what is missing, builds, and runs everything with an example product until Ctrl-C
 	@.ci/prepare services
@@ -45,3 +45,11 @@ bench: ## ours beside the peers, some minutes on a calm machine (BENCH_JOBS=500 
 		npm ci --prefix bench/peers/bullmq --ignore-scripts --no-audit --no-fund || echo "bench: npm could not install BullMQ; it will be skipped"; \
 	else echo "bench: Node.js or npm is not here; BullMQ will be skipped"; fi
 	target/release/bench --date "$$(date -u +%F)" --results $(BENCH_RESULTS)
+
+# Only a run of the full size replaces the report in the repository.
+EXPORT_RESULTS ?= $(if $(BENCH_EXPORT_ROWS)$(BENCH_ROUNDS),target/bench-exports.md,bench/EXPORTS.md)
+
+bench-exports: ## large exports beside `psql \copy`: rates and memory (BENCH_EXPORT_ROWS=100000: a quick look)
+	@.ci/prepare services
+	cargo build --release --package api --package worker --package bench --bins
+	target/release/bench --date "$$(date -u +%F)" --exports $(or $(BENCH_EXPORT_ROWS),10000000) --results $(EXPORT_RESULTS)

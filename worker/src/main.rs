@@ -105,6 +105,8 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         window: u64::from(config.window),
         grace: config.shutdown_grace,
     };
+    // A busy worker's first jobs would else wait for connections that are still being made.
+    tokio::join!(ledger::warm(&parts.services.pool), ledger::warm(&parts.claims));
     let exit = engine::run(parts, health, shutdown).await?;
     sweeping.cancel();
     sweeps.await?;

@@ -22,9 +22,10 @@ use shared::{
 };
 use tokio::sync::mpsc;
 
-use super::{Offstage, http::Client};
+use super::Offstage;
 use crate::{
     error::{Error, Result},
+    http::Client,
     measure::{Meter, Run, Watched},
     plan::{BULK, IN_FLIGHT_BULK, IN_FLIGHT_SINGLE, payload},
 };

@@ -2,7 +2,6 @@
 
 mod drain;
 mod enqueue;
-mod http;
 mod pickup;
 
 use std::{path::Path, str::FromStr, time::Duration};

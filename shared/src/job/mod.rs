@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use outcome::{Failure, FailureClass, Outcome, PublishedFile, Success};
-pub use policy::{Backoff, Policy};
+pub use outcome::{Failure, FailureClass, Interrupt, Outcome, PublishedFile, Success};
+pub use policy::{Backoff, Policy, SnoozeBounds};
 
 /// A job's id: a `UUIDv7`, so ids sort by time of creation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -111,6 +111,8 @@ coded! {
         Window = 3, "window";
         /// Its handler, or the worker, asked to be called again later; that used no attempt.
         Snoozed = 4, "snoozed";
+        /// An operator has switched outward effects off that it would have; it goes on once they are on again.
+        SwitchedOff = 5, "switched_off";
     }
 }
 

@@ -98,6 +98,27 @@ impl Failure {
     }
 }
 
+/// Why a handler stopped short of success: it failed, or it wants to be called again later.
+///
+/// Everything that converts into a [`Failure`] converts into this, so a handler that may snooze still just uses `?`. One that
+/// never does returns `Result<Success, Failure>`.
+#[derive(Debug, Clone)]
+pub enum Interrupt {
+    /// It failed.
+    Failed(Failure),
+    /// Not now: call again after the pause. Uses no attempt; bounded by the kind's [`SnoozeBounds`](super::SnoozeBounds).
+    Snoozed(Duration),
+    /// The outward effect that it was about to have is switched off: call again when that is over. Bounded by nothing.
+    SwitchedOff,
+}
+
+// Not for `Interrupt` itself, which is no `Into<Failure>`: a snooze must not become a failure by a question mark.
+impl<E: Into<Failure>> From<E> for Interrupt {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// How a run ended, as settle writes it.
 #[derive(Debug, Clone)]
 pub enum Outcome {
@@ -105,8 +126,12 @@ pub enum Outcome {
     Succeeded(Success),
     /// Not done; the class, the attempts left and a wish to cancel decide what follows.
     Failed(Failure),
-    /// Not now: it runs again after the pause, and this run used no attempt.
+    /// Its handler asks to be called again after the pause: no attempt used, bounded by the kind's policy.
     Snoozed(Duration),
+    /// The engine can't run it now and looks again after the pause: no attempt used, and no concern of the policy.
+    Deferred(Duration),
+    /// It would have, or was about to have, an outward effect that is switched off: it waits for the switch. No attempt used.
+    SwitchedOff,
     /// Its `start_by` had passed when it was claimed; nothing ran.
     Expired,
     /// Its owner cancelled it and it stopped.
@@ -115,11 +140,38 @@ pub enum Outcome {
     HandedBack,
 }
 
-impl From<Result<Success, Failure>> for Outcome {
-    fn from(result: Result<Success, Failure>) -> Self {
+impl From<Result<Success, Interrupt>> for Outcome {
+    fn from(result: Result<Success, Interrupt>) -> Self {
         match result {
             Ok(success) => Self::Succeeded(success),
-            Err(failure) => Self::Failed(failure),
+            Err(Interrupt::Failed(failure)) => Self::Failed(failure),
+            Err(Interrupt::Snoozed(pause)) => Self::Snoozed(pause),
+            Err(Interrupt::SwitchedOff) => Self::SwitchedOff,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a handler is written.
+    fn handler(trouble: Option<Failure>, pause: Option<Duration>) -> Result<Success, Interrupt> {
+        if let Some(failure) = trouble {
+            Err(failure)?;
+        }
+        if let Some(pause) = pause {
+            return Err(Interrupt::Snoozed(pause));
+        }
+        Ok(Success::default())
+    }
+
+    #[test]
+    fn handlers_fail_by_a_question_mark_and_snooze_on_purpose() {
+        assert!(matches!(Outcome::from(handler(None, None)), Outcome::Succeeded(_)));
+        let failed = Outcome::from(handler(Some(Failure::permanent("gone", "it is gone")), None));
+        assert!(matches!(failed, Outcome::Failed(Failure { code: "gone", class: FailureClass::Permanent, .. })));
+        let pause = Duration::from_secs(7);
+        assert!(matches!(Outcome::from(handler(None, Some(pause))), Outcome::Snoozed(asked) if asked == pause));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
+
 /// A kind's policy. R2: 3 attempts, exponential backoff from 2 s with jitter, overridable per kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -11,11 +13,42 @@ pub struct Policy {
     pub backoff: Backoff,
     /// The longest one attempt may run.
     pub timeout: Duration,
+    /// The longest from when the job was due (or redriven) to the last time it is started again. A retry or a snooze that would
+    /// begin later is not waited for: the job fails. The first run is always granted; `start_by` is for that.
+    pub deadline: Duration,
+    /// How often and how long its handler may ask for later.
+    pub snooze: SnoozeBounds,
 }
 
 impl Policy {
-    /// R2's defaults, with 60 s an attempt.
-    pub const DEFAULT: Self = Self { attempts: 3, backoff: Backoff::DEFAULT, timeout: Duration::from_secs(60) };
+    /// R2's defaults, with 60 s an attempt, and two days in all: long enough for another side that asks for a day's pause.
+    pub const DEFAULT: Self = Self {
+        attempts: 3,
+        backoff: Backoff::DEFAULT,
+        timeout: Duration::from_secs(60),
+        deadline: Duration::from_secs(2 * 24 * 3_600),
+        snooze: SnoozeBounds::DEFAULT,
+    };
+
+    /// When a job that counts from then must have been started for the last time; `None` where that is beyond all dates.
+    #[must_use]
+    pub fn deadline_of(&self, counted_from: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        counted_from.checked_add_signed(TimeDelta::from_std(self.deadline).ok()?)
+    }
+}
+
+/// Bounds on what a handler may put off. Snoozes use no attempt, so without them a job could go on for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnoozeBounds {
+    /// Snoozes of one job, until it is redriven.
+    pub times: u16,
+    /// Their pauses together.
+    pub total: Duration,
+}
+
+impl SnoozeBounds {
+    /// A hundred times, a day in all.
+    pub const DEFAULT: Self = Self { times: 100, total: Duration::from_secs(24 * 3_600) };
 }
 
 /// Exponential backoff: `first × 2^(attempt-1)`, at most `cap`, the whole spread by ±`jitter`.
@@ -56,5 +89,13 @@ mod tests {
             assert_eq!(backoff.pause(attempt, 0.0), plain.mul_f64(0.8));
             assert!(backoff.pause(attempt, 1.0) <= plain.mul_f64(1.2) + Duration::from_nanos(1));
         }
+    }
+
+    #[test]
+    fn a_deadline_beyond_all_dates_is_none() {
+        let from = DateTime::UNIX_EPOCH;
+        assert_eq!(Policy::DEFAULT.deadline_of(from), Some(from + TimeDelta::days(2)));
+        assert_eq!(Policy { deadline: Duration::MAX, ..Policy::DEFAULT }.deadline_of(from), None);
+        assert_eq!(Policy::DEFAULT.deadline_of(DateTime::<Utc>::MAX_UTC), None);
     }
 }

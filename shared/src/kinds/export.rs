@@ -224,8 +224,16 @@ const LONGEST_FILENAME: usize = 60;
 impl Kind for ExportCreate {
     const NAME: &'static str = "export.create";
     const QUEUE: Queue = Queue::Exports;
-    const POLICY: Policy =
-        Policy { attempts: 3, backoff: Backoff { first: Duration::from_secs(5), ..Backoff::DEFAULT }, timeout: Duration::from_secs(3_600) };
+    // It reads a product's database, which it can't change, and writes a file to the installation's own store, where nobody but
+    // its owner comes by it and where it can be deleted again. Nothing has left the house by that, so no switch stops it.
+    const OUTWARD: bool = false;
+    const POLICY: Policy = Policy {
+        backoff: Backoff { first: Duration::from_secs(5), ..Backoff::DEFAULT },
+        timeout: Duration::from_secs(3_600),
+        // Whoever asked for a file yesterday has asked again, or does not want it any more.
+        deadline: Duration::from_secs(24 * 3_600),
+        ..Policy::DEFAULT
+    };
     const ESTIMATE: Duration = Duration::from_secs(5);
 
     fn violations(&self) -> Vec<Violation> {

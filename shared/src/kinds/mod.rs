@@ -33,6 +33,9 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
     const ALIASES: &'static [&'static str] = &[];
     /// The queue it runs in unless the payload says otherwise.
     const QUEUE: Queue;
+    /// Whether its jobs may have effects outside the installation that nobody can take back: a mail, a push, a call that costs
+    /// money. Those are what the switches stop (`crate::ledger::switches`); every kind says so for itself.
+    const OUTWARD: bool;
     /// How often and how patiently it is tried.
     const POLICY: Policy = Policy::DEFAULT;
     /// How long it is thought to take from acceptance to result, before anything was measured (R3).
@@ -46,6 +49,11 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The longest that one attempt of this very job may run.
     fn timeout(&self) -> Duration {
         Self::POLICY.timeout
+    }
+
+    /// Whether this very job has such effects.
+    fn is_outward(&self) -> bool {
+        Self::OUTWARD
     }
 
     /// What is wrong with the payload by itself. Pointers are relative to the payload.
@@ -81,6 +89,8 @@ pub struct Entry {
     pub aliases: &'static [&'static str],
     /// The default queue.
     pub queue: Queue,
+    /// Whether its jobs may have effects outside the installation.
+    pub outward: bool,
     /// The policy.
     pub policy: Policy,
     /// The estimate before anything was measured.
@@ -97,6 +107,7 @@ impl Entry {
             name: K::NAME,
             aliases: K::ALIASES,
             queue: K::QUEUE,
+            outward: K::OUTWARD,
             policy: K::POLICY,
             estimate: K::ESTIMATE,
             check: check::<K>,

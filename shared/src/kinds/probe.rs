@@ -61,6 +61,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(3_600);
 impl Kind for ProbeRun {
     const NAME: &'static str = "probe.run";
     const QUEUE: Queue = Queue::Analytics;
+    const OUTWARD: bool = true;
     const POLICY: Policy = Policy { timeout: Duration::from_secs(3_660), ..Policy::DEFAULT };
     const ESTIMATE: Duration = Duration::from_secs(1);
 
@@ -70,6 +71,11 @@ impl Kind for ProbeRun {
 
     fn timeout(&self) -> Duration {
         self.timeout_ms.map_or(Self::POLICY.timeout, |limit| Duration::from_millis(limit).min(Self::POLICY.timeout))
+    }
+
+    /// It calls somebody, or it only sleeps.
+    fn is_outward(&self) -> bool {
+        self.callback_url.is_some()
     }
 
     fn violations(&self) -> Vec<Violation> {

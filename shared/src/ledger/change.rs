@@ -57,8 +57,9 @@ pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now:
                 "WITH stopped AS (
                     UPDATE job_state SET state = 5, reason = 0, cancel_requested = true, changed_at = $2, finished_at = $2, version = version + 1
                     WHERE job_id = $1 RETURNING job_id, tenant_id
-                 ), waiting AS (DELETE FROM job_waiting WHERE job_id = $1), dispatched AS (DELETE FROM job_dispatched WHERE job_id = $1)
-                 INSERT INTO job_unsuccessful (job_id, tenant_id, state) SELECT job_id, tenant_id, 5 FROM stopped",
+                 ), waiting AS (DELETE FROM job_waiting WHERE job_id = $1), held AS (DELETE FROM job_held WHERE job_id = $1), dispatched AS (DELETE FROM job_dispatched WHERE job_id = $1)
+                 INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
+                 SELECT s.job_id, s.tenant_id, 5, j.kind, j.queue, $2 FROM stopped s JOIN job j ON j.id = s.job_id",
             )
             .bind(job.0)
             .bind(now)
@@ -124,6 +125,7 @@ pub async fn retry(
         "WITH again AS (
             UPDATE job_state s
             SET state = 0, reason = 3, run_at = $2, changed_at = $2, finished_at = NULL, cancel_requested = false, crashes = 0,
+                counted_from = $2, snoozes = 0, snoozed_seconds = 0,
                 attempts_allowed = least(s.attempt + j.max_attempts, 32767), version = s.version + 1
             FROM job j WHERE s.job_id = $1 AND j.id = s.job_id
             RETURNING s.job_id, s.tenant_id, j.priority, j.queue

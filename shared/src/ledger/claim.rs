@@ -1,6 +1,8 @@
 //! Step 5, claim: `queued` rows become `running` under a fresh token, by one compare-and-set for a whole read. A duplicate
 //! delivery finds nothing to claim.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
@@ -47,6 +49,12 @@ pub struct ClaimedJob {
     pub runs: i32,
     /// Processes that died under it.
     pub crashes: u16,
+    /// What its total deadline counts from: when it was due, or redriven.
+    pub counted_from: DateTime<Utc>,
+    /// How often its handler has snoozed it since.
+    pub snoozes: u16,
+    /// How long in all.
+    pub snoozed: Duration,
 }
 
 /// Claims those of `jobs` that are still queued.
@@ -69,9 +77,10 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
             FROM unnest($1::uuid[]) AS wanted (id)
             WHERE s.job_id = wanted.id AND s.state = 1
-            RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes
+            RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes,
+                      coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds
         )
-        SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes,
+        SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.counted_from, c.snoozes, c.snoozed_seconds,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by
         FROM claimed c JOIN job j ON j.id = c.job_id",
     )
@@ -104,6 +113,9 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 attempts_allowed: count("attempts_allowed")?,
                 runs: row.try_get("runs")?,
                 crashes: count("crashes")?,
+                counted_from: row.try_get("counted_from")?,
+                snoozes: count("snoozes")?,
+                snoozed: Duration::from_secs(u64::try_from(row.try_get::<i32, _>("snoozed_seconds")?).unwrap_or(0)),
             })
         })
         .collect()

@@ -46,7 +46,8 @@ pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usi
             INSERT INTO job_dispatched (job_id, tenant_id, dispatched_at, priority, queue)
             SELECT job_id, tenant_id, now(), priority, $1 FROM moved WHERE state = 1
         ), unsuccessful AS (
-            INSERT INTO job_unsuccessful (job_id, tenant_id, state) SELECT job_id, tenant_id, state FROM moved WHERE state = 6
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
+            SELECT m.job_id, m.tenant_id, m.state, j.kind, $1, $2 FROM moved m JOIN job j ON j.id = m.job_id WHERE m.state = 6
         )
         SELECT job_id, priority, state FROM moved",
     )
@@ -75,10 +76,11 @@ pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usi
 /// # Errors
 /// [`LedgerError`].
 pub async fn next_due(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<Option<Duration>, LedgerError> {
-    let due: Option<DateTime<Utc>> = sqlx::query_scalar("SELECT run_at FROM job_waiting WHERE queue = $1 ORDER BY run_at LIMIT 1")
-        .bind(queue.name())
-        .fetch_optional(pool)
-        .await?;
+    let due: Option<DateTime<Utc>> =
+        sqlx::query_scalar("SELECT run_at FROM job_waiting WHERE queue = $1 AND run_at < 'infinity' ORDER BY run_at LIMIT 1")
+            .bind(queue.name())
+            .fetch_optional(pool)
+            .await?;
     Ok(due.map(|due| (due - now).to_std().unwrap_or_default()))
 }
 
@@ -101,7 +103,7 @@ pub const COUNTED: i64 = 100_000;
 pub async fn backlog(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<Backlog, LedgerError> {
     let row = sqlx::query(
         "SELECT (SELECT count(*) FROM (SELECT FROM job_waiting WHERE queue = $1 LIMIT $2) w) AS waiting,
-                (SELECT run_at FROM job_waiting WHERE queue = $1 ORDER BY run_at LIMIT 1) AS oldest",
+                (SELECT run_at FROM job_waiting WHERE queue = $1 AND run_at < 'infinity' ORDER BY run_at LIMIT 1) AS oldest",
     )
     .bind(queue.name())
     .bind(COUNTED)

@@ -28,6 +28,17 @@ pub enum Intent {
     Unknown,
     /// The claim is gone: do nothing, somebody else has the job.
     Fenced,
+    /// Outward effects are switched off, and this one is not known to be done: do nothing now.
+    SwitchedOff,
+}
+
+/// How far an effect reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Within the installation: an object in its own store. No switch stops it.
+    Ours,
+    /// Outside of it.
+    Outward,
 }
 
 /// Writes down that a run is about to do something outside.
@@ -37,33 +48,49 @@ pub enum Intent {
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn intend(pool: &PgPool, job: &ClaimedJob, key: &str, intent: &Value, now: DateTime<Utc>) -> Result<Intent, LedgerError> {
+pub async fn intend(
+    pool: &PgPool,
+    job: &ClaimedJob,
+    key: &str,
+    intent: &Value,
+    reach: Reach,
+    now: DateTime<Utc>,
+) -> Result<Intent, LedgerError> {
     let row = sqlx::query(
         "WITH live AS (
             SELECT job_id, tenant_id FROM job_state WHERE job_id = $1 AND token = $2 AND state = 2 FOR SHARE
+        ), switched AS MATERIALIZED (
+            SELECT CASE WHEN $6 THEN outward_is_off($7, $8) ELSE false END AS off
         ), fresh AS (
             INSERT INTO effect (job_id, key, tenant_id, token, intended_at, intent)
-            SELECT job_id, $3, tenant_id, $2, $4, $5 FROM live
+            SELECT job_id, $3, tenant_id, $2, $4, $5 FROM live, switched WHERE NOT off
             ON CONFLICT (job_id, key) DO UPDATE
                 SET state = CASE WHEN effect.receipt IS NULL THEN 2 ELSE effect.state END, token = excluded.token
             RETURNING state, receipt
         )
-        SELECT (SELECT state FROM fresh) AS state, (SELECT receipt FROM fresh) AS receipt",
+        SELECT EXISTS (SELECT 1 FROM live) AS live, (SELECT off FROM switched) AS off, (SELECT state FROM fresh) AS state,
+               (SELECT receipt FROM effect WHERE job_id = $1 AND key = $3) AS receipt",
     )
     .bind(job.id.0)
     .bind(job.token)
     .bind(key)
     .bind(now)
     .bind(intent)
+    .bind(reach == Reach::Outward)
+    .bind(job.tenant)
+    .bind(&job.kind)
     .fetch_one(pool)
     .await?;
+    let (live, off): (bool, bool) = (row.try_get("live")?, row.try_get("off")?);
     let state: Option<i16> = row.try_get("state")?;
     let receipt: Option<Value> = row.try_get("receipt")?;
     Ok(match (state, receipt) {
-        (None, _) => Intent::Fenced,
-        (Some(_), Some(receipt)) => Intent::Done { receipt },
+        _ if !live => Intent::Fenced,
+        // What is known to be done stays done, and is not done again: the run may go on, switched off or not.
+        (_, Some(receipt)) => Intent::Done { receipt },
+        _ if off => Intent::SwitchedOff,
         (Some(UNKNOWN), None) => Intent::Unknown,
-        (Some(_), None) => Intent::New,
+        (_, None) => Intent::New,
     })
 }
 

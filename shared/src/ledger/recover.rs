@@ -164,7 +164,9 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
         ), gone AS (
             DELETE FROM job_dispatched d USING taken t WHERE d.job_id = t.job_id AND t.state <> 1
         ), unsuccessful AS (
-            INSERT INTO job_unsuccessful (job_id, tenant_id, state) SELECT job_id, tenant_id, state FROM taken WHERE state <> 1
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, error_code, ended_at)
+            SELECT t.job_id, t.tenant_id, t.state, j.kind, t.queue, CASE WHEN t.state = 4 THEN 'poison' END, $2
+            FROM taken t JOIN job j ON j.id = t.job_id WHERE t.state <> 1
         )
         SELECT job_id, state, queue, priority FROM taken",
     )
@@ -263,7 +265,8 @@ pub async fn give_back(pool: &PgPool, claims: &[(JobId, i64)], now: DateTime<Utc
         ), gone AS (
             DELETE FROM job_dispatched d USING given g WHERE d.job_id = g.job_id AND g.state <> 1
         ), unsuccessful AS (
-            INSERT INTO job_unsuccessful (job_id, tenant_id, state) SELECT job_id, tenant_id, state FROM given WHERE state <> 1
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
+            SELECT g.job_id, g.tenant_id, g.state, j.kind, j.queue, $3 FROM given g JOIN job j ON j.id = g.job_id WHERE g.state <> 1
         )
         SELECT g.job_id, g.state, j.queue, j.priority FROM given g JOIN job j ON j.id = g.job_id",
     )
@@ -307,21 +310,52 @@ pub async fn handed_over(pool: &PgPool, queue: Queue) -> Result<Vec<JobId>, Ledg
     Ok(jobs.into_iter().map(JobId).collect())
 }
 
-/// Of jobs that are in no stream, those that are queued and so belong in one; their time of handover starts anew.
+/// Of jobs that are in no stream, those that are queued and so belong in one.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub async fn missing(pool: &PgPool, jobs: &[JobId]) -> Result<Vec<Handover>, LedgerError> {
     let jobs: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
     let rows = sqlx::query(
-        "UPDATE job_dispatched d SET dispatched_at = now() FROM job_state s
-         WHERE d.job_id = ANY ($1) AND s.job_id = d.job_id AND s.state = 1
-         RETURNING d.job_id, d.queue, d.priority",
+        "SELECT d.job_id, d.queue, d.priority FROM job_dispatched d JOIN job_state s ON s.job_id = d.job_id
+         WHERE d.job_id = ANY ($1) AND s.state = 1",
     )
     .bind(jobs)
     .fetch_all(pool)
     .await?;
     rows.iter().map(|row| handover(JobId(row.try_get("job_id")?), row)).collect()
+}
+
+/// The time of these jobs' handover starts anew: they were pushed again. Told afterwards, so that what could not be pushed is
+/// still overdue; a push that is told of by nobody happens twice, and its second entry loses at the claim.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn pushed(pool: &PgPool, handovers: &[Handover]) -> Result<(), LedgerError> {
+    let mut jobs: Vec<Uuid> = handovers.iter().map(|handover| handover.job.0).collect();
+    // One order for all batches that lock several rows, so that they queue up and don't deadlock.
+    jobs.sort_unstable();
+    sqlx::query(
+        "UPDATE job_dispatched d SET dispatched_at = now()
+         FROM (SELECT job_id FROM job_dispatched WHERE job_id = ANY ($1) ORDER BY job_id FOR UPDATE) p WHERE d.job_id = p.job_id",
+    )
+    .bind(jobs)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Lays a duty down before its time, for whoever comes next.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn lay_down_duty(pool: &PgPool, name: &'static str, worker: Uuid) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE duty SET taken_until = clock_timestamp() WHERE name = $1 AND worker = $2")
+        .bind(name)
+        .bind(worker)
+        .execute(pool)
+        .await?;
+    Ok(())
 }
 
 /// Takes a periodic duty for `period` if nobody has it: how replicas share what needs doing once a period, without a leader.

@@ -30,6 +30,8 @@ pub struct Settlement {
     /// 1 when the run gives its attempt back.
     gives_back: i16,
     run_at: Option<DateTime<Utc>>,
+    /// The pause in seconds, where the handler asked for it.
+    snoozed: Option<i32>,
     /// The word in `job_attempt`; `None` when the run leaves no record (it never began).
     outcome: Option<&'static str>,
     error: Option<Value>,
@@ -59,6 +61,7 @@ impl Settlement {
             reason: Reason::None,
             gives_back: 0,
             run_at: None,
+            snoozed: None,
             outcome: None,
             error: None,
             result: None,
@@ -74,32 +77,45 @@ impl Settlement {
                         "result_too_large",
                         format!("the result has {size} bytes of JSON, {RESULT_LIMIT} are allowed; write it to a file instead"),
                     );
-                    return Self { state: State::Failed, outcome: Some("failed"), error: Some(error_json(&failure)), ..plain };
+                    return plain.failed(&failure);
                 }
                 Self { outcome: Some("succeeded"), result: success.result, file: success.file, ..plain }
             }
             Outcome::Failed(failure) => {
-                let again = failure.class != FailureClass::Permanent && job.attempt < job.attempts_allowed;
-                let error = Some(error_json(&failure));
-                if !again {
-                    return Self { state: State::Failed, outcome: Some("failed"), error, ..plain };
+                if failure.class == FailureClass::Permanent || job.attempt >= job.attempts_allowed {
+                    return plain.failed(&failure);
                 }
                 let own = policy.backoff.pause(job.attempt, random::fraction());
-                let asked = failure.retry_after.unwrap_or_default().min(LONGEST_REQUESTED_PAUSE);
-                let pause = TimeDelta::from_std(own.max(asked)).unwrap_or(TimeDelta::days(1));
-                Self {
-                    state: State::Waiting,
-                    reason: Reason::BackingOff,
-                    run_at: Some(now + pause),
-                    outcome: Some("retry"),
-                    error,
-                    ..plain
+                let pause = own.max(failure.retry_after.unwrap_or_default().min(LONGEST_REQUESTED_PAUSE));
+                let run_at = later(now, pause);
+                if let Some(deadline) = passed(job, policy, run_at) {
+                    let failure = Failure {
+                        message: format!(
+                            "the next try would have begun after the job's deadline, {}; the last one failed with `{}`: {}",
+                            deadline.format("%FT%TZ"),
+                            failure.code,
+                            failure.message
+                        ),
+                        code: "deadline_exceeded",
+                        ..failure
+                    };
+                    return plain.failed(&failure);
                 }
+                let error = Some(error_json(&failure));
+                Self { state: State::Waiting, reason: Reason::BackingOff, run_at: Some(run_at), outcome: Some("retry"), error, ..plain }
             }
             Outcome::Snoozed(pause) => {
-                let pause = TimeDelta::from_std(pause.min(LONGEST_REQUESTED_PAUSE)).unwrap_or(TimeDelta::days(1));
-                Self { state: State::Waiting, reason: Reason::Snoozed, gives_back: 1, run_at: Some(now + pause), ..plain }
+                let pause = pause.min(LONGEST_REQUESTED_PAUSE);
+                let run_at = later(now, pause);
+                if let Some(failure) = no_snooze(job, policy, pause, run_at) {
+                    return plain.failed(&failure);
+                }
+                let seconds = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+                Self { snoozed: Some(i32::try_from(seconds).unwrap_or(i32::MAX)), ..plain.put_off(Reason::Snoozed, Some(run_at)) }
             }
+            Outcome::Deferred(pause) => plain.put_off(Reason::Snoozed, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
+            // When it was due stays; the release finds it by its reason.
+            Outcome::SwitchedOff => plain.put_off(Reason::SwitchedOff, None),
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
             Outcome::Cancelled => Self { state: State::Cancelled, outcome: Some("cancelled"), ..plain },
             Outcome::HandedBack => Self { state: State::Queued, gives_back: 1, ..plain },
@@ -118,6 +134,7 @@ impl Settlement {
             reason: Reason::None,
             gives_back: 0,
             run_at: None,
+            snoozed: None,
             outcome: None,
             error: None,
             result: None,
@@ -125,6 +142,15 @@ impl Settlement {
             addressee: None,
             finished_at: DateTime::UNIX_EPOCH,
         }
+    }
+
+    fn failed(self, failure: &Failure) -> Self {
+        Self { state: State::Failed, outcome: Some("failed"), error: Some(error_json(failure)), ..self }
+    }
+
+    /// Waits, without having used an attempt.
+    fn put_off(self, reason: Reason, run_at: Option<DateTime<Utc>>) -> Self {
+        Self { state: State::Waiting, reason, gives_back: 1, run_at, ..self }
     }
 
     /// The job it settles.
@@ -149,10 +175,43 @@ impl Settlement {
             result: None,
             file: None,
             run_at: None,
+            snoozed: None,
+            gives_back: 0,
             reason: Reason::None,
             ..self
         }
     }
+}
+
+fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
+    now + TimeDelta::from_std(pause).unwrap_or(TimeDelta::days(1))
+}
+
+/// The job's deadline, if a run that begins then is too late for it.
+fn passed(job: &ClaimedJob, policy: &Policy, run_at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    policy.deadline_of(job.counted_from).filter(|deadline| run_at > *deadline)
+}
+
+/// Why a job may not be snoozed for so long, if it may not.
+fn no_snooze(job: &ClaimedJob, policy: &Policy, pause: Duration, run_at: DateTime<Utc>) -> Option<Failure> {
+    let bounds = policy.snooze;
+    if job.snoozes >= bounds.times {
+        let message = format!("it has been put off {} times, which is as often as its kind allows, and asked for it again", job.snoozes);
+        return Some(Failure::permanent("snoozed_too_often", message));
+    }
+    let total = job.snoozed.saturating_add(pause);
+    if total > bounds.total {
+        let message = format!(
+            "with the pause it asked for it would have been put off for {} s in all; its kind allows {} s",
+            total.as_secs(),
+            bounds.total.as_secs()
+        );
+        return Some(Failure::permanent("snoozed_too_long", message));
+    }
+    passed(job, policy, run_at).map(|deadline| {
+        let deadline = deadline.format("%FT%TZ");
+        Failure::permanent("deadline_exceeded", format!("it asked to be called again after the job's deadline, {deadline}"))
+    })
 }
 
 fn error_json(failure: &Failure) -> Value {
@@ -173,6 +232,8 @@ pub struct Settled {
     pub job: JobId,
     /// Its state now: a retry of a job that was to be cancelled is cancelled.
     pub state: State,
+    /// Why it waits, if it does.
+    pub reason: Reason,
     /// When it runs again, if it waits.
     pub run_at: DateTime<Utc>,
     /// The handover that must follow, if it was handed back.
@@ -195,8 +256,9 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     let rows = sqlx::query(
         "WITH outcome AS (
             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
-                                 $9::text[], $10::timestamptz[], $11::text[], $12::smallint[], $13::smallint[], $14::text[])
-                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason, notification)
+                                 $9::text[], $10::timestamptz[], $11::text[], $12::smallint[], $13::smallint[], $14::text[],
+                                 $15::integer[])
+                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason, notification, snoozed)
         ), settled AS (
             UPDATE job_state s
             SET state = CASE WHEN s.cancel_requested AND o.state IN (0, 1) THEN 5 ELSE o.state END,
@@ -205,6 +267,10 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
                 run_at = coalesce(o.run_at, s.run_at),
                 finished_at = CASE WHEN o.state > 2 OR s.cancel_requested THEN o.finished_at END,
                 changed_at = o.finished_at,
+                -- Of a job that was never put off before, `run_at` still says when it was due.
+                counted_from = CASE WHEN o.state = 0 THEN coalesce(s.counted_from, s.run_at) ELSE s.counted_from END,
+                snoozes = s.snoozes + (o.snoozed IS NOT NULL)::integer,
+                snoozed_seconds = s.snoozed_seconds + coalesce(o.snoozed, 0),
                 token = 0,
                 version = s.version + 1
             FROM outcome o
@@ -218,7 +284,11 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
             DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id AND s.state <> 1
         ), to_waiting AS (
             INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
-            SELECT job_id, tenant_id, run_at, priority, reason, queue FROM settled WHERE state = 0
+            -- What is switched off is never due: the dispatcher does not come by it, however many there are.
+            SELECT job_id, tenant_id, CASE WHEN reason = 5 THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
+        ), held AS (
+            INSERT INTO job_held (job_id, tenant_id, kind, queue)
+            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state = 0 AND s.reason = 5
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
@@ -237,10 +307,11 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
             -- A cancelled job's owner knows.
             WHERE s.state IN (3, 4) AND s.notification IS NOT NULL
         ), unsuccessful AS (
-            INSERT INTO job_unsuccessful (job_id, tenant_id, state)
-            SELECT job_id, tenant_id, state FROM settled WHERE state > 3
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, error_code, ended_at)
+            SELECT s.job_id, s.tenant_id, s.state, j.kind, s.queue, CASE WHEN s.state = 4 THEN s.error::jsonb ->> 'code' END, s.finished_at
+            FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state > 3
         )
-        SELECT job_id, state, run_at FROM settled",
+        SELECT job_id, state, reason, run_at FROM settled",
     )
     .bind(column(batch, |settlement| settlement.claim.id.0))
     .bind(column(batch, |settlement| settlement.claim.token))
@@ -256,6 +327,7 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     .bind(column(batch, |settlement| settlement.claim.handover.priority.code()))
     .bind(column(batch, |settlement| settlement.reason.code()))
     .bind(column(batch, |settlement| settlement.notification().map(|notification| notification.to_string())))
+    .bind(column(batch, |settlement| settlement.snoozed))
     .fetch_all(pool)
     .await?;
 
@@ -270,7 +342,9 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
                 .and_then(|index| batch.get(index))
                 .map(|settlement| settlement.claim.handover)
                 .filter(|_| state == State::Queued);
-            Ok(Settled { job, state, run_at: row.try_get("run_at")?, handover })
+            let reason: i16 = row.try_get("reason")?;
+            let reason = Reason::from_code(reason).ok_or(LedgerError::Unknown { what: "reason", value: reason.to_string() })?;
+            Ok(Settled { job, state, reason, run_at: row.try_get("run_at")?, handover })
         })
         .collect()
 }

@@ -85,7 +85,8 @@ impl Reader {
         self.queue
     }
 
-    /// Up to `room` entries, of the blocking read two more at most; waits up to [`BLOCK`] for the first, on a new connection not at
+    /// On a new connection first what an earlier one was given and did not bring: this reader's own entries that it never removed.
+    /// Else up to `room` entries, of the blocking read two more at most; waits up to [`BLOCK`] for the first, on a new connection not at
     /// all. Empty when none came.
     /// Cancel-safe only by dropping the reader: an answer on its way is then found by recovery.
     ///
@@ -105,13 +106,18 @@ impl Reader {
 
     async fn read_or_connect(&mut self, room: Option<usize>) -> Result<Found, QueueError> {
         // The first read of a connection does not wait: it tells at once that the queue is served, idle as it may be.
-        let block = self.connection.is_some().then_some(BLOCK);
-        if self.connection.is_none() {
+        let is_new = self.connection.is_none();
+        let block = (!is_new).then_some(BLOCK);
+        if is_new {
             let mut connection = self.redis.blocking(BLOCK).await?;
             make_groups(&mut connection, &self.streams).await?;
             self.connection = Some(connection);
         }
         let outcome = match room {
+            Some(room) if is_new => match self.ask_again(room).await {
+                Ok(found) if found.is_empty() => self.read_connected(room, block).await,
+                outcome => outcome,
+            },
             Some(room) => self.read_connected(room, block).await,
             None => self.ask(&[(CANARIES, 1)], None).await,
         };
@@ -171,8 +177,19 @@ impl Reader {
         Ok(found)
     }
 
-    /// `XREADGROUP` of some streams with the same count each.
+    /// What was delivered to this consumer and is not acknowledged.
+    async fn ask_again(&mut self, room: usize) -> Result<Found, RedisError> {
+        let each = (room / 3).max(1);
+        self.ask_from("0", &[(0, each), (1, each), (2, each)], None).await
+    }
+
+    /// What is new in some streams, with the same count each.
     async fn ask(&mut self, streams: &[(usize, usize)], block: Option<Duration>) -> Result<Found, RedisError> {
+        self.ask_from(">", streams, block).await
+    }
+
+    /// `XREADGROUP`.
+    async fn ask_from(&mut self, from: &str, streams: &[(usize, usize)], block: Option<Duration>) -> Result<Found, RedisError> {
         let mut found = Found::default();
         let Some(connection) = self.connection.as_mut() else { return Ok(found) };
         let count = streams.first().map_or(1, |(_, count)| *count);
@@ -186,7 +203,7 @@ impl Reader {
             command.arg(&self.streams[*index]);
         }
         for _ in streams {
-            command.arg(">");
+            command.arg(from);
         }
         let answer: Option<Vec<(String, Entries)>> = command.query_async(connection).await?;
         for (name, entries) in answer.into_iter().flatten() {

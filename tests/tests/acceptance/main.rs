@@ -3,9 +3,11 @@
 mod access;
 mod contract;
 mod exports;
+mod faults;
 mod files;
 mod jobs;
 mod outcomes;
 mod queues;
 mod recovery;
 mod refusals;
+mod storage;

@@ -122,7 +122,7 @@ async fn look(
             return Ok(FALLBACK);
         }
         let wanted = room.min(dispatch::BATCH);
-        let dispatched = dispatch::dispatch(&engine.services.pool, queue, now, wanted).await?;
+        let dispatched = engine.bounded(dispatch::dispatch(&engine.services.pool, queue, now, wanted)).await?;
         let moved = dispatched.handovers.len() + dispatched.expired.len();
         if !dispatched.handovers.is_empty() {
             metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(dispatched.handovers.len() as u64);
@@ -136,7 +136,7 @@ async fn look(
         if moved < wanted {
             engine.dispatch.looked(queue, false);
             // Asked after that mark: who inserts from here on says so.
-            return Ok(dispatch::next_due(&engine.services.pool, queue, now).await?.unwrap_or(FALLBACK));
+            return Ok(engine.bounded(dispatch::next_due(&engine.services.pool, queue, now)).await?.unwrap_or(FALLBACK));
         }
     }
 }

@@ -76,10 +76,11 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
         if emptied {
             engine.emptied.notify_one();
         }
-        if !canaries.is_empty() && !pass_on(&engine, queue, &canaries, &feed, &mut connection).await {
+        if !canaries.is_empty() && !pass_on(&engine, queue, &canaries, &feed).await {
             return;
         }
         if deliveries.is_empty() {
+            acknowledge(&engine, &mut connection, queue, &canaries).await;
             continue;
         }
         // The read may have waited for seconds: what is claimed now belongs to the lease of now.
@@ -103,6 +104,7 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
         }
         engine.announcer.tell(Announcement { changed, ..Announcement::default() });
         remove(&engine, &mut connection, queue, &deliveries).await;
+        acknowledge(&engine, &mut connection, queue, &canaries).await;
         engine.dispatch.drained(queue);
     }
 }
@@ -116,7 +118,7 @@ async fn canary_sent(engine: &Engine, queue: Queue) {
 }
 
 /// Sends canaries on their way, through the statement that claims jobs to the apalis worker. False when the engine drains.
-async fn pass_on(engine: &Engine, queue: Queue, canaries: &[canary::Canary], feed: &mpsc::Sender<Work>, connection: &mut Commands) -> bool {
+async fn pass_on(engine: &Engine, queue: Queue, canaries: &[canary::Canary], feed: &mpsc::Sender<Work>) -> bool {
     let newest = canaries.iter().filter_map(|canary| engine.canaries.sent(canary.mark?)).max();
     if let Some(sent) = newest {
         engine.health.reached(queue, Stage::Read, sent);
@@ -130,10 +132,16 @@ async fn pass_on(engine: &Engine, queue: Queue, canaries: &[canary::Canary], fee
             return false;
         }
     }
+    true
+}
+
+async fn acknowledge(engine: &Engine, connection: &mut Commands, queue: Queue, canaries: &[canary::Canary]) {
+    if canaries.is_empty() {
+        return;
+    }
     if let Err(error) = canary::acknowledge(connection, engine.redis.keys(), queue, &engine.worker.to_string(), canaries).await {
         tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "a canary stays unacknowledged");
     }
-    true
 }
 
 async fn pause(engine: &Engine, pause: Duration) {
@@ -147,7 +155,8 @@ async fn pause(engine: &Engine, pause: Duration) {
 async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Option<Vec<ClaimedJob>> {
     let mut failures: u32 = 0;
     loop {
-        let error: LedgerError = match claim::claim(&engine.claims, jobs, engine.worker, engine.services.clock.now()).await {
+        let claiming = claim::claim(&engine.claims, jobs, engine.worker, engine.services.clock.now());
+        let error: LedgerError = match engine.bounded(claiming).await {
             Ok(claimed) => return Some(claimed),
             Err(error) => error,
         };

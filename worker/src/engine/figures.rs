@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use shared::{
-    ledger::{LedgerError, dispatch},
+    ledger::{LedgerError, dispatch, switches},
     queue::{Commands, Queue, push},
 };
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
             if let Ok(depth) = push::depth(&mut connection, engine.redis.keys(), *queue).await {
                 metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth as f64);
             }
-            if let Err(error) = backlog(&engine, *queue).await {
+            if let Err(error) = engine.bounded(backlog(&engine, *queue)).await {
                 tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "could not take a queue's figures");
             }
         }
@@ -40,5 +40,7 @@ async fn backlog(engine: &Engine, queue: Queue) -> Result<(), LedgerError> {
     // Told up to the bound: counting millions every ten seconds would cost more than the figure is worth.
     metrics::gauge!("offstage_queue_waiting_jobs", "queue" => queue.name()).set(backlog.waiting as f64);
     metrics::gauge!("offstage_queue_oldest_due_seconds", "queue" => queue.name()).set(backlog.oldest_due.as_secs_f64());
+    let held = switches::held(&engine.services.pool, queue).await?;
+    metrics::gauge!("offstage_queue_switched_off_jobs", "queue" => queue.name()).set(held as f64);
     Ok(())
 }

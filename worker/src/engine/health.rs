@@ -63,12 +63,13 @@ impl Proof {
             return format!("{what}: it can't be sent ({why})");
         }
         let at = |stage| self.reached.get(&stage).copied();
-        let stuck = if at(Stage::Read) < at(Stage::Sent) {
-            "the queue's streams are not read"
+        // From the end: what is stuck there holds up whatever comes behind it.
+        let stuck = if at(Stage::Settled) < at(Stage::Claimed) {
+            "Postgres takes no outcomes"
         } else if at(Stage::Claimed) < at(Stage::Read) {
             "Postgres takes no claims"
         } else {
-            "Postgres takes no outcomes"
+            "the queue's streams are not read"
         };
         format!("{what}: {stuck}")
     }

@@ -25,6 +25,7 @@ mod lease;
 mod recover;
 mod run;
 mod settle;
+mod switches;
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +36,7 @@ use std::{
 use apalis_core::worker::builder::WorkerBuilder;
 use secrecy::SecretString;
 use shared::{
-    ledger,
+    ledger::{self, LedgerError},
     queue::{Queue, Redis, backend::ChannelBackend, signal},
     shutdown::{Exit, Shutdown},
 };
@@ -57,6 +58,7 @@ use heartbeat::{Heartbeat, Pulse};
 use held::Held;
 use lease::Lease;
 use run::{Finished, Runner, Work};
+use switches::Switches;
 
 /// Outcomes that wait for the settler; beyond that, runs wait with their credit.
 const UNSETTLED: usize = 4_096;
@@ -103,6 +105,7 @@ struct Engine {
     canary_waits: BTreeMap<Queue, Notify>,
     /// Told when Redis seems to have been emptied.
     emptied: Notify,
+    switches: Switches,
     window: u64,
     /// One permit: the turn of jobs under which a process died.
     suspects: Arc<Semaphore>,
@@ -110,6 +113,28 @@ struct Engine {
     draining: CancellationToken,
     /// Set when the grace time is over: what runs is handed back.
     overdue: CancellationToken,
+}
+
+/// The longest that the engine waits for an answer of the ledger: beyond what the server lets a statement run.
+const LEDGER_DEADLINE: Duration = Duration::from_secs(35);
+
+impl Engine {
+    /// Waits for an exchange with the ledger, but not past the lease's end: the heartbeat did not get through either, so the
+    /// connection may well be lost, and nothing would ever say so.
+    async fn bounded<T, E: From<LedgerError>>(&self, exchange: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let deadline = async {
+            match self.lease.epoch() {
+                Some(held) => _ = tokio::time::timeout(LEDGER_DEADLINE, held.cancelled()).await,
+                // Without a lease there is little hope; what there is should be tried on a new connection soon.
+                None => tokio::time::sleep(ledger::recover::FENCE_AFTER).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = exchange => answer,
+            () = deadline => Err(ledger::timed_out().into()),
+        }
+    }
 }
 
 impl std::fmt::Debug for Handlers {
@@ -148,6 +173,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         canaries: canary::Epoch::now(),
         canary_waits: queues.iter().map(|queue| (*queue, Notify::new())).collect(),
         emptied: Notify::new(),
+        switches: Switches::default(),
         window: parts.window,
         suspects: Arc::new(Semaphore::new(1)),
         draining: draining.clone(),
@@ -174,6 +200,9 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], background.clone());
     tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()));
     tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()));
+    // A job that is claimed before the switches are known for the first time would run although it must not.
+    read_switches(&engine, &shutdown).await;
+    tasks.spawn(switches::run(Arc::clone(&engine), queues.clone(), background.clone()));
     tasks.spawn(canary::run(Arc::clone(&engine), queues.clone(), draining.clone(), engine.redis.commands()));
     tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()));
 
@@ -227,6 +256,17 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     }
     tracing::info!(took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), ?exit, "stopped");
     Ok(exit)
+}
+
+/// Reads the switches, for as long as that takes: without the ledger there is nothing to run either.
+async fn read_switches(engine: &Engine, shutdown: &Shutdown) {
+    while let Err(error) = engine.switches.read(engine).await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "the switches can't be read yet");
+        tokio::select! {
+            () = shutdown.asked().cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
 }
 
 /// Starts a queue's fetcher and its apalis worker, each a task of its own: a monitor would poll all workers in one.

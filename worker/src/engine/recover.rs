@@ -65,12 +65,12 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {
-                let judged = judge(&engine, &mut connection).await;
+                let judged = engine.bounded(judge(&engine, &mut connection)).await;
                 if Instant::now() >= next_sweep {
                     // Neither waits for the other's servers: one of them being away is when they are needed.
-                    let swept = sweep(&engine, &mut connection, REGULAR).await;
+                    let swept = engine.bounded(sweep(&engine, &mut connection, REGULAR)).await;
                     next_sweep = Instant::now() + if swept.is_ok() { SWEEP_EVERY } else { AFTER_FAULT };
-                    let looked = not_held(&engine, &mut connection, &mut suspected).await;
+                    let looked = engine.bounded(not_held(&engine, &mut connection, &mut suspected)).await;
                     judged.and(swept).and(looked)
                 } else {
                     judged
@@ -79,11 +79,11 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
             () = engine.emptied.notified() => {
                 tracing::warn!("a stream or its group was gone: Redis may have been emptied; comparing with the ledger");
                 next_sweep = Instant::now() + SECOND_LOOK;
-                sweep(&engine, &mut connection, AT_ONCE).await
+                engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
             }
             // Back after a gap: what ran was dropped, so what the ledger says we hold is given back at once.
             Ok(()) = lease.changed() => {
-                if *lease.borrow_and_update() { give_all_back(&engine, &mut connection).await } else { Ok(()) }
+                if *lease.borrow_and_update() { engine.bounded(give_all_back(&engine, &mut connection)).await } else { Ok(()) }
             }
             signal = signals.recv() => match signal {
                 None => return,
@@ -91,9 +91,9 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
                 // Redis may have been emptied.
                 Some(Signal::Subscribed) => {
                     next_sweep = next_sweep.min(Instant::now() + SECOND_LOOK);
-                    sweep(&engine, &mut connection, AT_ONCE).await
+                    engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
                 }
-                Some(Signal::Cancel(jobs)) => cancels(&engine, &jobs).await,
+                Some(Signal::Cancel(jobs)) => engine.bounded(cancels(&engine, &jobs)).await,
                 Some(Signal::Changed(_)) => Ok(()),
             },
         };
@@ -153,19 +153,28 @@ async fn put_back(engine: &Engine, connection: &mut Commands, recovered: Vec<Rec
 /// A duty of the ledger: its name, and for how long who takes it has it.
 type Duty = (&'static str, Duration);
 
-/// The sweep that comes by itself. Shorter than [`SWEEP_EVERY`], so that whoever comes next in time finds it free, and a replica
-/// that took it and then failed keeps others from it for a moment only.
-const REGULAR: Duty = ("sweep", Duration::from_secs(3));
+/// The sweep that comes by itself. A little shorter than [`SWEEP_EVERY`], so that who comes next in time finds it free.
+const REGULAR: Duty = ("sweep", Duration::from_millis(4_500));
 /// The sweep for which there is a reason. A duty of its own: the regular one may just have been done, and found nothing or no
 /// Redis. One a second is plenty, however many replicas reconnect.
 const AT_ONCE: Duty = ("sweep_at_once", Duration::from_secs(1));
 
-/// Compares streams and ledger, for all queues, if this replica gets the duty.
+/// Compares streams and ledger, if this replica gets the duty.
 async fn sweep(engine: &Engine, connection: &mut Commands, (duty, period): Duty) -> Result<(), SweepError> {
     let pool = &engine.services.pool;
     if engine.lease.epoch().is_none() || !recover::take_duty(pool, duty, engine.worker, period).await? {
         return Ok(());
     }
+    let swept = sweep_all(engine, connection).await;
+    if swept.is_err() {
+        // It is tried again soon, by us or by whoever is sooner.
+        recover::lay_down_duty(pool, duty, engine.worker).await?;
+    }
+    swept
+}
+
+async fn sweep_all(engine: &Engine, connection: &mut Commands) -> Result<(), SweepError> {
+    let pool = &engine.services.pool;
     let vanished = recover::vanished_workers(pool).await?;
     if !vanished.is_empty() && engine.lease.may_judge() {
         take_over(engine, connection, &vanished).await?;
@@ -204,6 +213,7 @@ async fn sweep_queue(engine: &Engine, connection: &mut Commands, queue: Queue) -
             metrics::counter!("offstage_jobs_pushed_again_total", "queue" => queue.name()).increment(missing.len() as u64);
             tracing::warn!(queue = queue.name(), jobs = missing.len(), "queued jobs were in no stream: pushed again");
             push::push(connection, keys, &missing).await?;
+            recover::pushed(&engine.services.pool, &missing).await?;
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use std::{
 
 use apalis_core::task::Task;
 use shared::{
-    job::{Failure, FailureClass, Outcome, Policy, Success},
+    job::{Failure, FailureClass, Interrupt, Outcome, Policy, SnoozeBounds, Success},
     ledger::{UNAVAILABLE, claim::ClaimedJob, recover::CRASHES_IN_COMPANY, settle::Settlement},
     queue::Queue,
     random,
@@ -29,7 +29,7 @@ use super::{
     Engine,
     credits::{Credit, Credits},
 };
-use crate::handlers::{Handler, JobContext, Started};
+use crate::handlers::{Handler, JobContext, Run, Started};
 
 /// How long a handler that was asked to cancel may take to stop tidily before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -37,8 +37,10 @@ const CANCEL_GRACE: Duration = Duration::from_secs(5);
 const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 /// How long a job waits whose kind this replica does not know: a newer replica may, in a rolling upgrade.
 const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
-/// How often it waits so before it fails: an hour.
-const UNKNOWN_KIND_RUNS: i32 = 120;
+/// How often it waits so before it fails, since it was accepted or redriven: an hour.
+const UNKNOWN_KIND_SNOOZES: SnoozeBounds = SnoozeBounds { times: 120, total: Duration::MAX };
+/// The policy of a kind that nobody here knows: all that is done with its jobs is to put them off.
+const UNKNOWN_KIND_POLICY: Policy = Policy { deadline: Duration::MAX, snooze: UNKNOWN_KIND_SNOOZES, ..Policy::DEFAULT };
 
 /// What a queue's fetcher hands to its apalis worker.
 #[derive(Debug)]
@@ -137,7 +139,7 @@ impl Runner {
         // Whoever has to wait for its turn as a suspect waits in the ledger: here the suspect's crash would be blamed on it too.
         let _turn = if job.crashes >= CRASHES_IN_COMPANY {
             let Ok(turn) = self.suspects.try_acquire() else {
-                return (Policy::DEFAULT, Outcome::Snoozed(SUSPECT_PAUSE.mul_f64(0.5 + random::fraction())));
+                return (Policy::DEFAULT, Outcome::Deferred(SUSPECT_PAUSE.mul_f64(0.5 + random::fraction())));
             };
             Some(turn)
         } else {
@@ -154,13 +156,16 @@ impl Runner {
             return (Policy::DEFAULT, Outcome::Expired);
         }
         let Some(handler) = self.engine.handlers.find(&job.kind) else {
-            if job.runs > UNKNOWN_KIND_RUNS {
+            if job.snoozes >= UNKNOWN_KIND_SNOOZES.times {
                 let message = format!("no worker knows the kind `{}`; deploy one that does and retry the job", job.kind);
                 return (Policy::DEFAULT, Outcome::Failed(Failure::permanent("kind_unknown", message)));
             }
             tracing::warn!(job = %job.id, kind = job.kind, "this worker doesn't know the kind; the job waits");
-            return (Policy::DEFAULT, Outcome::Snoozed(UNKNOWN_KIND_PAUSE));
+            return (UNKNOWN_KIND_POLICY, Outcome::Snoozed(UNKNOWN_KIND_PAUSE));
         };
+        if self.engine.switches.stop(job.tenant, &job.kind) && handler.is_outward(&job.payload) {
+            return (handler.policy, Outcome::SwitchedOff);
+        }
         let waited = (now - job.run_at).to_std().unwrap_or_default();
         metrics::histogram!("offstage_job_wait_seconds", "queue" => self.queue.name()).record(waited.as_secs_f64());
         let began = Instant::now();
@@ -180,7 +185,7 @@ impl Runner {
                     && job.runs - i32::from(job.attempt) < UNCOUNTED_RUNS =>
             {
                 tracing::warn!(job = %job.id, causes = ?failure.causes, "the ledger did not answer the handler; the job waits, no attempt counted");
-                Outcome::Snoozed(LEDGER_PAUSE.mul_f64(0.5 + random::fraction()))
+                Outcome::Deferred(LEDGER_PAUSE.mul_f64(0.5 + random::fraction()))
             }
             outcome => outcome,
         }
@@ -189,24 +194,39 @@ impl Runner {
     async fn run_handler(&self, handler: &Handler, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> Outcome {
         let context = JobContext { job: Arc::clone(job), services: Arc::clone(&self.engine.services), cancelled: cancelled.clone() };
         let Started { run, timeout } = handler.start(context);
-        let mut task = AbortOnDrop(tokio::spawn(run));
-        tokio::select! {
-            biased;
-            ended = &mut task => outcome_of(ended),
-            () = tokio::time::sleep(timeout) => {
-                Outcome::Failed(Failure::transient("timeout", format!("ran longer than the {timeout:?} that `{}` may take", handler.name)))
-            }
-            () = self.engine.overdue.cancelled() => Outcome::HandedBack,
-            // Asked first, dropped after a grace time. A success that comes first wins.
-            () = cancelled.cancelled() => match tokio::time::timeout(CANCEL_GRACE, &mut task).await {
-                Ok(Ok(Ok(success))) => Outcome::Succeeded(success),
-                _ => Outcome::Cancelled,
-            },
-        }
+        let bounds = Bounds { name: handler.name, timeout, cancel_grace: CANCEL_GRACE };
+        supervise(run, &bounds, &cancelled, &self.engine.overdue).await
     }
 }
 
-fn outcome_of(ended: Result<Result<Success, Failure>, JoinError>) -> Outcome {
+/// What a run is held to.
+struct Bounds {
+    name: &'static str,
+    timeout: Duration,
+    /// How long it may go on once it was asked to stop.
+    cancel_grace: Duration,
+}
+
+/// Runs a handler in a task of its own to its end, or to whatever ends it first.
+async fn supervise(run: Run, bounds: &Bounds, cancelled: &CancellationToken, overdue: &CancellationToken) -> Outcome {
+    let mut task = AbortOnDrop(tokio::spawn(run));
+    tokio::select! {
+        biased;
+        ended = &mut task => outcome_of(ended),
+        () = tokio::time::sleep(bounds.timeout) => {
+            let Bounds { name, timeout, .. } = bounds;
+            Outcome::Failed(Failure::transient("timeout", format!("ran longer than the {timeout:?} that `{name}` may take")))
+        }
+        () = overdue.cancelled() => Outcome::HandedBack,
+        // Asked first, dropped after a grace time. A success that comes first wins.
+        () = cancelled.cancelled() => match tokio::time::timeout(bounds.cancel_grace, &mut task).await {
+            Ok(Ok(Ok(success))) => Outcome::Succeeded(success),
+            _ => Outcome::Cancelled,
+        },
+    }
+}
+
+fn outcome_of(ended: Result<Result<Success, Interrupt>, JoinError>) -> Outcome {
     match ended {
         Ok(result) => result.into(),
         Err(error) => match error.try_into_panic() {
@@ -254,5 +274,87 @@ impl<T> Future for AbortOnDrop<T> {
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::job::FailureClass;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(30);
+    /// Longer than any test waits.
+    const NEVER: Duration = Duration::from_secs(3_600);
+
+    async fn ends(run: Run, timeout: Duration, cancelled: &CancellationToken) -> Outcome {
+        let bounds = Bounds { name: "probe.run", timeout, cancel_grace: SOON };
+        let never = CancellationToken::new();
+        let ended = supervise(run, &bounds, cancelled, &never);
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it comes to an end")
+    }
+
+    /// Ignores everything; tells when it is dropped.
+    fn stubborn() -> (Run, tokio::sync::oneshot::Receiver<()>) {
+        let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
+        let run: Run = Box::pin(async move {
+            let _alive = alive;
+            std::future::pending().await
+        });
+        (run, dropped)
+    }
+
+    #[tokio::test]
+    async fn a_run_that_takes_too_long_fails_in_passing_and_is_dropped() {
+        let (run, dropped) = stubborn();
+        let Outcome::Failed(failure) = ends(run, SOON, &CancellationToken::new()).await else { panic!("it did not fail") };
+        assert_eq!((failure.class, failure.code), (FailureClass::Transient, "timeout"));
+        assert_eq!(failure.message, "ran longer than the 30ms that `probe.run` may take");
+        assert!(dropped.await.is_err(), "nothing of it runs on");
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_ignores_the_wish_to_cancel_is_dropped_after_the_grace_time() {
+        let (run, dropped) = stubborn();
+        let cancelled = CancellationToken::new();
+        cancelled.cancel();
+        assert!(matches!(ends(run, NEVER, &cancelled).await, Outcome::Cancelled));
+        assert!(dropped.await.is_err(), "nothing of it runs on");
+    }
+
+    #[tokio::test]
+    async fn who_is_asked_to_stop_may_still_succeed_and_does_not_fail() {
+        let cancelled = CancellationToken::new();
+        cancelled.cancel();
+        let asked = cancelled.clone();
+        let tidy: Run = Box::pin(async move {
+            asked.cancelled().await;
+            tokio::task::yield_now().await;
+            Ok(Success::default())
+        });
+        assert!(matches!(ends(tidy, NEVER, &cancelled).await, Outcome::Succeeded(_)));
+        let stops: Run = Box::pin(async move {
+            tokio::task::yield_now().await;
+            Err(Failure::transient("cancelled", "it was cancelled").into())
+        });
+        assert!(matches!(ends(stops, NEVER, &cancelled).await, Outcome::Cancelled | Outcome::Failed(_)));
+    }
+
+    #[tokio::test]
+    async fn a_panic_says_what_it_said() {
+        let run: Run = Box::pin(async { panic!("no paper in tray {}", 2) });
+        let Outcome::Failed(failure) = ends(run, NEVER, &CancellationToken::new()).await else { panic!("it did not fail") };
+        assert_eq!((failure.class, failure.code), (FailureClass::Transient, "panic"));
+        assert!(failure.message.contains("no paper in tray 2"), "{}", failure.message);
+    }
+
+    #[tokio::test]
+    async fn at_the_end_of_a_shutdown_s_grace_the_job_is_handed_back() {
+        let (run, dropped) = stubborn();
+        let overdue = CancellationToken::new();
+        overdue.cancel();
+        let bounds = Bounds { name: "probe.run", timeout: NEVER, cancel_grace: SOON };
+        assert!(matches!(supervise(run, &bounds, &CancellationToken::new(), &overdue).await, Outcome::HandedBack));
+        assert!(dropped.await.is_err());
     }
 }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use shared::{
-    job::{JobId, State},
+    job::{JobId, Reason, State},
     ledger::settle::{self, Settled, Settlement},
     queue::read::reconnect_pause,
     random,
@@ -53,7 +53,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
         for finished in &batch {
             if let Some(settled) = settled.iter().find(|settled| settled.job == finished.job.id) {
                 count(finished, settled);
-                if settled.state == State::Waiting {
+                if settled.state == State::Waiting && settled.reason != Reason::SwitchedOff {
                     engine.dispatch.due(finished.job.queue);
                 }
             }
@@ -68,7 +68,12 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
 }
 
 fn count(finished: &Ended, settled: &Settled) {
-    let outcome = if settled.state == State::Waiting { "retried" } else { settled.state.word() };
+    let outcome = match (settled.state, settled.reason) {
+        (State::Waiting, Reason::Snoozed) => "snoozed",
+        (State::Waiting, Reason::SwitchedOff) => "switched_off",
+        (State::Waiting, _) => "retried",
+        (state, _) => state.word(),
+    };
     metrics::counter!("offstage_jobs_settled_total", "queue" => finished.job.queue.name(), "kind" => finished.job.kind.clone(), "outcome" => outcome)
         .increment(1);
     match settled.state {
@@ -86,7 +91,7 @@ async fn write_patiently(engine: &Engine, settlements: Vec<Settlement>, forced: 
     let mut parts: Vec<Vec<Settlement>> = vec![settlements];
     let mut settled = Vec::new();
     while let Some(part) = parts.pop() {
-        let error = match settle::settle(&engine.services.pool, &part).await {
+        let error = match engine.bounded(settle::settle(&engine.services.pool, &part)).await {
             Ok(written) => {
                 settled.extend(written);
                 continue;

@@ -1,8 +1,10 @@
 //! How each kind of job is done: one file a kind, of the same name as its contract in `shared/src/kinds`.
 //!
-//! A handler is an `async fn run(payload, context) -> Result<Success, Failure>`. It may be dropped at any await (timeout,
-//! cancellation, a lost lease) and run again elsewhere, so what it does outside goes through [`JobContext::intend`], and it
-//! holds no state but what it can lose. Errors classify themselves into a [`Failure`]; the handler just uses `?`.
+//! A handler is an `async fn run(payload, context) -> Result<Success, Failure>`, or `Result<Success, Interrupt>` where it may
+//! also put its job off. It may be dropped at any await (timeout, cancellation, a lost lease) and run again elsewhere, so what
+//! it writes to storage of ours goes through [`JobContext::intend`], what leaves the house through
+//! [`JobContext::intend_outward`], and it holds no state but what it can lose. Errors classify themselves into a [`Failure`]; the
+//! handler just uses `?`.
 
 mod export;
 mod probe;
@@ -16,16 +18,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::TryFutureExt;
 use serde_json::Value;
 use shared::{
     clock::Clock,
     config::{Probe, Sources},
-    job::{Failure, Policy, Success},
+    job::{Failure, Interrupt, Policy, Success},
     kinds::{ExportCreate, Kind, ProbeRun, Registry},
     ledger::{
         UNAVAILABLE,
         claim::ClaimedJob,
-        effects::{self, Intent},
+        effects::{self, Intent, Reach},
     },
     queue::read::reconnect_pause,
     random,
@@ -81,8 +84,25 @@ impl JobContext {
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer or the claim is gone.
     pub async fn intend(&self, key: &str, intent: &Value) -> Result<Intent, Failure> {
-        match effects::intend(&self.services.pool, &self.job, key, intent, self.services.clock.now()).await? {
-            Intent::Fenced => Err(Failure::transient("claim_lost", "another worker took this job over; this run stops")),
+        match effects::intend(&self.services.pool, &self.job, key, intent, Reach::Ours, self.services.clock.now()).await? {
+            Intent::Fenced => Err(claim_lost()),
+            Intent::Unknown => {
+                self.count_unknown();
+                Ok(Intent::Unknown)
+            }
+            known => Ok(known),
+        }
+    }
+
+    /// As [`Self::intend`], for a step that leaves the house (a mail, a push, a call that costs money): asks the switches too,
+    /// in the same statement, so that after a switch went off no such step begins.
+    ///
+    /// # Errors
+    /// [`Interrupt::SwitchedOff`], or a transient [`Failure`] as [`Self::intend`] has.
+    pub async fn intend_outward(&self, key: &str, intent: &Value) -> Result<Intent, Interrupt> {
+        match effects::intend(&self.services.pool, &self.job, key, intent, Reach::Outward, self.services.clock.now()).await? {
+            Intent::Fenced => Err(claim_lost().into()),
+            Intent::SwitchedOff => Err(Interrupt::SwitchedOff),
             Intent::Unknown => {
                 self.count_unknown();
                 Ok(Intent::Unknown)
@@ -142,8 +162,12 @@ impl JobContext {
     }
 }
 
+fn claim_lost() -> Failure {
+    Failure::transient("claim_lost", "another worker took this job over; this run stops")
+}
+
 /// A run under way.
-pub type Run = Pin<Box<dyn Future<Output = Result<Success, Failure>> + Send>>;
+pub type Run = Pin<Box<dyn Future<Output = Result<Success, Interrupt>> + Send>>;
 
 /// A kind's handler, its payload's type forgotten.
 #[derive(Clone)]
@@ -153,6 +177,7 @@ pub struct Handler {
     /// The kind's policy.
     pub policy: Policy,
     run: Arc<dyn Fn(JobContext) -> Started + Send + Sync>,
+    is_outward: fn(&str) -> bool,
 }
 
 /// A run that was begun, and how long it may take.
@@ -164,18 +189,27 @@ pub struct Started {
 }
 
 impl Handler {
-    fn of<K: Kind, F>(run: fn(K, JobContext) -> F) -> Self
+    fn of<K: Kind, F, E>(run: fn(K, JobContext) -> F) -> Self
     where
-        F: Future<Output = Result<Success, Failure>> + Send + 'static,
+        F: Future<Output = Result<Success, E>> + Send + 'static,
+        E: Into<Interrupt> + 'static,
     {
         let run = move |context: JobContext| match serde_json::from_str::<K>(&context.job.payload) {
-            Ok(payload) => Started { timeout: payload.timeout(), run: Box::pin(run(payload, context)) },
+            Ok(payload) => Started { timeout: payload.timeout(), run: Box::pin(run(payload, context).map_err(Into::into)) },
             Err(error) => {
                 let failure = Failure::permanent("payload_invalid", format!("this worker can't read the job's payload: {error}"));
-                Started { timeout: K::POLICY.timeout, run: Box::pin(std::future::ready(Err(failure))) }
+                Started { timeout: K::POLICY.timeout, run: Box::pin(std::future::ready(Err(failure.into()))) }
             }
         };
-        Self { name: K::NAME, policy: K::POLICY, run: Arc::new(run) }
+        // A payload that can't be read has no effect, and fails of that.
+        let is_outward = |payload: &str| K::OUTWARD && serde_json::from_str::<K>(payload).is_ok_and(|payload| payload.is_outward());
+        Self { name: K::NAME, policy: K::POLICY, run: Arc::new(run), is_outward }
+    }
+
+    /// Whether a job with this payload has effects outside the installation. Reads the payload: ask only when it matters.
+    #[must_use]
+    pub fn is_outward(&self, payload: &str) -> bool {
+        (self.is_outward)(payload)
     }
 
     /// Starts a run; nothing happens until it is polled.
@@ -195,9 +229,9 @@ impl Handlers {
     /// All handlers; `probe.run`'s only where the installation allows it.
     #[must_use]
     pub fn new(probe: bool) -> Self {
-        let mut handlers = vec![Handler::of::<ExportCreate, _>(export::run)];
+        let mut handlers = vec![Handler::of::<ExportCreate, _, _>(export::run)];
         if probe {
-            handlers.push(Handler::of::<ProbeRun, _>(probe::run));
+            handlers.push(Handler::of::<ProbeRun, _, _>(probe::run));
         }
         let registry = Registry::new(probe);
         let mut by_name = HashMap::new();

@@ -4,7 +4,6 @@
 use shared::{
     job::JobId,
     ledger::files::{self, ClaimOfKey},
-    storage::CALL_DEADLINE,
 };
 use uuid::Uuid;
 
@@ -20,7 +19,7 @@ impl Sweep<'_> {
         for _ in 0..MOST_PAGES {
             let request = self.storage.client().list_multipart_uploads().bucket(self.storage.bucket());
             let request = request.set_key_marker(key_marker.take()).set_upload_id_marker(id_marker.take()).send();
-            let page = self.storage.call("looking for unfinished uploads", CALL_DEADLINE, request).await?;
+            let page = self.storage.call("looking for unfinished uploads", self.storage.deadline(), request).await?;
             let ours: Vec<(ClaimOfKey, String, String)> = page
                 .uploads
                 .unwrap_or_default()

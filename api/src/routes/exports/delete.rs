@@ -55,5 +55,5 @@ pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
     };
     let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
     transaction.commit().await?;
-    Ok((status, Answer(Export::of(found, now))).into_response())
+    Ok((status, Answer(Export::of(found, now, app.config.public_url.as_ref()))).into_response())
 }

@@ -58,7 +58,10 @@ pub async fn list(
     drop(transaction);
     let (found, next_cursor) = page.cut(found, |export| export.id);
     let now = app.clock.now();
-    Ok(Answer(ExportPage { items: found.into_iter().map(|export| Export::of(export, now)).collect(), next_cursor }))
+    Ok(Answer(ExportPage {
+        items: found.into_iter().map(|export| Export::of(export, now, app.config.public_url.as_ref())).collect(),
+        next_cursor,
+    }))
 }
 
 /// Shows an export.
@@ -78,5 +81,5 @@ pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfP
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
     drop(transaction);
-    Ok(Answer(Export::of(found, app.clock.now())))
+    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
 }

@@ -11,6 +11,7 @@
 //! A part that meets a passing fault is sent again, a few times within seconds: over thousands of parts a server's hiccup
 //! is the rule, and starting a ten-gigabyte file anew for it would never end. Everything else is the job's policy's.
 
+mod buffers;
 mod parts;
 
 use std::{mem, time::Duration};
@@ -23,9 +24,11 @@ use aws_sdk_s3::{
 use bytes::Bytes;
 use shared::{
     random,
-    storage::{CALL_DEADLINE, Storage, StorageError, StorageFault},
+    storage::{Storage, StorageError, StorageFault},
 };
 use tokio::{runtime::Handle, task::JoinSet};
+
+use buffers::Buffers;
 
 /// Parts that travel at a time.
 const IN_FLIGHT: usize = 2;
@@ -46,6 +49,12 @@ const COMPLETE_WITHIN: Duration = Duration::from_secs(600);
 /// How long cleaning up may take when nobody waits for it.
 const DISCARD_WITHIN: Duration = Duration::from_secs(10);
 
+/// From here on a buffer is made as large as a part.
+const GROWN: usize = 1024 * 1024;
+
+/// A part with what it usually exceeds its size by.
+const FULL: usize = parts::FIRST + parts::SLACK;
+
 /// How much is hashed at a time.
 const HASHED: usize = 64 * 1024;
 
@@ -56,6 +65,7 @@ pub struct Upload {
     key: String,
     content_type: &'static str,
     buffer: Vec<u8>,
+    buffers: Buffers,
     /// How much of the buffer is in the digest.
     hashed: usize,
     digest: Digest,
@@ -112,7 +122,17 @@ impl Upload {
     #[must_use]
     pub fn new(storage: Storage, key: String, content_type: &'static str) -> Self {
         let digest = Digest(digest::Context::new(&SHA256));
-        Self { storage, key, content_type, buffer: Vec::new(), hashed: 0, digest, sent: 0, stage: Stage::Unknown }
+        Self {
+            storage,
+            key,
+            content_type,
+            buffer: Vec::new(),
+            buffers: Buffers::default(),
+            hashed: 0,
+            digest,
+            sent: 0,
+            stage: Stage::Unknown,
+        }
     }
 
     /// Where the content is written to, by appending.
@@ -144,6 +164,12 @@ impl Upload {
         if self.buffer.len() - self.hashed >= HASHED {
             self.hash();
         }
+        // Small files are most; what gets this large becomes a part, whose size is known.
+        if self.buffer.len() >= GROWN && self.buffer.capacity() < FULL {
+            let mut full = self.buffers.take(FULL);
+            full.extend_from_slice(&self.buffer);
+            self.buffer = full;
+        }
     }
 
     fn hash(&mut self) {
@@ -161,7 +187,7 @@ impl Upload {
         let request =
             storage.client().create_multipart_upload().bucket(storage.bucket()).key(&self.key).content_type(self.content_type).send();
         self.stage = Stage::Creating;
-        let created = storage.call(ACTION, CALL_DEADLINE, request).await;
+        let created = storage.call(ACTION, storage.deadline(), request).await;
         if created.as_ref().is_err_and(is_shut_out) {
             self.stage = Stage::Unknown;
         }
@@ -186,12 +212,13 @@ impl Upload {
         if multipart.begun > parts::MOST {
             return Err(self.storage.unexpected("sending a part", "the object is larger than the 5 TiB that S3 stores"));
         }
-        // The next part is as large, give or take a batch of rows; pages that are never touched cost nothing.
-        let body = mem::replace(&mut self.buffer, Vec::with_capacity(parts::size(multipart.begun + 1) + parts::SLACK));
+        // The next part is as large, give or take a batch of rows.
+        let next = self.buffers.take(parts::size(multipart.begun + 1) + parts::SLACK);
+        let body = self.buffers.lend(mem::replace(&mut self.buffer, next));
         self.sent += body.len() as u64;
         self.hashed = 0;
         let part = Part { storage: self.storage.clone(), key: self.key.clone(), upload: multipart.id.clone(), number: multipart.begun };
-        multipart.in_flight.spawn(part.send(body.into()));
+        multipart.in_flight.spawn(part.send(body));
         Ok(())
     }
 
@@ -228,7 +255,7 @@ impl Upload {
         self.sent = body.len() as u64;
         self.stage = Stage::Publishing(None);
         let storage = self.storage.clone();
-        let deadline = deadline(body.len());
+        let deadline = deadline(&storage, body.len());
         let put = || {
             let body = ByteStream::from(body.clone());
             let request = storage.client().put_object().bucket(storage.bucket()).key(&self.key).content_type(self.content_type).body(body);
@@ -285,7 +312,7 @@ impl Upload {
     /// The published object's `ETag`, if the object stands and has all our bytes.
     async fn find_published(&self) -> Option<Option<String>> {
         let request = self.storage.client().head_object().bucket(self.storage.bucket()).key(&self.key).send();
-        let object = self.storage.call("looking for the file", CALL_DEADLINE, request).await.ok()?;
+        let object = self.storage.call("looking for the file", self.storage.deadline(), request).await.ok()?;
         let length = object.content_length.and_then(|length| u64::try_from(length).ok())?;
         (length == self.sent).then_some(object.e_tag)
     }
@@ -328,7 +355,7 @@ async fn remove(storage: Storage, key: String, stage: Stage) -> bool {
             // A part that arrives after the abort would stay, and be paid for.
             multipart.in_flight.shutdown().await;
             let request = storage.client().abort_multipart_upload().bucket(storage.bucket()).key(&key).upload_id(&multipart.id);
-            match storage.call("aborting an upload", CALL_DEADLINE, request.send()).await {
+            match storage.call("aborting an upload", storage.deadline(), request.send()).await {
                 Err(error) if error.fault() != StorageFault::UploadMissing => return Err(error),
                 _ => {}
             }
@@ -382,7 +409,7 @@ impl Part {
         let put = || {
             let request = storage.client().upload_part().bucket(storage.bucket()).key(&key).upload_id(&upload).part_number(number);
             let request = request.body(ByteStream::from(body.clone()));
-            storage.call(ACTION, deadline(body.len()), request.send())
+            storage.call(ACTION, deadline(&storage, body.len()), request.send())
         };
         let answer = retried(put).await?;
         let etag = answer.e_tag.ok_or_else(|| storage.unexpected(ACTION, "the answer has no ETag"))?;
@@ -415,8 +442,8 @@ fn is_worth_sending_again(error: &StorageError) -> bool {
 }
 
 /// A body's total deadline: what any call may take, and the body at its slowest.
-fn deadline(bytes: usize) -> Duration {
-    CALL_DEADLINE + Duration::from_secs(bytes as u64 / SLOWEST)
+fn deadline(storage: &Storage, bytes: usize) -> Duration {
+    storage.deadline() + Duration::from_secs(bytes as u64 / SLOWEST)
 }
 
 /// Whether the server let us do nothing at all, so that nothing can be left of it.
