@@ -76,7 +76,6 @@ async fn postgres() {
     count::every_job_succeeded(&arena, &sent, &mut report).await;
     assert_eq!(sent.broken, 0, "every request was answered");
     assert!(arena.programs().iter().all(|process| process.exits().is_empty()), "nobody ended by it");
-    report.keep();
 }
 
 /// Opens connections until the server has none left; with `end_ours` the programs' own are ended first, and theirs are among those

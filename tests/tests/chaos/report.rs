@@ -29,13 +29,23 @@ impl Report {
     }
 
     /// Writes it down.
-    pub fn keep(self) {
+    fn keep(&self) {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the temporary directory lies in target/");
         let directory = target.join("chaos").join(if full() { "full" } else { "small" });
         std::fs::create_dir_all(&directory).expect("a directory for reports");
         let path = directory.join(format!("{}.md", self.name));
         std::fs::write(&path, &self.text).expect("a report");
         println!("the report is {}", path.display());
+    }
+}
+
+impl Drop for Report {
+    /// Also when the scenario failed: how far it came is what one wants to know then.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.text.push_str("| this run | failed |\n");
+        }
+        self.keep();
     }
 }
 
