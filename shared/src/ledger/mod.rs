@@ -111,10 +111,14 @@ impl From<sqlx::Error> for LedgerError {
     }
 }
 
+/// The code of a run that failed because the ledger did not answer its handler: our house's fault and not the job's, so the
+/// engine counts no attempt for it.
+pub const UNAVAILABLE: &str = "ledger_unavailable";
+
 /// For a handler that asked the ledger: the ledger comes back, so the job is tried again.
 impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
-        Self::transient("ledger_unavailable", "the job database did not answer; the job is tried again").caused_by(&error)
+        Self::transient(UNAVAILABLE, "the job database did not answer; the job is tried again").caused_by(&error)
     }
 }
 
