@@ -13,6 +13,7 @@
 
 pub mod change;
 pub mod claim;
+pub mod dead;
 pub mod dispatch;
 pub mod effects;
 pub mod files;

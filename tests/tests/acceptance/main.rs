@@ -2,6 +2,7 @@
 
 mod access;
 mod contract;
+mod dead_letters;
 mod exports;
 mod files;
 mod jobs;
@@ -9,3 +10,4 @@ mod outcomes;
 mod queues;
 mod recovery;
 mod refusals;
+mod switches;
