@@ -220,8 +220,9 @@ pub struct ClaimOfKey {
 pub async fn gone(pool: &PgPool, claims: &[ClaimOfKey]) -> Result<Vec<usize>, LedgerError> {
     let places: Vec<i64> = sqlx::query_scalar(
         "SELECT c.place FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) WITH ORDINALITY AS c (job, tenant, token, place)
-         JOIN job_state s ON s.job_id = c.job AND s.tenant_id = c.tenant
-         WHERE NOT (s.state = 2 AND s.token = c.token)",
+         LEFT JOIN job_state s ON s.job_id = c.job AND s.tenant_id = c.tenant
+         WHERE NOT (s.state = 2 AND s.token = c.token)
+            OR s.job_id IS NULL AND EXISTS (SELECT FROM job_tombstone t WHERE t.job_id = c.job AND t.tenant_id = c.tenant)",
     )
     .bind(claims.iter().map(|claim| claim.job.0).collect::<Vec<_>>())
     .bind(claims.iter().map(|claim| claim.tenant).collect::<Vec<_>>())

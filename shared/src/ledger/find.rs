@@ -315,13 +315,13 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
 const LONGEST_ACCEPTANCE: TimeDelta = TimeDelta::minutes(2);
 
 /// The lowest `UUIDv7` of a time's millisecond (RFC 9562 §5.7: 48 bits of Unix milliseconds lead).
-fn first_id(time: DateTime<Utc>) -> Uuid {
+pub(super) fn first_id(time: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0).min((1 << 48) - 1);
     Uuid::from_u128(u128::from(millis) << 80)
 }
 
 /// Higher than every id of a time's millisecond.
-fn first_id_after(time: DateTime<Utc>) -> Uuid {
+pub(super) fn first_id_after(time: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0).saturating_add(1);
     if millis >= 1 << 48 { Uuid::max() } else { Uuid::from_u128(u128::from(millis) << 80) }
 }

@@ -20,6 +20,7 @@ pub mod files;
 pub mod find;
 pub mod insert;
 pub mod recover;
+pub mod retention;
 pub mod settle;
 pub mod switches;
 
