@@ -10,4 +10,5 @@ mod outcomes;
 mod queues;
 mod recovery;
 mod refusals;
+mod retention;
 mod switches;
