@@ -230,9 +230,10 @@ pub struct NamedKey {
 pub async fn gone(pool: &PgPool, keys: &[NamedKey]) -> Result<Vec<usize>, LedgerError> {
     let places: Vec<i64> = sqlx::query_scalar(
         "SELECT c.place FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[]) WITH ORDINALITY AS c (job, tenant, token, key, place)
-         JOIN job_state s ON s.job_id = c.job AND s.tenant_id = c.tenant
+         LEFT JOIN job_state s ON s.job_id = c.job AND s.tenant_id = c.tenant
          WHERE NOT (s.state = 2 AND s.token = c.token)
-           AND NOT EXISTS (SELECT FROM job_checkpoint p WHERE p.job_id = c.job AND p.keeps = c.key AND s.state <= 2)",
+               AND NOT EXISTS (SELECT FROM job_checkpoint p WHERE p.job_id = c.job AND p.keeps = c.key AND s.state <= 2)
+            OR s.job_id IS NULL AND EXISTS (SELECT FROM job_tombstone t WHERE t.job_id = c.job AND t.tenant_id = c.tenant)",
     )
     .bind(keys.iter().map(|key| key.claim.job.0).collect::<Vec<_>>())
     .bind(keys.iter().map(|key| key.claim.tenant).collect::<Vec<_>>())

@@ -14,12 +14,14 @@
 pub mod change;
 pub mod checkpoint;
 pub mod claim;
+pub mod dead;
 pub mod dispatch;
 pub mod effects;
 pub mod files;
 pub mod find;
 pub mod insert;
 pub mod recover;
+pub mod retention;
 pub mod settle;
 pub mod switches;
 

@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::dataset::{Audience, Dataset, MOST_PARAMETERS, Origin, Parameter, ParameterType, Source};
+use super::retention::{Retention, RetentionDeclaration};
+use crate::kinds::Registry;
 use lines::Lines;
 
 /// The longest manifest, in bytes.
@@ -65,6 +67,7 @@ impl Manifest {
             .into_iter()
             .map(|path| Fault { path, offset: 0, detail: "is not part of a manifest; check its spelling or remove it".into() })
             .collect();
+        faults.extend(unknown_kinds(&declaration));
         let checked = Self::check(declaration, &mut faults);
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),
@@ -107,9 +110,19 @@ impl Manifest {
         bytes
     }
 
+    /// How long finished jobs of a kind are kept, where `installation` holds for what the manifest leaves out.
+    #[must_use]
+    pub fn retention(&self, kind: &str, installation: Retention) -> Retention {
+        self.declaration.retention.as_ref().map_or(installation, |declared| declared.of(kind, installation))
+    }
+
     fn check(declaration: Declaration, faults: &mut Vec<Fault>) -> Option<Self> {
         let name = declaration.tenant.name.clone();
         check_name(&name, &["tenant", "name"], faults);
+        for (path, detail) in declaration.retention.iter().flat_map(RetentionDeclaration::faults) {
+            let path = [vec!["retention".to_owned()], path].concat();
+            faults.push(Fault { path, offset: 0, detail });
+        }
         let mut sources = BTreeMap::new();
         for (key, source) in &declaration.sources {
             check_name(key, &["sources", key], faults);
@@ -134,6 +147,20 @@ impl Manifest {
     }
 }
 
+/// Kinds that the manifest names and this program does not know. Asked when it is applied only: of a stored one a newer program may
+/// know more.
+fn unknown_kinds(declaration: &Declaration) -> Vec<Fault> {
+    let registry = Registry::new(true);
+    let kinds = declaration.retention.iter().flat_map(RetentionDeclaration::kinds);
+    kinds
+        .filter(|kind| registry.find(kind).is_none_or(|entry| entry.name != *kind))
+        .map(|kind| {
+            let known: Vec<_> = registry.entries().map(|entry| entry.name).collect();
+            Fault::new(&["retention", "kinds", kind], format!("there is no kind `{kind}`; there are: {}", known.join(", ")))
+        })
+        .collect()
+}
+
 /// The manifest as it is written and stored, not yet checked. A field that is absent is not stored, so that a program
 /// which knows more fields makes the same digest.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -143,6 +170,8 @@ struct Declaration {
     sources: BTreeMap<String, SourceDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     datasets: BTreeMap<String, DatasetDeclaration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retention: Option<RetentionDeclaration>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
