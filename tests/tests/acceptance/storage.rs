@@ -35,7 +35,8 @@ async fn each_fault_of_the_store_ends_as_the_policy_says_and_says_what_it_was() 
     let world = World::start().await;
     let launch = Launch::new().env("OFFSTAGE_S3_CALL_SECONDS", "2").env("OFFSTAGE_CONCURRENCY", "exports=8");
     let _worker = world.start_worker(launch).await;
-    let ada = world.tenant_of("hooli", &manifest()).await.acting_for("ada");
+    let backend = world.tenant_of("hooli", &manifest()).await;
+    let ada = backend.acting_for("ada");
     let faults = world.sandbox.s3.faults();
     for (name, fault, times) in [
         ("busy", Fault::Status(503), None),
@@ -63,7 +64,7 @@ async fn each_fault_of_the_store_ends_as_the_policy_says_and_says_what_it_was() 
     }
     for (name, id) in &exports {
         let (job, export) = ended(&ada, id).await;
-        // State, attempts, the word for programs, and what the sentence for people says.
+        // State, attempts, the word for programs, and what the sentence for the product's builders says.
         let (state, attempts, code, words) = match *name {
             "busy" => ("failed", 3, "storage_unavailable", "is not able to serve now"),
             "hanging" | "slow" => ("failed", 3, "storage_timeout", "did not finish writing a file within"),
@@ -73,10 +74,17 @@ async fn each_fault_of_the_store_ends_as_the_policy_says_and_says_what_it_was() 
             _ => ("completed", 1, "", ""),
         };
         assert_eq!((export["state"].as_str(), job["attempt"].as_i64()), (Some(state), Some(attempts)), "{name}: {export} {job}");
-        let error = &export["error"];
+        let error = &backend.get(&format!("/v1/exports/{id}")).await.expect(200)["error"];
         assert_eq!(error["code"].as_str().unwrap_or_default(), code, "{name}: {error}");
         let message = error["message"].as_str().unwrap_or_default();
         assert!(message.contains(words), "{name}: {message}");
+        // Its owner reads what became of the file, and nothing of servers and buckets.
+        let told = export["error"]["message"].as_str().unwrap_or_default();
+        assert!(
+            told.is_empty() == code.is_empty() && (told.is_empty() || told.starts_with("the file could not be stored")),
+            "{name}: {told}"
+        );
+        assert_eq!(told.contains("try again later"), matches!(*name, "busy" | "hanging" | "slow" | "dropping"), "{name}: {told}");
         assert!(!job.to_string().contains(world.sandbox.s3.credentials().1), "{name}: a secret in {job}");
     }
     faults.clear();

@@ -97,7 +97,7 @@ def read_xlsx(file, names):
             cells, more = row[: len(names)], iter(row[len(names) :])
             for said in more:
                 if said is not None:
-                    name, count = re.fullmatch("(.*) continued in ([0-9]+) cells", said).groups()
+                    name, count = re.fullmatch("(.*) continued in ([0-9]+) cells?", said).groups()
                     cells[names.index(name)] += "".join(next(more) for _ in range(int(count)))
             # The reader leaves empty cells at a row's end out.
             yield cells + [None] * (len(names) - len(cells))

@@ -107,6 +107,7 @@ async fn every_type_has_its_text() {
         ("''", Some(""), "text"),
         ("'a\u{1f680}'::varchar(9)", Some("a\u{1f680}"), "character varying"),
         ("'ab'::char(4)", Some("ab  "), "character"),
+        ("'{[1,2),[5,9)}'::int4multirange", Some("{[1,2),[5,9)}"), "int4multirange"),
         ("true", Some("true"), "boolean"),
         ("false::truth", Some("false"), "boolean"),
         ("9223372036854775807", Some("9223372036854775807"), "bigint"),

@@ -35,6 +35,18 @@ sql = "SELECT NULLIF(n, 2) AS \"a, b\" FROM generate_series(1, 3) AS n"
 [datasets.wrong]
 source = "main"
 sql = "SELECT 10 / (3 - n) FROM generate_series(1, 10) AS n"
+[datasets.chars]
+source = "main"
+keyset = ["k"]
+sql = "SELECT lpad(n::text, 7, '0')::char(9) AS k, repeat(md5(n::text), 1000) AS text FROM generate_series(1, 1500) AS n"
+[datasets.bits]
+source = "main"
+keyset = ["k"]
+sql = "SELECT n::bit(24) AS k, repeat(md5(n::text), 1000) AS text FROM generate_series(1, 1500) AS n"
+[datasets.twins]
+source = "main"
+keyset = ["k"]
+sql = "SELECT CASE n % 2 WHEN 0 THEN (n / 2)::numeric(9, 1) ELSE (n / 2)::numeric(9, 2) END AS k, repeat(md5(n::text), 1000) AS text FROM generate_series(1, 1500) AS n"
 [datasets.unplugged]
 source = "missing"
 sql = "SELECT 1"
@@ -108,7 +120,7 @@ async fn a_dataset_becomes_a_file() {
 async fn what_can_not_be_exported_says_why_and_leaves_nothing() {
     let bench = Workbench::start(MANIFEST).await;
     for (payload, owner, code, says) in [
-        (export("gone"), None, "dataset_unknown", "`gone` is not in the product's manifest any more; it has: few, large"),
+        (export("gone"), None, "dataset_unknown", "`gone` is not in the product's manifest any more; it has: bits, chars, few, large"),
         (export("wrong"), Some("ada"), "dataset_unknown", "`wrong` is not in the product's manifest any more; it has: few"),
         (export("few"), None, "params_invalid", "/params/owner needs the job's owner"),
         (export("unplugged"), None, "source_unknown", "set OFFSTAGE_SOURCE_NOT_SET to a Postgres URL"),
@@ -352,4 +364,56 @@ fn the_pace_follows_the_rows() {
     assert_eq!(pace.rows, 1);
     pace.learn(1, 0);
     assert_eq!(pace.rows, 10);
+}
+
+/// The run after one that was lost in the middle of its upload, with something saved.
+async fn gone_on(bench: &Workbench, dataset: &'static str) -> (JobContext, Result<Success, Failure>) {
+    let faults = bench.sandbox.s3.faults();
+    faults.add(Rule::from(Fault::Hang).on("UploadPart").path_contains(dataset).skip(3));
+    let context = bench.claimed(&export(dataset), None).await;
+    let lost = tokio::spawn(run(export(dataset), context.clone()));
+    wait("a checkpoint", async || {
+        let saved = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM job_checkpoint WHERE job_id = $1").bind(context.job.id.0);
+        saved.fetch_one(&bench.services.pool).await.unwrap() == 1
+    })
+    .await;
+    lost.abort();
+    assert!(lost.await.unwrap_err().is_cancelled());
+    faults.clear();
+    let next = bench.taken_over(&context).await;
+    (next.clone(), run(export(dataset), next).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_goes_on_behind_keys_of_any_type() {
+    let bench = Workbench::start(MANIFEST).await;
+    for dataset in ["chars", "bits"] {
+        let (_, ended) = gone_on(&bench, dataset).await;
+        let success = ended.unwrap();
+        let result = success.result.unwrap();
+        assert_eq!((result["rows"].as_u64(), result["snapshots"].as_array().map(Vec::len)), (Some(1_500), Some(2)), "{dataset}: {result}");
+        let bytes = bench.sandbox.s3.object(&success.file.unwrap().object_key).unwrap();
+        let mut keys: Vec<&[u8]> =
+            bytes.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b',').next().unwrap()).collect();
+        keys.dedup();
+        assert_eq!(keys.len(), 1_502, "{dataset}: a header, every row once, and the end");
+    }
+    assert_eq!(bench.sandbox.s3.unfinished_uploads().unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_postgres_takes_for_the_same_lose_no_row() {
+    let bench = Workbench::start(MANIFEST).await;
+    let (context, ended) = gone_on(&bench, "twins").await;
+    let failure = ended.unwrap_err();
+    assert_eq!((failure.class, failure.code), (FailureClass::Permanent, "keyset_not_unique"), "{failure:?}");
+    assert_eq!(bench.sandbox.s3.unfinished_uploads().unwrap(), []);
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>("SELECT count(*) FROM job_checkpoint WHERE job_id = $1")
+            .bind(context.job.id.0)
+            .fetch_one(&bench.services.pool)
+            .await
+            .unwrap(),
+        0
+    );
 }
