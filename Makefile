@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-exports
+.PHONY: help run test lint bench bench-exports chaos
 
 # Passed on to `sandbox run`, as in `make run ARGUMENTS="--port 9000 --workers 2"`.
 ARGUMENTS ?=
@@ -27,6 +27,13 @@ lint: ## formatting, clippy, the dependency rules, and the Kubernetes files wher
 	@.ci/dependencies
 	@if command -v kubectl >/dev/null; then kubectl kustomize k8s/base >/dev/null && echo "k8s/base: builds"; \
 	else echo "k8s/base: not checked, kubectl is not here"; fi
+
+# CHAOS_SEED=… repeats a run's faults; CHAOS_ONLY=kills runs one scenario. Figures: docs/chaos.md.
+chaos: ## kills, outages and misbehaving jobs at full size, half an hour and more, one after the other (SOAK_MINUTES=30, CHAOS_ONLY=redis, CHAOS_SEED=…)
+	@.ci/prepare services nextest
+	cargo build --package api --package worker --bins
+	CHAOS=full cargo nextest run --package acceptance --test chaos --profile chaos --test-threads 1 --no-capture $(if $(CHAOS_ONLY),$(CHAOS_ONLY)::)
+	@cat target/chaos/full/*.md
 
 # Only a run of the full size replaces the report in the repository.
 BENCH_RESULTS ?= $(if $(BENCH_JOBS)$(BENCH_SECONDS)$(BENCH_ROUNDS)$(BENCH_ONLY),target/bench-results.md,bench/RESULTS.md)

@@ -12,13 +12,16 @@
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
 pub mod change;
+pub mod checkpoint;
 pub mod claim;
+pub mod dead;
 pub mod dispatch;
 pub mod effects;
 pub mod files;
 pub mod find;
 pub mod insert;
 pub mod recover;
+pub mod retention;
 pub mod settle;
 pub mod switches;
 
@@ -110,10 +113,14 @@ impl From<sqlx::Error> for LedgerError {
     }
 }
 
+/// The code of a run that failed because the ledger did not answer its handler: our house's fault and not the job's, so the
+/// engine counts no attempt for it.
+pub const UNAVAILABLE: &str = "ledger_unavailable";
+
 /// For a handler that asked the ledger: the ledger comes back, so the job is tried again.
 impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
-        Self::transient("ledger_unavailable", "the job database did not answer; the job is tried again").caused_by(&error)
+        Self::transient(UNAVAILABLE, "the job database did not answer; the job is tried again").caused_by(&error)
     }
 }
 

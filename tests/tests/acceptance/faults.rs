@@ -177,7 +177,7 @@ async fn locked_tables_are_waited_out_and_nobody_dies_of_it() {
     becomes(&world, &world.api, 503).await;
     lock.rollback().await.unwrap();
     let back = Instant::now();
-    let job = world.client.job_with_attempts(&world.client.succeeded(&running).await["id"].as_str().unwrap().to_owned()).await;
+    let job = world.client.job_with_attempts(world.client.succeeded(&running).await["id"].as_str().unwrap()).await;
     assert_eq!(job["attempts"].as_array().unwrap().len(), 1, "it ran on, and once: {job}");
     post_and_finish(&world, 5).await;
     println!("lock gone: a running job and five more finished {:.1} s later", back.elapsed().as_secs_f64());

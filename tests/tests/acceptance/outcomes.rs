@@ -180,3 +180,19 @@ async fn a_kind_that_no_worker_knows_waits_for_one_that_does() {
     let job = client.succeeded(&id).await;
     assert_eq!(job["attempt"], 1, "{job}");
 }
+
+#[tokio::test]
+async fn a_ledger_that_does_not_answer_a_handler_costs_its_job_no_attempt() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let callbacks = Callbacks::listen().await;
+    world.execute("ALTER TABLE effect RENAME TO effect_away").await;
+    let id = client.create_id(&probe(&json!({"callback_url": callbacks.url()}))).await;
+    let job = client.wait_for(&id, "put off", |job| job["state"] == "waiting").await;
+    assert_eq!((job["attempt"].as_i64(), &job["error"]), (Some(0), &Value::Null), "not the job's fault: {job}");
+    assert_eq!(callbacks.calls().len(), 0, "nothing is done outside that could not be written down before");
+    world.execute("ALTER TABLE effect_away RENAME TO effect").await;
+    assert_eq!(client.succeeded(&id).await["attempt"], 1);
+    assert_eq!(callbacks.calls().len(), 2);
+    assert_eq!(worker.exits().len(), 0);
+}

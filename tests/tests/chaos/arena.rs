@@ -11,7 +11,7 @@ use sandbox::{Launch, Process};
 
 use crate::{
     effects::Effects,
-    seed::Seed,
+    seed::{Seed, full},
     traffic::{Mix, Traffic},
 };
 
@@ -64,8 +64,12 @@ impl Arena {
         self.apis.iter().chain(&self.workers).cloned().collect()
     }
 
-    /// Waits until every worker has been heard for long enough to judge others, as in an installation that has been up.
+    /// Waits until every worker has been heard for long enough to judge others, as in an installation that has been up. Not in the
+    /// small size, which measures nothing.
     pub async fn all_may_judge(&self) {
+        if !full() {
+            return;
+        }
         let workers = i64::try_from(self.workers.len()).expect("a number of workers");
         until_within(LONG, "every worker has been up for 7 s", async || {
             match self.world.number("SELECT count(*) FROM worker WHERE started_at < clock_timestamp() - interval '7 s'").await {
@@ -97,15 +101,6 @@ impl Arena {
         })
         .await;
         began.elapsed()
-    }
-
-    /// A figure over all workers that answer.
-    pub async fn figure(&self, name: &str) -> f64 {
-        let mut sum = 0.0;
-        for worker in &self.workers {
-            sum += self.world.figure(worker, name, &[]).await;
-        }
-        sum
     }
 
     /// Starts a program that is down, and waits until it is ready.

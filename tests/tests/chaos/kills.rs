@@ -47,15 +47,14 @@ async fn kills() {
     let mut report = Report::of("kills", "kill -9 of workers and APIs", &seed);
     let died: u32 = programs.iter().map(|process| process.starts() - 1).sum();
     report.line("kills", format!("{died} of {} processes in {:.0} s", programs.len(), took.as_secs_f64()));
-    count::every_job_succeeded(&arena, &sent, &mut report).await;
-
+    count::settled(&arena).await;
     let (undisturbed, all) = recoveries(&arena, &deaths).await;
     report.line("recovery (kill to running again), no further kill in between", spread(&undisturbed));
     report.line("recovery, whatever happened in between", spread(&all));
     let late = undisturbed.iter().filter(|time| **time > GOAL).count();
     report.line("of the undisturbed, longer than the goal of 10 s", late);
     assert!(!all.is_empty(), "kills hit running jobs");
-    report.keep();
+    count::every_job_succeeded(&arena, &sent, &mut report).await;
 }
 
 /// From a kill to the next sign of life of each job that it hit: those that were left alone until then, and all.

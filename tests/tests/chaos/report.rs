@@ -1,6 +1,10 @@
 //! What a scenario found, as a table: printed, and kept in `target/chaos/`.
 
-use std::{fmt::Display, path::Path, time::Duration};
+use std::{
+    fmt::{Display, Write},
+    path::Path,
+    time::Duration,
+};
 
 use crate::seed::{Seed, full};
 
@@ -21,17 +25,27 @@ impl Report {
     /// Adds a line, and prints it.
     pub fn line(&mut self, figure: impl Display, value: impl Display) {
         println!("  {figure}: {value}");
-        self.text.push_str(&format!("| {figure} | {value} |\n"));
+        writeln!(self.text, "| {figure} | {value} |").expect("a text takes all");
     }
 
     /// Writes it down.
-    pub fn keep(self) {
+    fn keep(&self) {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the temporary directory lies in target/");
         let directory = target.join("chaos").join(if full() { "full" } else { "small" });
         std::fs::create_dir_all(&directory).expect("a directory for reports");
         let path = directory.join(format!("{}.md", self.name));
         std::fs::write(&path, &self.text).expect("a report");
         println!("the report is {}", path.display());
+    }
+}
+
+impl Drop for Report {
+    /// Also when the scenario failed: how far it came is what one wants to know then.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.text.push_str("| this run | failed |\n");
+        }
+        self.keep();
     }
 }
 

@@ -25,6 +25,8 @@ use crate::{
 pub const QUEUES: [&str; 4] = ["analytics", "email", "push", "webhooks"];
 /// The pause before a replica that refused the connection is asked again.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// Broken requests that are described.
+const BREAKS_KEPT: usize = 5;
 /// How long one job is offered before the test gives up.
 const OFFERED_FOR: Duration = Duration::from_secs(180);
 
@@ -52,8 +54,12 @@ pub struct Sent {
     pub refused: u64,
     /// Requests whose connection broke, or timed out, before there was an answer.
     pub broken: u64,
+    /// What the first of those said.
+    pub breaks: Vec<String>,
     /// The longest that one job was offered until it was accepted.
     pub longest_offer: Duration,
+    /// Jobs that were posted beside these, and are judged by who posted them.
+    pub apart: BTreeSet<String>,
     /// Answers that a client can do nothing with: an unexpected status, a 503 that does not say when to come back.
     pub wrong: Vec<String>,
 }
@@ -93,6 +99,16 @@ impl Traffic {
         Self { shared, clients, stop }
     }
 
+    /// Posts one job more, which is judged by who asks for it and not by the count; its id.
+    pub async fn post_apart(&self, job: &Value) -> String {
+        let key = format!("apart-{}", self.shared.posted.fetch_add(1, Ordering::Relaxed));
+        let id = self.shared.offer(0, "/v1/jobs", &key, job).await;
+        let mut sent = self.shared.sent();
+        sent.accepted.remove(&id);
+        sent.apart.insert(id.clone());
+        id
+    }
+
     /// How many were accepted so far.
     pub fn accepted(&self) -> usize {
         self.shared.sent().accepted.len()
@@ -128,7 +144,8 @@ impl Shared {
                 continue;
             }
             let job = self.job(&mut chance);
-            self.offer(number, &job).await;
+            let key = format!("chaos-{}", self.posted.fetch_add(1, Ordering::Relaxed));
+            self.offer(number, "/v1/jobs", &key, &job).await;
         }
     }
 
@@ -138,21 +155,20 @@ impl Shared {
         probe(&json!({"queue": chance.choose(&QUEUES), "sleep_ms": sleep, "callback_url": self.effects.url()}))
     }
 
-    /// Offers one job until it is accepted.
-    async fn offer(&self, number: usize, job: &Value) {
-        let key = format!("chaos-{}", self.posted.fetch_add(1, Ordering::Relaxed));
+    /// Offers one job until it is accepted; its id.
+    async fn offer(&self, number: usize, path: &str, key: &str, job: &Value) -> String {
         let began = Instant::now();
         for turn in 0.. {
             let replica = &self.replicas[(number + turn) % self.replicas.len()];
-            let request = replica.request(Method::POST, "/v1/jobs").header("Idempotency-Key", &key).json(job);
+            let request = replica.request(Method::POST, path).header("Idempotency-Key", key).json(job);
             let pause = match replica.try_send(request).await {
                 Ok(answer) => match self.hear(&answer) {
-                    None => {
+                    Ok(id) => {
                         let mut sent = self.sent();
                         sent.longest_offer = sent.longest_offer.max(began.elapsed());
-                        return;
+                        return id;
                     }
-                    Some(pause) => pause,
+                    Err(pause) => pause,
                 },
                 Err(error) => {
                     let mut sent = self.sent();
@@ -160,6 +176,9 @@ impl Shared {
                         sent.refused += 1;
                     } else {
                         sent.broken += 1;
+                        if sent.breaks.len() < BREAKS_KEPT {
+                            sent.breaks.push(format!("{error:?}"));
+                        }
                     }
                     REFUSED_PAUSE
                 }
@@ -170,27 +189,29 @@ impl Shared {
                 tokio::time::sleep(pause).await;
             }
         }
+        unreachable!("turns don't end")
     }
 
-    /// `None` when it was accepted, else how long to wait.
-    fn hear(&self, answer: &Answer) -> Option<Duration> {
+    /// The job's id when it was accepted, else how long to wait.
+    fn hear(&self, answer: &Answer) -> Result<String, Duration> {
         let mut sent = self.sent();
         *sent.answers.entry(answer.status).or_default() += 1;
         match answer.status {
             200 | 202 => {
-                sent.accepted.insert(id_of(&answer.json()));
-                None
+                let id = id_of(&answer.json());
+                sent.accepted.insert(id.clone());
+                Ok(id)
             }
-            503 => match answer.header("retry-after").parse() {
-                Ok(told) => Some(Duration::from_secs(told)),
-                Err(_) => {
+            503 => Err(answer.header("retry-after").parse().map_or_else(
+                |_| {
                     sent.wrong.push(format!("503 without Retry-After: {}", answer.text()));
-                    Some(Duration::from_secs(1))
-                }
-            },
+                    Duration::from_secs(1)
+                },
+                Duration::from_secs,
+            )),
             status => {
                 sent.wrong.push(format!("{status} {}", answer.text()));
-                Some(Duration::from_secs(1))
+                Err(Duration::from_secs(1))
             }
         }
     }

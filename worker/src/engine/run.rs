@@ -13,8 +13,8 @@ use std::{
 
 use apalis_core::task::Task;
 use shared::{
-    job::{Failure, Outcome, Policy, SnoozeBounds},
-    ledger::{claim::ClaimedJob, recover::CRASHES_IN_COMPANY, settle::Settlement},
+    job::{Failure, FailureClass, Outcome, Policy, SnoozeBounds},
+    ledger::{UNAVAILABLE, claim::ClaimedJob, recover::CRASHES_IN_COMPANY, settle::Settlement},
     queue::Queue,
     random,
 };
@@ -51,6 +51,11 @@ pub enum Work {
     /// A canary that was sent then, on its way to the settler.
     Canary(Instant),
 }
+
+/// How long a job waits whose handler the ledger did not answer, half as much more or less.
+const LEDGER_PAUSE: Duration = Duration::from_secs(2);
+/// How many runs of a job may go uncounted before such a failure counts after all: something about this job may be at fault.
+const UNCOUNTED_RUNS: i32 = 100;
 
 /// A claimed job on its way to its handler.
 #[derive(Debug)]
@@ -169,7 +174,22 @@ impl Runner {
         let took = began.elapsed();
         self.credits.learn(took);
         metrics::histogram!("offstage_job_run_seconds", "queue" => self.queue.name(), "kind" => handler.name).record(took.as_secs_f64());
-        (handler.policy, outcome)
+        (handler.policy, Self::outcome_for_the_job(job, outcome))
+    }
+
+    /// What of a run's end is the job's own: that the ledger did not answer its handler is not.
+    fn outcome_for_the_job(job: &ClaimedJob, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Failed(failure)
+                if failure.code == UNAVAILABLE
+                    && failure.class != FailureClass::Permanent
+                    && job.runs - i32::from(job.attempt) < UNCOUNTED_RUNS =>
+            {
+                tracing::warn!(job = %job.id, causes = ?failure.causes, "the ledger did not answer the handler; the job waits, no attempt counted");
+                Outcome::Deferred(LEDGER_PAUSE.mul_f64(0.5 + random::fraction()))
+            }
+            outcome => outcome,
+        }
     }
 
     async fn run_handler(&self, handler: &Handler, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> Outcome {

@@ -9,7 +9,7 @@ use chrono::SecondsFormat;
 use serde_json::json;
 use shared::{
     config::ProbeCallbacks,
-    job::{Failure, Success},
+    job::{Failure, Interrupt, Success},
     kinds::{ProbeOutcome, ProbeRun},
     ledger::effects::Intent,
 };
@@ -24,21 +24,21 @@ const PIECE: usize = 16 * 1024 * 1024;
 const MOST_PIECES: usize = 256;
 
 /// Runs a probe.
-pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Success, Failure> {
+pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Success, Interrupt> {
     // A sign of life of this run, so each run gives it.
     tell(&payload, &context, "started", context.job.runs).await?;
     if payload.sleep_ms > 0 {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(payload.sleep_ms)) => {}
-            () = context.cancelled.cancelled() => return Err(Failure::transient("cancelled", "the probe was cancelled")),
+            () = context.cancelled.cancelled() => return Err(Failure::transient("cancelled", "the probe was cancelled").into()),
         }
     }
     // The effect: once an attempt, however many runs a crash makes of it.
     tell(&payload, &context, "finished", i32::from(context.job.attempt)).await?;
     match payload.outcome {
         ProbeOutcome::Ok => Ok(Success::with(json!({ "slept_ms": payload.sleep_ms }))),
-        ProbeOutcome::Retry => Err(Failure::transient("probe_retry", "the probe was told to fail in passing")),
-        ProbeOutcome::Fail => Err(Failure::permanent("probe_failed", "the probe was told to fail")),
+        ProbeOutcome::Retry => Err(Failure::transient("probe_retry", "the probe was told to fail in passing").into()),
+        ProbeOutcome::Fail => Err(Failure::permanent("probe_failed", "the probe was told to fail").into()),
         ProbeOutcome::Panic => panic!("the probe was told to panic"),
         ProbeOutcome::Exit => {
             tracing::warn!(job = %context.job.id, "the probe was told to end this process");
@@ -49,7 +49,7 @@ pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Succes
         ProbeOutcome::Spin => loop {
             std::hint::spin_loop();
         },
-        ProbeOutcome::Allocate => allocate().await,
+        ProbeOutcome::Allocate => Ok(allocate().await?),
     }
 }
 
@@ -64,14 +64,14 @@ async fn allocate() -> Result<Success, Failure> {
 }
 
 /// Calls back through the effect ledger; `time` tells the calls of one phase apart.
-async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str, time: i32) -> Result<(), Failure> {
+async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str, time: i32) -> Result<(), Interrupt> {
     let Some(url) = &payload.callback_url else { return Ok(()) };
     if context.services.probe.callbacks != ProbeCallbacks::Loopback {
         let message = "this worker makes no callbacks; start it with OFFSTAGE_PROBE_CALLBACKS=loopback";
-        return Err(Failure::permanent("callback_not_allowed", message));
+        return Err(Failure::permanent("callback_not_allowed", message).into());
     }
     let effect = format!("callback:{phase}:{time}");
-    if let Intent::Done { .. } = context.intend(&effect, &json!({ "url": url })).await? {
+    if let Intent::Done { .. } = context.intend_outward(&effect, &json!({ "url": url })).await? {
         return Ok(());
     }
     let told = json!({
@@ -81,7 +81,7 @@ async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str, time: i32) 
         "at": context.services.clock.now().to_rfc3339_opts(SecondsFormat::Micros, true),
     });
     match context.services.clients.callback.post(url, &told).await {
-        Ok(status) => context.receipt(&effect, &json!({ "status": status.as_u16() })).await,
+        Ok(status) => Ok(context.receipt(&effect, &json!({ "status": status.as_u16() })).await?),
         Err(error) if error.may_have_arrived() => {
             context.unknown(&effect).await?;
             Err(error.into())
@@ -135,6 +135,14 @@ mod tests {
         (url, receiver)
     }
 
+    /// The failure of a run that was not interrupted otherwise.
+    fn failure(ended: Result<Success, Interrupt>) -> Failure {
+        match ended {
+            Err(Interrupt::Failed(failure)) => failure,
+            other => panic!("no failure: {other:?}"),
+        }
+    }
+
     fn phases(heard: &mut mpsc::UnboundedReceiver<(Instant, Value)>) -> Vec<String> {
         std::iter::from_fn(|| heard.try_recv().ok()).map(|(_, body)| body["phase"].as_str().unwrap().to_owned()).collect()
     }
@@ -149,10 +157,10 @@ mod tests {
         };
         let success = told(ProbeOutcome::Ok).await.unwrap().unwrap();
         assert_eq!(success.result, Some(json!({ "slept_ms": 3 })));
-        let failure = told(ProbeOutcome::Retry).await.unwrap().unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Transient, "probe_retry"));
-        let failure = told(ProbeOutcome::Fail).await.unwrap().unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Permanent, "probe_failed"));
+        let failed = failure(told(ProbeOutcome::Retry).await.unwrap());
+        assert_eq!((failed.class, failed.code), (FailureClass::Transient, "probe_retry"));
+        let failed = failure(told(ProbeOutcome::Fail).await.unwrap());
+        assert_eq!((failed.class, failed.code), (FailureClass::Permanent, "probe_failed"));
         assert!(told(ProbeOutcome::Panic).await.unwrap_err().is_panic());
     }
 
@@ -162,7 +170,7 @@ mod tests {
         let (url, mut heard) = observer(Some("200 OK")).await;
         let probe = ProbeRun { outcome: ProbeOutcome::Fail, sleep_ms: 50, callback_url: Some(url), ..ProbeRun::default() };
         let context = bench.claimed(&probe, None).await;
-        assert_eq!(run(probe, context.clone()).await.unwrap_err().code, "probe_failed", "the outcome comes after the callbacks");
+        assert_eq!(failure(run(probe, context.clone()).await).code, "probe_failed", "the outcome comes after the callbacks");
         let (started, first) = heard.recv().await.unwrap();
         let (finished, second) = heard.recv().await.unwrap();
         assert!(finished - started >= Duration::from_millis(50));
@@ -203,7 +211,7 @@ mod tests {
         assert_eq!(phases(&mut heard), ["started"]);
 
         // A run whose claim is gone does nothing outside.
-        assert_eq!(run(probe, context).await.unwrap_err().code, "claim_lost");
+        assert_eq!(failure(run(probe, context).await).code, "claim_lost");
         assert_eq!(phases(&mut heard), [""; 0]);
     }
 
@@ -214,25 +222,25 @@ mod tests {
         let probe = ProbeRun { callback_url: Some(url), ..ProbeRun::default() };
         Arc::get_mut(&mut bench.services).unwrap().probe.callbacks = ProbeCallbacks::Off;
         let context = bench.claimed(&probe, None).await;
-        let failure = run(probe.clone(), context).await.unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Permanent, "callback_not_allowed"));
+        let failed = failure(run(probe.clone(), context).await);
+        assert_eq!((failed.class, failed.code), (FailureClass::Permanent, "callback_not_allowed"));
 
         Arc::get_mut(&mut bench.services).unwrap().probe.callbacks = ProbeCallbacks::Loopback;
         let context = bench.claimed(&probe, None).await;
-        let failure = run(probe, context.clone()).await.unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Transient, "callback_failed"));
+        let failed = failure(run(probe, context.clone()).await);
+        assert_eq!((failed.class, failed.code), (FailureClass::Transient, "callback_failed"));
         assert_eq!(bench.effects(context.job.id).await, [], "it said no, so nothing happened");
 
         let (deaf, _heard) = observer(None).await;
         let unheard = ProbeRun { callback_url: Some(deaf), ..ProbeRun::default() };
         let context = bench.claimed(&unheard, None).await;
-        assert_eq!(run(unheard, context.clone()).await.unwrap_err().code, "callback_failed");
+        assert_eq!(failure(run(unheard, context.clone()).await).code, "callback_failed");
         assert_eq!(bench.effects(context.job.id).await, [("callback:started:1".to_owned(), 2)], "sent, and the answer did not come");
 
         let elsewhere = ProbeRun { callback_url: Some("http://192.0.2.1/".into()), ..ProbeRun::default() };
         let context = bench.claimed(&elsewhere, None).await;
-        let failure = run(elsewhere, context).await.unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Permanent, "callback_not_allowed"));
+        let failed = failure(run(elsewhere, context).await);
+        assert_eq!((failed.class, failed.code), (FailureClass::Permanent, "callback_not_allowed"));
     }
 
     #[tokio::test]
@@ -243,7 +251,7 @@ mod tests {
         let running = tokio::spawn(run(probe, context.clone()));
         context.cancelled.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(10), running).await.expect("it stops").unwrap();
-        assert_eq!(ended.unwrap_err().code, "cancelled");
+        assert_eq!(failure(ended).code, "cancelled");
 
         let probe = ProbeRun { outcome: ProbeOutcome::Hang, ..ProbeRun::default() };
         let context = bench.claimed(&probe, None).await;
