@@ -279,8 +279,7 @@ impl Walk {
             let jobs: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_dispatched").fetch_all(&self.engine).await.unwrap();
             let jobs: Vec<JobId> = jobs.into_iter().map(JobId).collect();
             let claimed = claim(&self.engine, &jobs, self.workers[0], self.now()).await.unwrap();
-            let succeed =
-                |job| Settlement::decide(job, &Policy::DEFAULT, Outcome::Succeeded(Success::with(json!(1))), self.now());
+            let succeed = |job| Settlement::decide(job, &Policy::DEFAULT, Outcome::Succeeded(Success::with(json!(1))), self.now());
             settle(&self.engine, &claimed.iter().map(succeed).collect::<Vec<_>>()).await.unwrap();
             let open: i64 = sqlx::query_scalar("SELECT count(*) FROM job_state WHERE state < 3").fetch_one(&self.engine).await.unwrap();
             if open == 0 {
@@ -308,7 +307,13 @@ fn outcome(dice: &mut Dice) -> Outcome {
         8 => Outcome::HandedBack,
         9 => Outcome::Cancelled,
         10 => Outcome::Died("of the test".into()),
-        _ => if dice.one_in(3) { Outcome::Expired } else { Outcome::Stuck(second * 30) },
+        _ => {
+            if dice.one_in(3) {
+                Outcome::Expired
+            } else {
+                Outcome::Stuck(second * 30)
+            }
+        }
     }
 }
 
@@ -328,7 +333,10 @@ fn compare(before: &HashMap<JobId, Standing>, after: &HashMap<JobId, Standing>, 
 }
 
 fn seed() -> u64 {
-    std::env::var("STATE_MACHINE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| u64::from_le_bytes(shared::random::bytes()))
+    std::env::var("STATE_MACHINE_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| u64::from_le_bytes(shared::random::bytes()))
 }
 
 /// Says how to walk again, should the walk fail.

@@ -163,7 +163,8 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
                    END
             FROM taken
         ), again AS (
-            UPDATE job_dispatched d SET dispatched_at = now() FROM taken t WHERE d.job_id = t.job_id AND t.state = 1
+            UPDATE job_dispatched d SET dispatched_at = now(), lost_at = (SELECT seen_at FROM worker w WHERE w.id = t.worker)
+            FROM taken t WHERE d.job_id = t.job_id AND t.state = 1
         ), gone AS (
             DELETE FROM job_dispatched d USING taken t WHERE d.job_id = t.job_id AND t.state <> 1
         ), unsuccessful AS (

@@ -214,7 +214,8 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()));
     let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], background.clone());
     tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()));
-    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()));
+    figures::begin(&queues, engine.services.probe.enabled);
+    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone()));
     // A job that is claimed before the switches are known for the first time would run although it must not.
     read_switches(&engine, &shutdown).await;
     tasks.spawn(switches::run(Arc::clone(&engine), queues.clone(), background.clone()));

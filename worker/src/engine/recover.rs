@@ -117,6 +117,7 @@ async fn judge(engine: &Engine, connection: &mut Commands) -> Result<(), SweepEr
     }
     take_over(engine, connection, &dead).await?;
     recover::forget_workers(pool, &dead).await?;
+    metrics::counter!("offstage_workers_lost_total").increment(dead.len() as u64);
     tracing::warn!(workers = dead.len(), "took over from dead workers");
     Ok(())
 }
@@ -179,12 +180,12 @@ async fn sweep_all(engine: &Engine, connection: &mut Commands) -> Result<(), Swe
     if !vanished.is_empty() && engine.lease.may_judge() {
         take_over(engine, connection, &vanished).await?;
     }
-    for queue in Queue::ALL {
+    for queue in Queue::EVERY {
         sweep_queue(engine, connection, queue).await?;
     }
     if recover::take_duty(pool, "tidy", engine.worker, TIDY_EVERY).await? {
         let alive: Vec<String> = recover::living_workers(pool).await?.iter().map(Uuid::to_string).collect();
-        for queue in Queue::ALL {
+        for queue in Queue::EVERY {
             read::forget_consumers(connection, engine.redis.keys(), queue, &alive).await?;
         }
         recover::tidy(pool, engine.services.clock.now()).await?;
