@@ -28,7 +28,7 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(6);
 pub const PUSHED_WITHIN: Duration = Duration::from_secs(2);
 /// Lost workers after which a job still reruns beside others: the machine failed, or a neighbour did. So what a killed process ran
 /// is all running again at once, however long its jobs are. From then on it is a suspect, and runs in a process of its own.
-pub const CRASHES_IN_COMPANY: u16 = 2;
+pub const CRASHES_IN_COMPANY: u16 = 3;
 /// Deaths of processes of its own that fail a job as poison. The worker that started them lived: so it was the job.
 pub const DEATHS_OF_POISON: u16 = 3;
 /// Lost workers that fail a job as poison without such proof. Far beyond what accidents bring about: it only ends a job that takes
