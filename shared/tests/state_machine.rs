@@ -41,7 +41,7 @@ const WORKERS: usize = 3;
 /// Unfinished jobs at a time; few, so that most steps hit one that another step has just changed.
 const JOBS: usize = 10;
 
-/// A generator whose whole course follows from its seed (SplitMix64, <https://prng.di.unimi.it/splitmix64.c>).
+/// A generator whose whole course follows from its seed (`SplitMix64`, <https://prng.di.unimi.it/splitmix64.c>).
 struct Dice(u64);
 
 impl Dice {

@@ -55,7 +55,7 @@ const CONCURRENCY: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How big the drill is.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Copy, Args)]
 pub struct Plan {
     /// How many jobs.
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(20..=100_000))]
