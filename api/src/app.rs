@@ -90,6 +90,7 @@ impl App {
             metrics::counter!(*name).increment(0);
         }
         metrics::counter!("offstage_http_panics_total", "route" => "unmatched").increment(0);
+        metrics::gauge!("offstage_http_requests_waiting").increment(0.0);
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
         let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
         let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into());

@@ -44,10 +44,13 @@ async fn figures_are_there_and_count() {
     for (process, names) in [(&world.api, OF_API), (&worker, OF_WORKER)] {
         let answer = world.client.without_key().get(&format!("{}/metrics", process.url())).await;
         assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"), "{:?}", answer.headers);
-        let text = answer.text();
-        for name in names {
-            assert!(text.lines().any(|line| line.starts_with(name)), "{} has no {name}:\n{text}", process.name());
-        }
+        // Some are taken every few seconds.
+        until(&format!("{} has all of its figures", process.name()), async || {
+            let text = world.client.without_key().get(&format!("{}/metrics", process.url())).await.text();
+            let missing: Vec<_> = names.iter().filter(|name| !text.lines().any(|line| line.starts_with(**name))).collect();
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} in\n{text}")) }
+        })
+        .await;
     }
     for (process, name, labels, expected) in [
         (&world.api, "offstage_jobs_accepted_total", &["kind=\"probe.run\""][..], 3.0),
