@@ -1,6 +1,6 @@
 //! What other programs rely on: the contract, the figures, the probes of orchestrators.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Instant};
 
 use acceptance::{PATIENCE, World, probe, until, until_within};
 use serde_json::json;
@@ -143,4 +143,30 @@ async fn an_api_without_postgres_is_not_ready_and_says_when_to_come_again() {
     world.sandbox.postgres.start().await.unwrap();
     world.api.wait_ready(PATIENCE).await.unwrap();
     world.client.create(&probe(&json!({}))).await;
+}
+
+#[tokio::test]
+async fn an_idle_worker_on_all_queues_asks_little_of_redis() {
+    let (world, worker) = World::with_worker().await;
+    let asked = async || {
+        let stats: String = world.sandbox.redis.command(redis::cmd("INFO").arg("stats")).await.unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:")).expect("a count of commands");
+        line.trim().parse::<f64>().unwrap()
+    };
+    let canaries = async || world.figure(&worker, "offstage_queue_canary_seconds_count", &["analytics"]).await;
+    // Its start is over: groups are made, the first canaries are through.
+    until("a second canary is through", async || match canaries().await {
+        through if through >= 2.0 => Ok(()),
+        through => Err(through),
+    })
+    .await;
+    let (began, before, first) = (Instant::now(), asked().await, canaries().await);
+    until("four more", async || match canaries().await - first {
+        more if more >= 4.0 => Ok(()),
+        more => Err(more),
+    })
+    .await;
+    let rate = (asked().await - before) / began.elapsed().as_secs_f64();
+    println!("an idle worker on all queues: {rate:.1} commands to Redis a second");
+    assert!(rate <= 20.0, "{rate:.1} commands a second");
 }
