@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod claim;
 pub mod dead;
 pub mod dispatch;
+pub mod drill;
 pub mod effects;
 pub mod files;
 pub mod find;
@@ -194,13 +195,18 @@ async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
 /// Connections of a pool that are kept open however idle it is.
 const KEPT: u32 = 4;
 
-/// How long a connection beyond those may lie idle.
+/// Connections that are opened at the start, for the first burst. While a connection is made, SCRAM hashes 4,096 times, and the driver
+/// gives way to other tasks after every fifth: on a runtime full of requests that takes a while, and a request that waits for
+/// such a connection waits although an open one would have served it meanwhile.
+const WARM: u32 = 8;
+
+/// How long a connection beyond those that are kept may lie idle.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// Opens the connections that a pool keeps now and not at their first use, within its time to acquire one. Where the server is
+/// Opens a pool's first connections now and not at their first use, within its time to acquire one. Where the server is
 /// away it says so and leaves them for later. More are opened as they are needed, up to the pool's bound.
 pub async fn warm(pool: &PgPool) {
-    let opening = (0..KEPT.min(pool.options().get_max_connections())).map(|_| pool.acquire());
+    let opening = (0..WARM.min(pool.options().get_max_connections())).map(|_| pool.acquire());
     // All at once, each held until the last is there, so that none is opened twice.
     let opened = join_all(opening).await;
     if let Some(error) = opened.iter().find_map(|opened| opened.as_ref().err()) {

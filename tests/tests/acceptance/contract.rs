@@ -1,6 +1,6 @@
 //! What other programs rely on: the contract, the figures, the probes of orchestrators.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path, time::Instant};
 
 use acceptance::{PATIENCE, World, probe, until, until_within};
 use serde_json::json;
@@ -44,10 +44,13 @@ async fn figures_are_there_and_count() {
     for (process, names) in [(&world.api, OF_API), (&worker, OF_WORKER)] {
         let answer = world.client.without_key().get(&format!("{}/metrics", process.url())).await;
         assert!(answer.header("content-type").starts_with("text/plain; version=0.0.4"), "{:?}", answer.headers);
-        let text = answer.text();
-        for name in names {
-            assert!(text.lines().any(|line| line.starts_with(name)), "{} has no {name}:\n{text}", process.name());
-        }
+        // Some are taken every few seconds.
+        until(&format!("{} has all of its figures", process.name()), async || {
+            let text = world.client.without_key().get(&format!("{}/metrics", process.url())).await.text();
+            let missing: Vec<_> = names.iter().filter(|name| !text.lines().any(|line| line.starts_with(**name))).collect();
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} in\n{text}")) }
+        })
+        .await;
     }
     for (process, name, labels, expected) in [
         (&world.api, "offstage_jobs_accepted_total", &["kind=\"probe.run\""][..], 3.0),
@@ -65,6 +68,41 @@ async fn figures_are_there_and_count() {
     }
 }
 
+/// The names in the table of docs/operations.md.
+fn figures_of_the_handbook() -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (_, figures) = text.split_once("\n## Figures\n").expect("a chapter about figures");
+    let figures = figures.split_once("\n## ").map_or(figures, |(figures, _)| figures);
+    let rows = figures.lines().filter(|line| line.starts_with("| `"));
+    let names = rows.flat_map(|row| row.split('|').nth(1).unwrap_or_default().split('`').skip(1).step_by(2));
+    names.map(|name| name.split('{').next().unwrap_or_default().to_owned()).filter(|name| !name.is_empty()).collect()
+}
+
+#[tokio::test]
+async fn every_figure_that_operators_read_of_is_served_and_none_else() {
+    let (world, worker) = World::with_worker().await;
+    world.client.succeeded(&world.client.create_id(&probe(&json!({}))).await).await;
+    let told = figures_of_the_handbook();
+    assert!(told.len() > 40, "the table was found: {told:?}");
+    let served = async || {
+        let mut names = BTreeSet::new();
+        for process in [&world.api, &worker] {
+            let text = world.client.without_key().get(&format!("{}/metrics", process.url())).await.text();
+            names.extend(text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned)));
+        }
+        names
+    };
+    // Some are taken every ten seconds.
+    until("every figure is served", async || {
+        let missing: Vec<String> = told.difference(&served().await).cloned().collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    })
+    .await;
+    let untold: Vec<String> = served().await.difference(&told).cloned().collect();
+    assert!(untold.is_empty(), "docs/operations.md tells of every figure: {untold:?}");
+}
+
 #[tokio::test]
 async fn a_worker_without_redis_says_that_it_does_not_consume() {
     let (world, worker) = World::with_worker().await;
@@ -77,6 +115,7 @@ async fn a_worker_without_redis_says_that_it_does_not_consume() {
     };
     world.sandbox.redis.kill9().await.unwrap();
     let body = ready(worker.url(), 503).await;
+    // Whichever queue was proved longest ago is the first.
     assert!(body.to_string().contains("it can't be sent"), "it says what is missing: {body}");
     // Alive all the time: restarting it would help nobody. And the API accepts, so it is ready, and says what it lacks.
     assert_eq!(world.client.without_key().get(&format!("{}/health/live", worker.url())).await.status, 200);
@@ -104,4 +143,30 @@ async fn an_api_without_postgres_is_not_ready_and_says_when_to_come_again() {
     world.sandbox.postgres.start().await.unwrap();
     world.api.wait_ready(PATIENCE).await.unwrap();
     world.client.create(&probe(&json!({}))).await;
+}
+
+#[tokio::test]
+async fn an_idle_worker_on_all_queues_asks_little_of_redis() {
+    let (world, worker) = World::with_worker().await;
+    let asked = async || {
+        let stats: String = world.sandbox.redis.command(redis::cmd("INFO").arg("stats")).await.unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_commands_processed:")).expect("a count of commands");
+        line.trim().parse::<f64>().unwrap()
+    };
+    let canaries = async || world.figure(&worker, "offstage_queue_canary_seconds_count", &["analytics"]).await;
+    // Its start is over: groups are made, the first canaries are through.
+    until("a second canary is through", async || match canaries().await {
+        through if through >= 2.0 => Ok(()),
+        through => Err(through),
+    })
+    .await;
+    let (began, before, first) = (Instant::now(), asked().await, canaries().await);
+    until("four more", async || match canaries().await - first {
+        more if more >= 4.0 => Ok(()),
+        more => Err(more),
+    })
+    .await;
+    let rate = (asked().await - before) / began.elapsed().as_secs_f64();
+    println!("an idle worker on all queues: {rate:.1} commands to Redis a second");
+    assert!(rate <= 20.0, "{rate:.1} commands a second");
 }
