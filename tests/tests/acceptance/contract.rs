@@ -28,6 +28,7 @@ const OF_WORKER: &[&str] = &[
     "offstage_queue_stream_jobs",
     "offstage_queue_waiting_jobs",
     "offstage_queue_oldest_due_seconds",
+    "offstage_queue_switched_off_jobs",
     "offstage_jobs_settled_total",
     "offstage_job_run_seconds_count",
     "offstage_job_wait_seconds_count",
