@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
-use sqlx::{PgPool, Row};
+use sqlx::{PgPool, Row, postgres::PgRow};
 
 use super::{LedgerError, claim::ClaimedJob, files::page_token};
 use crate::{
@@ -309,22 +309,22 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     .fetch_all(pool)
     .await?;
 
-    rows.into_iter()
-        .map(|row| {
-            let job = JobId(row.try_get("job_id")?);
-            let code: i16 = row.try_get("state")?;
-            let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
-            let handover = batch
-                .binary_search_by_key(&job, |settlement| settlement.claim.id)
-                .ok()
-                .and_then(|index| batch.get(index))
-                .map(|settlement| settlement.claim.handover)
-                .filter(|_| state == State::Queued);
-            let reason: i16 = row.try_get("reason")?;
-            let reason = Reason::from_code(reason).ok_or(LedgerError::Unknown { what: "reason", value: reason.to_string() })?;
-            Ok(Settled { job, state, reason, run_at: row.try_get("run_at")?, handover })
-        })
-        .collect()
+    rows.iter().map(|row| settled(row, batch)).collect()
+}
+
+fn settled(row: &PgRow, batch: &[&Settlement]) -> Result<Settled, LedgerError> {
+    let job = JobId(row.try_get("job_id")?);
+    let code: i16 = row.try_get("state")?;
+    let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
+    let code: i16 = row.try_get("reason")?;
+    let reason = Reason::from_code(code).ok_or(LedgerError::Unknown { what: "reason", value: code.to_string() })?;
+    let handover = batch
+        .binary_search_by_key(&job, |settlement| settlement.claim.id)
+        .ok()
+        .and_then(|index| batch.get(index))
+        .map(|settlement| settlement.claim.handover)
+        .filter(|_| state == State::Queued);
+    Ok(Settled { job, state, reason, run_at: row.try_get("run_at")?, handover })
 }
 
 fn file_json(file: &PublishedFile) -> String {

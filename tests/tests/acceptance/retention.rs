@@ -9,8 +9,9 @@ async fn age(world: &World, id: &str, days: u64) -> String {
     let millis = u64::from_str_radix(&id.replace('-', "")[..12], 16).unwrap() - days * 86_400_000;
     let head = format!("{millis:012x}");
     let aged = format!("{}-{}{}", &head[..8], &head[8..], &id[13..]);
-    let times =
-        |columns: &[&str]| -> String { columns.iter().map(|column| format!(", {column} = {column} - interval '{days} days'")).collect() };
+    let times = |columns: &[&str]| -> String {
+        columns.iter().map(|column| format!(", {column} = {column} - interval '{days} days'")).collect::<Vec<_>>().concat()
+    };
     for (table, key, columns) in [
         ("job", "id", &["created_at"][..]),
         ("job_state", "job_id", &["run_at", "changed_at", "started_at", "finished_at"]),
