@@ -2,13 +2,13 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench
+.PHONY: help run test lint bench bench-exports chaos
 
 # Passed on to `sandbox run`, as in `make run ARGUMENTS="--port 9000 --workers 2"`.
 ARGUMENTS ?=
 
 help: ## lists these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## installs what is missing, builds, and runs everything with an example product until Ctrl-C
 	@.ci/prepare services
@@ -28,6 +28,13 @@ lint: ## formatting, clippy, the dependency rules, and the Kubernetes files wher
 	@if command -v kubectl >/dev/null; then kubectl kustomize k8s/base >/dev/null && echo "k8s/base: builds"; \
 	else echo "k8s/base: not checked, kubectl is not here"; fi
 
+# CHAOS_SEED=… repeats a run's faults; CHAOS_ONLY=kills runs one scenario. Figures: docs/chaos.md.
+chaos: ## kills, outages and misbehaving jobs at full size, half an hour and more, one after the other (SOAK_MINUTES=30, CHAOS_ONLY=redis, CHAOS_SEED=…)
+	@.ci/prepare services nextest
+	cargo build --package api --package worker --bins
+	CHAOS=full cargo nextest run --package acceptance --test chaos --profile chaos --test-threads 1 --no-capture $(if $(CHAOS_ONLY),$(CHAOS_ONLY)::)
+	@cat target/chaos/full/*.md
+
 # Only a run of the full size replaces the report in the repository.
 BENCH_RESULTS ?= $(if $(BENCH_JOBS)$(BENCH_SECONDS)$(BENCH_ROUNDS)$(BENCH_ONLY),target/bench-results.md,bench/RESULTS.md)
 
@@ -38,3 +45,11 @@ bench: ## ours beside the peers, some minutes on a calm machine (BENCH_JOBS=500 
 		npm ci --prefix bench/peers/bullmq --ignore-scripts --no-audit --no-fund || echo "bench: npm could not install BullMQ; it will be skipped"; \
 	else echo "bench: Node.js or npm is not here; BullMQ will be skipped"; fi
 	target/release/bench --date "$$(date -u +%F)" --results $(BENCH_RESULTS)
+
+# Only a run of the full size replaces the report in the repository.
+EXPORT_RESULTS ?= $(if $(BENCH_EXPORT_ROWS)$(BENCH_ROUNDS),target/bench-exports.md,bench/EXPORTS.md)
+
+bench-exports: ## large exports beside `psql \copy`: rates and memory (BENCH_EXPORT_ROWS=100000: a quick look)
+	@.ci/prepare services
+	cargo build --release --package api --package worker --package bench --bins
+	target/release/bench --date "$$(date -u +%F)" --exports $(or $(BENCH_EXPORT_ROWS),10000000) --results $(EXPORT_RESULTS)

@@ -13,7 +13,6 @@ use std::{
 };
 
 use chrono::TimeDelta;
-use redis::aio::ConnectionManager;
 use shared::{
     clock::Clock,
     job::Reason,
@@ -22,7 +21,7 @@ use shared::{
         insert::{self, Arrival, Inserted, NewJob},
     },
     queue::{
-        Queue, Redis,
+        Commands, Queue, Redis,
         push::{self, Handover},
         signal,
     },
@@ -115,20 +114,18 @@ pub struct Acceptor {
 impl Acceptor {
     /// Starts the tasks behind it; they end, everything taken in stored and told, when the last clone is dropped. The handle
     /// waits for that.
-    ///
-    /// # Errors
-    /// [`QueueError::Address`](shared::queue::QueueError::Address).
-    pub fn start(pool: PgPool, redis: &Redis, clock: Clock, window: u64) -> Result<(Self, JoinHandle<()>), shared::queue::QueueError> {
+    #[must_use]
+    pub fn start(pool: PgPool, redis: &Redis, clock: Clock, window: u64) -> (Self, JoinHandle<()>) {
         let (entries, waiting) = mpsc::channel(WAITING);
         let (tell, told) = mpsc::channel(HANDOVERS);
         let depths = Arc::new(Depths::default());
-        let announcing = tokio::spawn(announce(redis.commands()?, redis.clone(), Arc::clone(&depths), told));
+        let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&depths), told));
         let gathering = Gatherer { pool, clock, window, depths, tell };
         let handle = tokio::spawn(async move {
             gathering.run(waiting).await;
             let _ = announcing.await;
         });
-        Ok((Self { entries }, handle))
+        (Self { entries }, handle)
     }
 
     /// Stores a job durably, unless its idempotency key says that it was asked for before. `state` is decided here, and told
@@ -212,7 +209,7 @@ impl Gatherer {
 }
 
 /// Tells Redis what was committed, and learns from it how deep the queues are.
-async fn announce(mut connection: ConnectionManager, redis: Redis, depths: Arc<Depths>, mut told: mpsc::Receiver<Told>) {
+async fn announce(mut connection: Commands, redis: Redis, depths: Arc<Depths>, mut told: mpsc::Receiver<Told>) {
     let keys = redis.keys();
     let mut batch = Vec::new();
     while told.recv_many(&mut batch, HANDOVERS).await > 0 {

@@ -6,13 +6,12 @@ use std::{
     time::Instant,
 };
 
-use redis::aio::ConnectionManager;
 use shared::{
     clock::Clock,
     config::ApiConfig,
     kinds::Registry,
     ledger::{self, LedgerError, Sessions},
-    queue::{QueueError, Redis},
+    queue::{Commands, QueueError, Redis},
     shutdown::Shutdown,
     storage::Storage,
     telemetry::Metrics,
@@ -36,7 +35,7 @@ pub struct Parts {
     /// Postgres, as the role `offstage_api`.
     pub pool: PgPool,
     /// Redis, for what answers at once.
-    pub redis: ConnectionManager,
+    pub redis: Commands,
     /// Object storage, for links to files.
     pub storage: Storage,
     /// The kinds of jobs.
@@ -80,8 +79,8 @@ impl App {
     pub fn new(config: ApiConfig, clock: Clock, metrics: Metrics, shutdown: Shutdown) -> Result<Self, AppError> {
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
         let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
-        let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into())?;
-        let follow = Follow::start(pool.clone(), &redis, shutdown.asked().clone())?;
+        let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into());
+        let follow = Follow::start(pool.clone(), &redis, shutdown.asked().clone());
         Ok(Self(Arc::new(Parts {
             tenants: Tenants::new(pool.clone()),
             keys: KeyCache::new(pool.clone(), clock.clone()),
@@ -90,7 +89,7 @@ impl App {
             kinds: Registry::new(config.probe.enabled),
             acceptor,
             follow,
-            redis: redis.commands()?,
+            redis: redis.commands(),
             config,
             clock,
             pool,

@@ -8,7 +8,7 @@
 //! - a lost hint costs at most [`LOOK_EVERY`]: that often the versions of all watched jobs are read together. Always, and not
 //!   only while our Redis is away: a worker may have lost its own, which we can't know;
 //! - the number of waiting requests is bounded, and well below the number of connections, so that those who wait leave
-//!   room for those who ask.
+//!   room for those who ask; and one tenant's are bounded below that, so that its clients leave room for other tenants'.
 
 use std::{
     collections::HashMap,
@@ -19,12 +19,11 @@ use std::{
     time::Duration,
 };
 
-use redis::aio::ConnectionManager;
 use shared::{
     job::JobId,
     ledger::{LedgerError, find},
     queue::{
-        Queue, QueueError, Redis,
+        Commands, Queue, Redis,
         signal::{self, Channel, Signal},
     },
     tenant,
@@ -41,6 +40,9 @@ use crate::server::MOST_CONNECTIONS;
 
 /// Requests that may wait at a time. A request occupies its connection, so a quarter of those stays free.
 pub const MOST_WAITING: usize = MOST_CONNECTIONS / 4 * 3;
+
+/// Of those, one tenant's. R6 asks for 900 users, and they may well be one product's.
+pub const MOST_WAITING_OF_TENANT: usize = MOST_WAITING / 3;
 
 /// How often the watched jobs are looked at without a hint.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -81,17 +83,15 @@ struct Telling {
 
 impl Follow {
     /// Starts listening, looking and telling, until `stop`. Needs a Tokio runtime.
-    ///
-    /// # Errors
-    /// [`QueueError::Address`].
-    pub fn start(pool: PgPool, redis: &Redis, stop: CancellationToken) -> Result<Self, QueueError> {
-        let registry = Arc::new(Registry::new(MOST_WAITING));
+    #[must_use]
+    pub fn start(pool: PgPool, redis: &Redis, stop: CancellationToken) -> Self {
+        let registry = Arc::new(Registry::new(MOST_WAITING, MOST_WAITING_OF_TENANT));
         let (tell, tellings) = mpsc::channel(TELLINGS);
-        tokio::spawn(tell_redis(redis.commands()?, redis.clone(), tellings));
+        tokio::spawn(tell_redis(redis.commands(), redis.clone(), tellings));
         let signals = signal::listen(redis.clone(), &[Channel::Changes], stop.clone());
         tokio::spawn(hear(Arc::clone(&registry), signals));
         tokio::spawn(look(Arc::clone(&registry), pool, stop));
-        Ok(Self { registry, tell })
+        Self { registry, tell }
     }
 
     /// Registers an interest in a job, to be done before its row is read; `None` when too many wait already.
@@ -114,6 +114,7 @@ impl Follow {
 #[derive(Debug)]
 pub struct Watch {
     registry: Arc<Registry>,
+    tenant: i32,
     job: JobId,
     watcher: Arc<Watcher>,
     _place: OwnedSemaphorePermit,
@@ -134,6 +135,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.registry.leave(self.job, &self.watcher);
+        self.registry.give_up(self.tenant);
         metrics::gauge!("offstage_http_requests_waiting").decrement(1.0);
     }
 }
@@ -142,6 +144,9 @@ impl Drop for Watch {
 struct Registry {
     watched: Mutex<HashMap<JobId, Watched>>,
     places: Arc<Semaphore>,
+    /// How many of each tenant wait; tenants without any are not in it.
+    taken: Mutex<HashMap<i32, usize>>,
+    places_of_tenant: usize,
     /// Asks for a look out of turn.
     look: Notify,
 }
@@ -160,18 +165,42 @@ struct Watcher {
 }
 
 impl Registry {
-    fn new(places: usize) -> Self {
-        Self { watched: Mutex::default(), places: Arc::new(Semaphore::new(places)), look: Notify::new() }
+    fn new(places: usize, places_of_tenant: usize) -> Self {
+        let (watched, taken) = (Mutex::default(), Mutex::default());
+        Self { watched, places: Arc::new(Semaphore::new(places)), taken, places_of_tenant, look: Notify::new() }
+    }
+
+    /// A place among its tenant's; false when all are taken.
+    fn enter(&self, tenant: i32) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(tenant).or_default();
+        let is_free = *count < self.places_of_tenant;
+        *count += usize::from(is_free);
+        is_free
+    }
+
+    fn give_up(&self, tenant: i32) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&tenant) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                taken.remove(&tenant);
+            }
+        }
     }
 
     fn watch(self: &Arc<Self>, tenant: i32, job: JobId) -> Option<Watch> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        if !self.enter(tenant) {
+            metrics::counter!("offstage_http_waiting_refused_total").increment(1);
+            return None;
+        }
         let watcher = Arc::new(Watcher { known: AtomicI32::new(i32::MAX), news: Notify::new() });
         let mut jobs = self.lock();
         jobs.entry(job).or_insert_with(|| Watched { tenant, watchers: Vec::with_capacity(1) }).watchers.push(Arc::clone(&watcher));
         drop(jobs);
         metrics::gauge!("offstage_http_requests_waiting").increment(1.0);
-        Some(Watch { registry: Arc::clone(self), job, watcher, _place: place })
+        Some(Watch { registry: Arc::clone(self), tenant, job, watcher, _place: place })
     }
 
     fn leave(&self, job: JobId, watcher: &Arc<Watcher>) {
@@ -262,7 +291,7 @@ async fn versions(pool: &PgPool, tenant: i32, jobs: &[Uuid]) -> Result<Vec<(JobI
 }
 
 /// Tells Redis until every [`Follow`] is gone. A Redis that is away delays nobody: what can't be told is dropped.
-async fn tell_redis(mut connection: ConnectionManager, redis: Redis, mut tellings: mpsc::Receiver<Telling>) {
+async fn tell_redis(mut connection: Commands, redis: Redis, mut tellings: mpsc::Receiver<Telling>) {
     let mut batch = Vec::with_capacity(TOLD_TOGETHER);
     while tellings.recv_many(&mut batch, TOLD_TOGETHER).await > 0 {
         let told = async {
@@ -299,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_hint_reaches_all_who_watch_the_job_also_those_not_waiting_yet() {
-        let registry = Arc::new(Registry::new(10));
+        let registry = Arc::new(Registry::new(10, 10));
         let (one, other, elsewhere) =
             (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(2)).unwrap());
         registry.wake(&[job(1), job(1), job(3)]);
@@ -309,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_look_wakes_only_those_who_know_less() {
-        let registry = Arc::new(Registry::new(10));
+        let registry = Arc::new(Registry::new(10, 10));
         let (old, new, reading) =
             (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap(), registry.watch(1, job(1)).unwrap());
         old.saw(4);
@@ -320,7 +349,7 @@ mod tests {
 
     #[test]
     fn places_are_bounded_and_come_back_with_the_last_of_a_job() {
-        let registry = Arc::new(Registry::new(2));
+        let registry = Arc::new(Registry::new(2, 2));
         let (one, two) = (registry.watch(1, job(1)).unwrap(), registry.watch(2, job(2)).unwrap());
         assert!(registry.watch(1, job(3)).is_none());
         assert_eq!(registry.by_tenant(), HashMap::from([(1, vec![job(1).0]), (2, vec![job(2).0])]));
@@ -331,5 +360,17 @@ mod tests {
         assert!(has_news(&again));
         drop(again);
         assert!(registry.lock().is_empty());
+    }
+
+    #[test]
+    fn one_tenant_leaves_places_for_others() {
+        let registry = Arc::new(Registry::new(3, 2));
+        let (one, two) = (registry.watch(1, job(1)).unwrap(), registry.watch(1, job(2)).unwrap());
+        assert!(registry.watch(1, job(3)).is_none(), "its places are taken");
+        let other = registry.watch(2, job(4)).unwrap();
+        drop((one, other));
+        let again = registry.watch(1, job(3)).unwrap();
+        drop((two, again));
+        assert!(registry.taken.lock().unwrap().is_empty(), "nobody is remembered who does not wait");
     }
 }

@@ -2,9 +2,15 @@
 //!
 //! Not `axum::serve`: that bounds neither the number of connections nor the time a client takes over its headers.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{Router, body::Body, http::Request};
+use futures_util::FutureExt;
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -16,7 +22,7 @@ use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 /// The most connections at once. Further ones wait in the operating system's queue. R6 asks for 900 users; some of them
@@ -27,30 +33,43 @@ pub const MOST_CONNECTIONS: usize = 4_096;
 /// which load balancers keep idle connections, so that they close first and never send into one that is closing.
 const HEADER_DEADLINE: Duration = Duration::from_secs(75);
 
+/// How often is looked whether connections are left while leave is taken.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// The most bytes of a request's line and headers; twice what proxies usually let through.
 const HEADER_BYTES: usize = 16 * 1024;
 
 /// The pause after a connection could not be accepted, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until stopping is asked for; then accepts nothing, lets requests under way finish for `grace`, and tells how it
-/// ended.
+/// How long a program that was asked to stop goes on accepting connections, at most. Each answer tells its client to close
+/// (`crate::edge`), so that connections in use end between two requests and not under one.
+const LEAVE_TAKING: Duration = Duration::from_millis(500);
+
+/// How long those that got through last may take to send their request, at most. What is still open afterwards idles, and is
+/// closed.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
+/// Serves until stopping is asked for and leave was taken; then accepts nothing, lets requests under way finish for `grace`, and
+/// tells how it ended.
 pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, grace: Duration) -> Exit {
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let connections = TaskTracker::new();
+    // Set when leave was taken: connections that idle are closed.
+    let closing = CancellationToken::new();
+    let mut leaving = pin!(async {
+        shutdown.asked().cancelled().await;
+        take_leave(&connections, LEAVE_TAKING, shutdown).await;
+    });
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shutdown.asked().cancelled() => break,
+            () = &mut leaving => break,
             accepted = accept(&listener, &room) => accepted,
         };
         match accepted {
-            Ok((stream, place)) => {
-                let (router, shutdown) = (router.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    serve(stream, router, &shutdown).await;
-                    drop(place);
-                });
+            Ok(accepted) => {
+                connections.spawn(serve(accepted, router.clone(), closing.clone()));
             }
             Err(error) => {
                 // A client that gave up before it was accepted is no news; a want of descriptors passes.
@@ -59,7 +78,14 @@ pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, gra
             }
         }
     }
+    // Who has got through to us is served: a socket that closes resets those that it has not accepted.
+    for _ in 0..MOST_CONNECTIONS {
+        let Some(Ok(accepted)) = accept(&listener, &room).now_or_never() else { break };
+        connections.spawn(serve(accepted, router.clone(), closing.clone()));
+    }
     drop(listener);
+    take_leave(&connections, LAST_REQUESTS, shutdown).await;
+    closing.cancel();
     connections.close();
     tokio::select! {
         ended = timeout(grace, connections.wait()) => {
@@ -73,6 +99,14 @@ pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, gra
     }
 }
 
+/// Returns when no connection is left, or after so long.
+async fn take_leave(connections: &TaskTracker, longest: Duration, shutdown: &Shutdown) {
+    let until = Instant::now() + longest;
+    while !connections.is_empty() && Instant::now() < until && !shutdown.is_forced() {
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 type Place = tokio::sync::OwnedSemaphorePermit;
 
 async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> io::Result<(TcpStream, Place)> {
@@ -83,7 +117,7 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> io::Result<(Tc
     Ok((stream, place))
 }
 
-async fn serve(stream: TcpStream, router: Router, shutdown: &Shutdown) {
+async fn serve((stream, place): (TcpStream, Place), router: Router, closing: CancellationToken) {
     metrics::gauge!("offstage_http_connections").increment(1.0);
     let service = TowerToHyperService::new(router.map_request(|request: Request<Incoming>| request.map(Body::new)));
     let connection = http1::Builder::new()
@@ -94,7 +128,7 @@ async fn serve(stream: TcpStream, router: Router, shutdown: &Shutdown) {
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = shutdown.asked().cancelled() => {
+        () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -104,4 +138,5 @@ async fn serve(stream: TcpStream, router: Router, shutdown: &Shutdown) {
         tracing::debug!(error = %error, "a connection ended early");
     }
     metrics::gauge!("offstage_http_connections").decrement(1.0);
+    drop(place);
 }

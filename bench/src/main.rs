@@ -6,6 +6,8 @@
 
 mod contest;
 mod error;
+mod exports;
+mod http;
 mod machine;
 mod measure;
 mod offstage;
@@ -47,6 +49,9 @@ struct Arguments {
     /// Parts to run.
     #[arg(long, env = "BENCH_ONLY", value_delimiter = ',')]
     only: Vec<Part>,
+    /// Instead of all that: exports of so many rows beside `psql \copy`.
+    #[arg(long, env = "BENCH_EXPORT_ROWS")]
+    exports: Option<u64>,
     /// The date that the report bears.
     #[arg(long)]
     date: String,
@@ -75,6 +80,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
+    if let Some(rows) = arguments.exports {
+        let patience = Duration::from_secs(arguments.patience);
+        let plan = exports::Plan { rows: rows.max(1), rounds: arguments.rounds.max(1), patience };
+        let report = exports::run(&fresh_directory()?, arguments.date, plan).await?;
+        return publish(&report, &arguments.results);
+    }
     let plan = Plan {
         jobs: arguments.jobs.max(1),
         seconds: arguments.seconds.max(1),
@@ -98,10 +109,15 @@ async fn run(arguments: Arguments) -> Result<()> {
     offstage.stop().await?;
 
     let versions = peers.iter().map(|peer| peer.version.clone()).collect();
-    let report = Report { date: arguments.date, plan, servers, versions, skipped, results: results? }.to_string();
+    let report = Report { date: arguments.date, plan, servers, versions, skipped, results: results? };
+    publish(&report, &arguments.results)
+}
+
+fn publish(report: &impl std::fmt::Display, path: &Path) -> Result<()> {
+    let report = report.to_string();
     println!("{report}");
-    std::fs::write(&arguments.results, &report).doing(format!("write the report {}", arguments.results.display()))?;
-    eprintln!("written to {}", arguments.results.display());
+    std::fs::write(path, &report).doing(format!("write the report {}", path.display()))?;
+    eprintln!("written to {}", path.display());
     Ok(())
 }
 

@@ -189,14 +189,14 @@ fn mark(run: &Run) -> &'static str {
     if run.others > DISTURBED { "*" } else { "" }
 }
 
-fn whole(number: f64) -> String {
+pub(crate) fn whole(number: f64) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive and far below 2^53")]
     let number = number.round().max(0.0) as usize;
     thousands(number)
 }
 
 /// `1,234,567`.
-fn thousands(number: usize) -> String {
+pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -209,16 +209,16 @@ fn thousands(number: usize) -> String {
 }
 
 /// A Markdown table with aligned columns.
-struct Table {
+pub(crate) struct Table {
     lines: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(head: &[&str]) -> Self {
+    pub(crate) fn new(head: &[&str]) -> Self {
         Self { lines: vec![head.iter().map(ToString::to_string).collect()] }
     }
 
-    fn line<const N: usize>(&mut self, cells: [String; N]) {
+    pub(crate) fn line<const N: usize>(&mut self, cells: [String; N]) {
         self.lines.push(cells.into());
     }
 }

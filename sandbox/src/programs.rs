@@ -93,11 +93,12 @@ pub struct Launch {
     arguments: Vec<OsString>,
     restart: bool,
     port: Option<u16>,
+    memory: Option<u64>,
 }
 
 impl Default for Launch {
     fn default() -> Self {
-        Self { environment: BTreeMap::new(), arguments: Vec::new(), restart: true, port: None }
+        Self { environment: BTreeMap::new(), arguments: Vec::new(), restart: true, port: None, memory: None }
     }
 }
 
@@ -112,6 +113,20 @@ impl Launch {
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets variables on top of the sandbox's.
+    #[must_use]
+    pub fn envs(mut self, variables: BTreeMap<String, String>) -> Self {
+        self.environment.extend(variables);
+        self
+    }
+
+    /// Gives it so much address space, in bytes, and no more (`RLIMIT_AS`); an allocation beyond it fails.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
         self
     }
 
@@ -162,6 +177,12 @@ impl Launch {
         spec.environment.entry("RUST_BACKTRACE".to_owned()).or_insert_with(|| "1".to_owned());
         spec.environment.extend(self.environment);
         spec.arguments = self.arguments;
+        if let Some(bytes) = self.memory {
+            // The shell becomes the program, so the process is the one that was started.
+            let limited = ["-c".into(), format!("ulimit -v {} && exec \"$0\" \"$@\"", bytes / 1024).into(), spec.program.into_os_string()];
+            spec.arguments.splice(0..0, limited);
+            spec.program = PathBuf::from("/bin/sh");
+        }
         spec.port = Some(Arc::new(port));
         spec.stop_within = STOP_WITHIN;
         spec.restart = self.restart;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::sync::broadcast;
 use crate::directory::{Directory, make};
 use crate::error::Result;
 use crate::example::{self, Catalogue, Example};
+use crate::faults::tcp::Proxy;
 use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::process::{Event, Process};
@@ -146,6 +148,15 @@ impl Sandbox {
     /// As [`Sandbox::api`].
     pub async fn start_worker(&self, launch: Launch) -> Result<Process> {
         self.fleet.start_worker(&self.host, self.env(), launch).await
+    }
+
+    /// A proxy of one's own before a server of this machine, for programs that are told to go through it
+    /// ([`Redis::environment_at`], [`Postgres::environment_at`]).
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn proxy(&self, server: SocketAddr) -> Result<Proxy> {
+        Proxy::start(server, self.host.runtime()?)
     }
 
     /// Every `api` and `worker` started so far.

@@ -31,7 +31,13 @@ impl World {
 
     /// Without a worker, the API started as `api` says.
     pub async fn start_with(api: Launch) -> Self {
+        Self::start_where(|_| api).await
+    }
+
+    /// Without a worker, the API started as `api` says of a sandbox whose services run.
+    pub async fn start_where(api: impl FnOnce(&Sandbox) -> Launch) -> Self {
         let sandbox = Sandbox::start(Options::test()).await.expect("a sandbox");
+        let api = api(&sandbox);
         // As few connections as do: a debug build takes a while over each password.
         let api = api.env("OFFSTAGE_API_POOL", "8");
         let (api, key) = tokio::join!(sandbox.start_api(api).into_future(), async {

@@ -10,7 +10,7 @@ mod sweeper;
 
 use std::{process::ExitCode, sync::Arc};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use shared::{
     clock::Clock,
     config::{Variables, WorkerConfig},
@@ -34,10 +34,23 @@ struct Arguments {
     /// The queues to serve, such as `exports,email`; all when left out. Overrides `OFFSTAGE_QUEUES`.
     #[arg(long)]
     queues: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs one job in this process; the worker starts it for jobs under which workers were lost.
+    #[command(hide = true)]
+    Trial,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match arguments.command {
+        None => {}
+        Some(Command::Trial) => return engine::trial::child::main(),
+    }
     let config = match WorkerConfig::read(&Variables::of_process(), arguments.queues.as_deref()) {
         Ok(config) => config,
         Err(error) => {
@@ -106,6 +119,8 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         window: u64::from(config.window),
         grace: config.shutdown_grace,
     };
+    // A busy worker's first jobs would else wait for connections that are still being made.
+    tokio::join!(ledger::warm(&parts.services.pool), ledger::warm(&parts.claims));
     let exit = engine::run(parts, health, shutdown).await?;
     sweeping.cancel();
     sweeps.await?;
@@ -116,7 +131,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
 
 /// R9: an evicting Redis may drop streams at any moment. Nothing is lost by it, but jobs wait until recovery pushes them again.
 async fn warn_of_eviction(redis: &Redis) {
-    let Ok(mut connection) = redis.commands() else { return };
+    let mut connection = redis.commands();
     match eviction_policy(&mut connection).await {
         Ok(Some(policy)) if policy != "noeviction" => {
             tracing::warn!(

@@ -89,9 +89,15 @@ impl KeyCache {
         }
         // The answer's age counts from before the question: what is revoked meanwhile is not missed.
         let read_at = Instant::now();
-        let found = match keys::find(&self.pool, hash).await {
+        let mut found = keys::find(&self.pool, hash).await;
+        if matches!(found, Err(LedgerError::Unavailable(sqlx::Error::Io(_)))) {
             // A connection that died while it lay idle costs one question, and asking changes nothing.
-            Err(LedgerError::Unavailable(sqlx::Error::Io(_))) => keys::find(&self.pool, hash).await?,
+            found = keys::find(&self.pool, hash).await;
+        }
+        let found = match found {
+            // Better an answer of some seconds ago than none, for as long as a revoked key may still work. What the request asks of
+            // the database beyond that, the database answers for.
+            Err(error) if error.is_transient() => return self.still_usable(hash).map(Some).ok_or(error),
             found => found?,
         };
         let found = found.map(Arc::new);
@@ -123,6 +129,12 @@ impl KeyCache {
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
         let is_fresh = unknown.get_mut(&hash).is_some_and(|unknown| unknown.read_at.elapsed() < FRESH);
         if is_fresh { Remembered::Unknown } else { Remembered::ToRead }
+    }
+
+    /// What was read of a key, while it may be used at all.
+    fn still_usable(&self, hash: KeyHash) -> Option<Arc<FoundKey>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_mut(&hash).filter(|known| known.read_at.elapsed() < USABLE).map(|known| known.key.clone())
     }
 
     /// Notes that a key was used; it is written down in the background, once a minute.

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use redis::aio::ConnectionManager;
 use sandbox::Process;
-use shared::queue::{Queue, push};
+use shared::queue::{Commands, Queue, push};
 use tokio::time::{sleep, timeout};
 
 use super::{Offstage, WITHIN};
@@ -21,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(2);
 impl Offstage {
     /// Works off `jobs` that wait in the ledger and the streams.
     pub async fn drain(&self, jobs: usize) -> Result<Run> {
-        let mut connection = self.commands()?;
+        let mut connection = self.commands();
         let before = self.depth(&mut connection).await?;
         let watching = timeout(WITHIN, self.watch(connection, before));
         let (worker, watched) = tokio::join!(self.worker(), watching);
@@ -34,13 +33,13 @@ impl Offstage {
         Ok(Run { jobs, elapsed, costs: usage.costs, others: usage.others, latencies: None })
     }
 
-    async fn depth(&self, connection: &mut ConnectionManager) -> Result<u64> {
+    async fn depth(&self, connection: &mut Commands) -> Result<u64> {
         Ok(push::depth(connection, self.redis.keys(), Queue::Analytics).await?)
     }
 
     /// Waits for the first movement, takes the processes' times from there (so that the worker's start is in nobody's
     /// figure), and waits for the end.
-    async fn watch(&self, mut connection: ConnectionManager, before: u64) -> Result<(DateTime<Utc>, Usage)> {
+    async fn watch(&self, mut connection: Commands, before: u64) -> Result<(DateTime<Utc>, Usage)> {
         while self.depth(&mut connection).await? == before {
             sleep(LOOK).await;
         }

@@ -22,9 +22,10 @@ use shared::{
 };
 use tokio::sync::mpsc;
 
-use super::{Offstage, http::Client};
+use super::Offstage;
 use crate::{
     error::{Error, Result},
+    http::Client,
     measure::{Meter, Run, Watched},
     plan::{BULK, IN_FLIGHT_BULK, IN_FLIGHT_SINGLE, payload},
 };
@@ -108,7 +109,7 @@ impl Offstage {
     }
 
     async fn push_batches(&self, mut told: mpsc::Receiver<Vec<Handover>>) -> Result<()> {
-        let mut connection = self.commands()?;
+        let mut connection = self.commands();
         while let Some(handovers) = told.recv().await {
             if !handovers.is_empty() {
                 push::push(&mut connection, self.redis.keys(), &handovers).await?;

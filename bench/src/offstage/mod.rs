@@ -2,17 +2,16 @@
 
 mod drain;
 mod enqueue;
-mod http;
 mod pickup;
 
 use std::{path::Path, str::FromStr, time::Duration};
 
-use redis::{AsyncConnectionConfig, RedisError, aio::ConnectionManager};
+use redis::{AsyncConnectionConfig, RedisError};
 use sandbox::{Launch, Options, Process, Sandbox};
 use secrecy::SecretString;
 use shared::{
     clock::Clock,
-    queue::{QueueError, Redis},
+    queue::{Commands, QueueError, Redis},
 };
 use sqlx::{
     AssertSqlSafe, PgPool,
@@ -140,8 +139,8 @@ impl Offstage {
     }
 
     /// The connection on which the benchmark looks at the queues.
-    fn commands(&self) -> Result<ConnectionManager> {
-        Ok(self.redis.commands()?)
+    fn commands(&self) -> Commands {
+        self.redis.commands()
     }
 
     /// How many jobs stand in the ledger as accepted, and how many of them succeeded, each with the record of its run.

@@ -27,9 +27,10 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Offstage, WITHIN, http::Client};
+use super::{Offstage, WITHIN};
 use crate::{
     error::{Doing, Error, Result},
+    http::Client,
     measure::{Latencies, Meter, Run, Watched, count},
     plan::{BYTES, Plan, RATE, WARM_UP},
 };

@@ -4,6 +4,7 @@
 //! looked through in the order in which they were added; the first that matches and is not used up decides.
 
 mod body;
+pub mod tcp;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

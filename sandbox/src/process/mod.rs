@@ -212,6 +212,14 @@ impl Process {
         self.order(Order::Kill).await
     }
 
+    /// SIGQUIT, and waits until it has ended; it comes back as after [`Process::kill9`].
+    pub(crate) async fn quit(&self) -> Result<()> {
+        if self.signal(Signal::SIGQUIT).await? {
+            self.wait_exit(self.inner.stop_within).await?;
+        }
+        Ok(())
+    }
+
     /// SIGSTOP: the process stands still, its connections stay open. False when it does not run.
     ///
     /// # Errors

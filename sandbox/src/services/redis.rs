@@ -1,13 +1,14 @@
 //! A private Redis on 127.0.0.1.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::directory::{Directory, make, write_secret};
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::host::Host;
 use crate::ports::Port;
 use crate::process::{Exit, Process, Spec};
@@ -16,6 +17,8 @@ use crate::services::postgres::Durability;
 /// Reading an append-only file is part of a start.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// A line `#TS:1732142424` stands before the first command of each second in an append-only file.
+const SECOND_MARK: &[u8] = b"#TS:";
 /// The oldest major version the product supports.
 const OLDEST: u32 = 7;
 
@@ -23,7 +26,9 @@ const OLDEST: u32 = 7;
 #[derive(Debug)]
 pub struct Redis {
     process: Process,
+    password: String,
     url: String,
+    data: PathBuf,
 }
 
 impl Redis {
@@ -47,9 +52,9 @@ impl Redis {
         let mut spec = Spec::new("redis", program, directory.log("redis"));
         spec.arguments = vec![configuration.into()];
         spec.restart = durability == Durability::Lasting;
-        let url = format!("redis://:{password}@{}/0", port.address());
+        let url = url_at(password, port.address());
         spec.port = Some(Arc::new(port));
-        let redis = Self { process: host.supervise(spec)?, url };
+        let redis = Self { process: host.supervise(spec)?, password: password.to_owned(), url, data };
         redis.start().await?;
         Ok(redis)
     }
@@ -103,6 +108,51 @@ impl Redis {
         self.command::<()>(&::redis::cmd("FLUSHALL")).await
     }
 
+    /// From now on it writes what it does to its append-only file, with the time of each second, and reads it at its next start.
+    ///
+    /// # Errors
+    /// When it does not answer, or can't write.
+    pub async fn append_only(&self) -> Result<()> {
+        for (name, value) in [("aof-timestamp-enabled", "yes"), ("appendonly", "yes")] {
+            self.command::<()>(::redis::cmd("CONFIG").arg("SET").arg(name).arg(value)).await?;
+        }
+        self.command::<()>(::redis::cmd("CONFIG").arg("REWRITE")).await
+    }
+
+    /// Cuts the newest second off the append-only file of a killed server, as a crash of the machine would that had not synced it:
+    /// [`Redis::start`] then knows what was before. Answers how many bytes were lost.
+    ///
+    /// # Errors
+    /// When the server runs, or there is no append-only file ([`Redis::append_only`]).
+    pub fn cut_newest_second(&self) -> Result<u64> {
+        if self.process.pid().is_some() {
+            return Err(Error::Invalid("the sandbox's Redis runs: kill it before its file is cut".to_owned()));
+        }
+        let directory = self.data.join("appendonlydir");
+        let files = std::fs::read_dir(&directory).doing(|| format!("look for the append-only file in {}", directory.display()))?;
+        let newest = files.flatten().map(|entry| entry.path()).filter(|path| path.to_string_lossy().ends_with(".incr.aof")).max();
+        let path = newest.ok_or_else(|| Error::Invalid(format!("there is no append-only file in {}", directory.display())))?;
+        let bytes = std::fs::read(&path).doing(|| format!("read {}", path.display()))?;
+        let kept = bytes.windows(SECOND_MARK.len()).rposition(|window| window == SECOND_MARK).unwrap_or(0);
+        let file = std::fs::File::options().write(true).open(&path).doing(|| format!("open {}", path.display()))?;
+        file.set_len(kept as u64).doing(|| format!("cut {}", path.display()))?;
+        Ok((bytes.len() - kept) as u64)
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Never as things are.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.process.address().ok_or_else(|| Error::Invalid("the sandbox's Redis has no address".to_owned()))
+    }
+
+    /// The settings by which `api` and `worker` find it at another address, as a proxy's.
+    #[must_use]
+    pub fn environment_at(&self, address: SocketAddr) -> BTreeMap<String, String> {
+        BTreeMap::from([("OFFSTAGE_REDIS_URL".to_owned(), url_at(&self.password, address))])
+    }
+
     /// Sends one command on a connection of its own.
     ///
     /// # Errors
@@ -141,6 +191,10 @@ impl Redis {
     pub fn environment(&self) -> BTreeMap<String, String> {
         BTreeMap::from([("OFFSTAGE_REDIS_URL".to_owned(), self.url.clone())])
     }
+}
+
+fn url_at(password: &str, address: SocketAddr) -> String {
+    format!("redis://:{password}@{address}/0")
 }
 
 /// The one on the PATH, else in Homebrew's places.

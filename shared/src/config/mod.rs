@@ -17,6 +17,8 @@ pub use variables::{ConfigError, SettingProblem, Variables};
 
 use std::time::Duration;
 
+use url::Url;
+
 use crate::tenant::Retention;
 use variables::Reader;
 
@@ -31,6 +33,8 @@ pub struct ApiConfig {
     pub s3: S3,
     /// Where to listen (`OFFSTAGE_LISTEN`).
     pub listen: Listen,
+    /// Under which address people reach this API (`OFFSTAGE_PUBLIC_URL`); addresses in answers are paths without it.
+    pub public_url: Option<Url>,
     /// The log.
     pub log: Log,
     /// Whether `probe.run` is a kind here.
@@ -56,6 +60,7 @@ impl ApiConfig {
         let redis = Redis::read(&mut reader);
         let s3 = S3::read(&mut reader);
         let listen = Listen::read(&mut reader, "OFFSTAGE_LISTEN", 8080);
+        let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
@@ -66,7 +71,7 @@ impl ApiConfig {
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, log, probe, window, idempotency, shutdown_grace, warnings })
+        Ok(Self { database, redis, s3, listen, public_url, log, probe, window, idempotency, shutdown_grace, warnings })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The three stores: Postgres, Redis, S3.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use redis::IntoConnectionInfo;
 use secrecy::{ExposeSecret, SecretString};
@@ -99,6 +99,8 @@ pub struct S3 {
     pub session_token: Option<SecretString>,
     /// Whether the bucket stands in the path (`host/bucket/key`) and not in the host's name.
     pub path_style: bool,
+    /// The longest that a call may take, besides the time that its body needs at the slowest (`OFFSTAGE_S3_CALL_SECONDS`).
+    pub call: Duration,
 }
 
 impl S3 {
@@ -107,6 +109,7 @@ impl S3 {
         let public_endpoint = endpoint_of_clients(reader, endpoint.is_some());
         let region = reader.optional("OFFSTAGE_S3_REGION").unwrap_or("us-east-1").to_owned();
         let path_style = reader.word("OFFSTAGE_S3_PATH_STYLE", endpoint.is_some(), &[("true", true), ("false", false)]);
+        let call = Duration::from_secs(reader.number("OFFSTAGE_S3_CALL_SECONDS", 30, 1, 600));
         let bucket = reader.required("OFFSTAGE_S3_BUCKET", "offstage-files");
         let access_key_id = reader.required("OFFSTAGE_S3_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE");
         let secret_access_key = reader.required_secret("OFFSTAGE_S3_SECRET_ACCESS_KEY", "the access key's secret part");
@@ -126,17 +129,18 @@ impl S3 {
             secret_access_key: secret_access_key?,
             session_token,
             path_style,
+            call,
         })
     }
 }
 
-fn endpoint(reader: &mut Reader<'_>, variable: &str) -> Option<Url> {
+pub(super) fn endpoint(reader: &mut Reader<'_>, variable: &str) -> Option<Url> {
     let value = reader.optional(variable)?;
     match Url::parse(value) {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             reader.problem(
                 variable,
-                "must not hold a user or password; those stand in OFFSTAGE_S3_ACCESS_KEY_ID and OFFSTAGE_S3_SECRET_ACCESS_KEY",
+                "must not hold a user or password; those of S3 stand in OFFSTAGE_S3_ACCESS_KEY_ID and OFFSTAGE_S3_SECRET_ACCESS_KEY",
             );
             None
         }

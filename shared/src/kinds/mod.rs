@@ -46,6 +46,11 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
         Self::QUEUE
     }
 
+    /// The longest that one attempt of this very job may run.
+    fn timeout(&self) -> Duration {
+        Self::POLICY.timeout
+    }
+
     /// Whether this very job has such effects.
     fn is_outward(&self) -> bool {
         Self::OUTWARD

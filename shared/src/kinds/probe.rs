@@ -20,7 +20,11 @@ pub struct ProbeRun {
     /// How to end.
     #[serde(default)]
     pub outcome: ProbeOutcome,
-    /// Where to POST `{job_id, attempt, phase, at}` when it starts and when it finishes.
+    /// The longest one attempt may run, in milliseconds, at least 1; the kind's own limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Where to POST `{job_id, attempt, phase, at}` when it starts and when it finishes: `started` at each run, `finished` once an
+    /// attempt, again after a crash only where nobody knows whether it arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
     /// Ballast.
@@ -43,6 +47,12 @@ pub enum ProbeOutcome {
     Panic,
     /// It ends the worker's process.
     Exit,
+    /// It waits for ever and does not hear that it is to stop.
+    Hang,
+    /// It keeps a thread of its process busy for ever.
+    Spin,
+    /// It takes memory until there is none, or 4 GiB where nothing limits its process.
+    Allocate,
 }
 
 /// The longest a probe may sleep.
@@ -59,6 +69,10 @@ impl Kind for ProbeRun {
         self.queue.unwrap_or(Self::QUEUE)
     }
 
+    fn timeout(&self) -> Duration {
+        self.timeout_ms.map_or(Self::POLICY.timeout, |limit| Duration::from_millis(limit).min(Self::POLICY.timeout))
+    }
+
     /// It calls somebody, or it only sleeps.
     fn is_outward(&self) -> bool {
         self.callback_url.is_some()
@@ -69,6 +83,9 @@ impl Kind for ProbeRun {
         if u128::from(self.sleep_ms) > LONGEST_SLEEP.as_millis() {
             violations
                 .push(Violation::new("/sleep_ms", format!("{} ms is too long; at most {}", self.sleep_ms, LONGEST_SLEEP.as_millis())));
+        }
+        if self.timeout_ms == Some(0) {
+            violations.push(Violation::new("/timeout_ms", "a limit of 0 ms lets nothing run; at least 1"));
         }
         if let Some(url) = &self.callback_url
             && !(url.starts_with("http://") || url.starts_with("https://"))
@@ -83,6 +100,7 @@ impl Kind for ProbeRun {
             queue: Some(Queue::Email),
             sleep_ms: 5,
             outcome: ProbeOutcome::Retry,
+            timeout_ms: Some(60_000),
             callback_url: Some("http://127.0.0.1:9/".into()),
             pad: Some("x".into()),
         }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, change::redriven};
 use crate::{
     job::{JobId, State},
     queue::Queue,
@@ -101,11 +101,11 @@ macro_rules! oldest_first {
 }
 
 macro_rules! statement {
-    ($filter:expr, $before:literal, $after:literal) => {
+    ($filter:expr, $before:literal, $($after:expr),+) => {
         match ($filter.owner.is_some(), $filter.error_code.is_some()) {
-            (true, _) => sqlx::query(concat!($before, found!(owner), oldest_first!(owner), $after)),
-            (false, true) => sqlx::query(concat!($before, found!(code), oldest_first!(code), $after)),
-            (false, false) => sqlx::query(concat!($before, found!(state), oldest_first!(state), $after)),
+            (true, _) => sqlx::query(concat!($before, found!(owner), oldest_first!(owner), $($after),+)),
+            (false, true) => sqlx::query(concat!($before, found!(code), oldest_first!(code), $($after),+)),
+            (false, false) => sqlx::query(concat!($before, found!(state), oldest_first!(state), $($after),+)),
         }
     };
 }
@@ -177,11 +177,9 @@ pub async fn redrive(
         // The state's row first, as whoever redrives a single job takes it.
         " FOR UPDATE OF s SKIP LOCKED
         ), again AS (
-            UPDATE job_state s
-            SET state = 0, reason = 3, run_at = $9, changed_at = $9, finished_at = NULL, cancel_requested = false, crashes = 0,
-                counted_from = $9, snoozes = 0, snoozed_seconds = 0,
-                attempts_allowed = least(s.attempt + p.max_attempts, 32767), version = s.version + 1
-            FROM picked p WHERE s.job_id = p.job_id
+            UPDATE job_state s SET ",
+        redriven!("$9", "p"),
+        " FROM picked p WHERE s.job_id = p.job_id
             RETURNING s.job_id, s.tenant_id, p.priority, p.queue
         ), gone AS (
             DELETE FROM job_unsuccessful u USING picked p WHERE u.job_id = p.job_id

@@ -10,16 +10,22 @@ use sqlx::{PgPool, Row};
 use super::{LedgerError, claim::ClaimedJob};
 use crate::job::JobId;
 
+/// The state of an effect that may have happened more than once, or not at all (the migrations list all states).
+const UNKNOWN: i16 = 2;
+
 /// What the ledger says of an effect that a run intends.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Intent {
     /// Go ahead: it was never intended before.
     New,
-    /// An earlier run intended it; the receipt tells whether it is known to be done.
-    Known {
-        /// What the outside answered, if that was written down.
-        receipt: Option<Value>,
+    /// An earlier run did it: do not repeat it.
+    Done {
+        /// What the outside answered.
+        receipt: Value,
     },
+    /// An earlier run intended it, and whether it came to pass nobody wrote down. The ledger lists it as unknown from now on, and
+    /// for good: whoever repeats it may do it a second time.
+    Unknown,
     /// The claim is gone: do nothing, somebody else has the job.
     Fenced,
     /// Outward effects are switched off, and this one is not known to be done: do nothing now.
@@ -36,6 +42,9 @@ pub enum Reach {
 }
 
 /// Writes down that a run is about to do something outside.
+///
+/// An effect without a receipt that was intended before becomes [`Intent::Unknown`] in the same statement, so that what may
+/// happen twice is on the list before it does.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -55,9 +64,11 @@ pub async fn intend(
         ), fresh AS (
             INSERT INTO effect (job_id, key, tenant_id, token, intended_at, intent)
             SELECT job_id, $3, tenant_id, $2, $4, $5 FROM live, switched WHERE NOT off
-            ON CONFLICT (job_id, key) DO NOTHING RETURNING job_id
+            ON CONFLICT (job_id, key) DO UPDATE
+                SET state = CASE WHEN effect.receipt IS NULL THEN 2 ELSE effect.state END, token = excluded.token
+            RETURNING state, receipt
         )
-        SELECT EXISTS (SELECT 1 FROM live) AS live, EXISTS (SELECT 1 FROM fresh) AS fresh, (SELECT off FROM switched) AS off,
+        SELECT EXISTS (SELECT 1 FROM live) AS live, (SELECT off FROM switched) AS off, (SELECT state FROM fresh) AS state,
                (SELECT receipt FROM effect WHERE job_id = $1 AND key = $3) AS receipt",
     )
     .bind(job.id.0)
@@ -70,29 +81,47 @@ pub async fn intend(
     .bind(&job.kind)
     .fetch_one(pool)
     .await?;
-    let (live, fresh, off): (bool, bool, bool) = (row.try_get("live")?, row.try_get("fresh")?, row.try_get("off")?);
+    let (live, off): (bool, bool) = (row.try_get("live")?, row.try_get("off")?);
+    let state: Option<i16> = row.try_get("state")?;
     let receipt: Option<Value> = row.try_get("receipt")?;
-    Ok(match (live, fresh) {
-        (false, _) => Intent::Fenced,
-        (true, true) => Intent::New,
-        // What is known to be done stays done, and is not done again: the run may go on.
-        (true, false) if off && receipt.is_none() => Intent::SwitchedOff,
-        (true, false) => Intent::Known { receipt },
+    Ok(match (state, receipt) {
+        _ if !live => Intent::Fenced,
+        // What is known to be done stays done, and is not done again: the run may go on, switched off or not.
+        (_, Some(receipt)) => Intent::Done { receipt },
+        _ if off => Intent::SwitchedOff,
+        (Some(UNKNOWN), None) => Intent::Unknown,
+        (_, None) => Intent::New,
     })
 }
 
-/// Writes down what the outside answered.
+/// Lists an effect as unknown whose outcome this run could not learn (the answer was lost on the way).
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn unknown(pool: &PgPool, job: JobId, key: &str) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE effect SET state = $3 WHERE job_id = $1 AND key = $2 AND receipt IS NULL")
+        .bind(job.0)
+        .bind(key)
+        .bind(UNKNOWN)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Writes down what the outside answered. What was listed as unknown stays so: it may have happened before as well.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub async fn receipt(pool: &PgPool, job: JobId, key: &str, receipt: &Value, now: DateTime<Utc>) -> Result<(), LedgerError> {
-    sqlx::query("UPDATE effect SET state = 1, receipt = $3, finished_at = $4 WHERE job_id = $1 AND key = $2")
-        .bind(job.0)
-        .bind(key)
-        .bind(receipt)
-        .bind(now)
-        .execute(pool)
-        .await?;
+    sqlx::query(
+        "UPDATE effect SET state = CASE state WHEN 2 THEN 2 ELSE 1 END, receipt = $3, finished_at = $4 WHERE job_id = $1 AND key = $2",
+    )
+    .bind(job.0)
+    .bind(key)
+    .bind(receipt)
+    .bind(now)
+    .execute(pool)
+    .await?;
     Ok(())
 }
 

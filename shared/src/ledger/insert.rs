@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Row};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use super::LedgerError;
@@ -15,6 +15,9 @@ use crate::{
 
 /// The largest batch of one statement.
 pub const BATCH: usize = 1_000;
+/// The longest that one insert may take. Locks end it sooner (`accept_jobs`); this is for a server or a network that says
+/// nothing at all.
+const INSERT_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a batch is tried that Postgres turned down in passing (a deadlock between batches, a failover).
 const TRIES: u32 = 3;
 
@@ -168,7 +171,8 @@ pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<R
 async fn insert_patiently(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]) -> Result<Vec<Holder>, LedgerError> {
     let mut tries = 1;
     loop {
-        match insert_once(pool, now, members).await {
+        let once = tokio::time::timeout(INSERT_DEADLINE, insert_once(pool, now, members));
+        match once.await.unwrap_or_else(|_| Err(super::timed_out())) {
             // Only what Postgres itself rolled back: after a lost connection the insert may have been committed, and the
             // caller, who was promised nothing, decides.
             Err(LedgerError::Unavailable(sqlx::Error::Database(error)))
@@ -182,7 +186,15 @@ async fn insert_patiently(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]
     }
 }
 
-async fn insert_once(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]) -> Result<Vec<Holder>, LedgerError> {
+/// Proves that jobs can be stored, by storing none: the function runs, with its rights and its locks.
+///
+/// # Errors
+/// [`LedgerError`]: what would keep a job from being stored.
+pub async fn prove(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    insert_once(connection, now, &[]).await.map(drop)
+}
+
+async fn insert_once(executor: impl PgExecutor<'_>, now: DateTime<Utc>, members: &[&NewJob]) -> Result<Vec<Holder>, LedgerError> {
     fn column<'a, T>(members: &[&'a NewJob], value: impl Fn(&'a NewJob) -> T) -> Vec<T> {
         members.iter().map(|job| value(job)).collect()
     }
@@ -208,7 +220,7 @@ async fn insert_once(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]) -> 
     .bind(column(members, |job| job.idempotency.as_ref().map(|key| key.key.as_str())))
     .bind(column(members, |job| job.idempotency.as_ref().map(|key| key.body_hash.as_slice())))
     .bind(column(members, |job| job.idempotency.as_ref().map(|key| key.expires_at)))
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
 
     let mut winners: HashMap<Uuid, Holder> = HashMap::with_capacity(lost.len());

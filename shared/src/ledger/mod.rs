@@ -12,6 +12,7 @@
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
 pub mod change;
+pub mod checkpoint;
 pub mod claim;
 pub mod dead;
 pub mod dispatch;
@@ -29,7 +30,7 @@ use std::{str::FromStr, time::Duration};
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    Connection, PgPool,
+    Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -37,6 +38,13 @@ use crate::job::Failure;
 
 /// The longest one statement of ours may run on the server (R6: queries are ended after 30 s).
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The longest that a request waits for somebody else's lock; its caller is told to come back then.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The longest that a connection may take to say that it is alive. One that was lost on the way (a firewall forgot it, its server's
+/// host is gone) never says anything, and the library would wait for it, its place in the pool taken.
+const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long a connection may lie idle and still be used unasked. Busy ones are not asked, which would cost each statement a
 /// round trip.
@@ -105,11 +113,21 @@ impl From<sqlx::Error> for LedgerError {
     }
 }
 
+/// The code of a run that failed because the ledger did not answer its handler: our house's fault and not the job's, so the
+/// engine counts no attempt for it.
+pub const UNAVAILABLE: &str = "ledger_unavailable";
+
 /// For a handler that asked the ledger: the ledger comes back, so the job is tried again.
 impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
-        Self::transient("ledger_unavailable", "the job database did not answer; the job is tried again").caused_by(&error)
+        Self::transient(UNAVAILABLE, "the job database did not answer; the job is tried again").caused_by(&error)
     }
+}
+
+/// Postgres, or the way to it, said nothing for as long as somebody would wait.
+#[must_use]
+pub fn timed_out() -> LedgerError {
+    LedgerError::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// What a pool of connections is for; decides what its sessions are set to.
@@ -151,30 +169,38 @@ pub fn pool(setting: &'static str, url: &SecretString, sessions: Sessions, size:
     Ok(PgPoolOptions::new()
         .max_connections(size)
         .acquire_timeout(Duration::from_secs(5))
-        // What is open stays open: see [`warm`].
-        .idle_timeout(None)
+        // A burst's connections outlast it for a while: making them costs more than keeping them. See [`warm`] for the few that stay.
+        .min_connections(KEPT.min(size))
+        .idle_timeout(Some(IDLE))
         .max_lifetime(None)
         .test_before_acquire(false)
         // A server that restarted has broken all of them at once: who comes next must not find that out one by one.
         .before_acquire(|connection, about| {
-            Box::pin(async move {
-                if about.idle_for > TRUSTED {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
+            Box::pin(async move { if about.idle_for > TRUSTED { answers(connection).await } else { Ok(true) } })
         })
+        // The library asks each connection that comes back, and waits for the answer however long it takes.
+        .after_release(|connection, _| Box::pin(answers(connection)))
         .connect_lazy_with(options))
 }
 
-/// Opens all of a pool's connections now and not at their first use, within its time to acquire one. Where the server is away
-/// it says so and leaves them for later.
-///
-/// For programs that are busy from their first moment: while a connection is made, SCRAM hashes 4,096 times, and the driver
-/// gives way to other tasks after every fifth. On a runtime full of requests that takes seconds, and requests which wait for
-/// such a connection fail although an open one would have served them meanwhile.
+/// Whether a connection answers in time.
+async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(ALIVE_WITHIN, connection.ping()).await {
+        Ok(answer) => answer.map(|()| true),
+        Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Connections of a pool that are kept open however idle it is.
+const KEPT: u32 = 4;
+
+/// How long a connection beyond those may lie idle.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// Opens the connections that a pool keeps now and not at their first use, within its time to acquire one. Where the server is
+/// away it says so and leaves them for later. More are opened as they are needed, up to the pool's bound.
 pub async fn warm(pool: &PgPool) {
-    let opening = (0..pool.options().get_max_connections()).map(|_| pool.acquire());
+    let opening = (0..KEPT.min(pool.options().get_max_connections())).map(|_| pool.acquire());
     // All at once, each held until the last is there, so that none is opened twice.
     let opened = join_all(opening).await;
     if let Some(error) = opened.iter().find_map(|opened| opened.as_ref().err()) {

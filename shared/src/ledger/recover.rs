@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use super::LedgerError;
@@ -26,11 +26,14 @@ pub const FENCE_AFTER: Duration = Duration::from_secs(4);
 pub const DEAD_AFTER: Duration = Duration::from_secs(6);
 /// A queued job that has not reached its stream by then may have been lost on the way.
 pub const PUSHED_WITHIN: Duration = Duration::from_secs(2);
-/// Crashes after which a job still reruns beside others: the machine failed, or a neighbour did. So what a killed process ran is
-/// all running again at once, however long its jobs are. From then on it is a suspect, one of which runs in a process at a time.
+/// Lost workers after which a job still reruns beside others: the machine failed, or a neighbour did. So what a killed process ran
+/// is all running again at once, however long its jobs are. From then on it is a suspect, and runs in a process of its own.
 pub const CRASHES_IN_COMPANY: u16 = 2;
-/// Crashes that fail a job as poison: those in company, and three as its process' only suspect.
-pub const CRASHES_OF_POISON: i16 = 5;
+/// Deaths of processes of its own that fail a job as poison. The worker that started them lived: so it was the job.
+pub const DEATHS_OF_POISON: u16 = 3;
+/// Lost workers that fail a job as poison without such proof. Far beyond what accidents bring about: it only ends a job that takes
+/// the whole machine down whenever it runs.
+pub const CRASHES_OF_POISON: i16 = 1_000;
 
 /// Enters this process.
 ///
@@ -51,38 +54,25 @@ pub async fn register(connection: &mut PgConnection, worker: Uuid, name: &str, q
     Ok(())
 }
 
-/// The answer to a heartbeat.
-#[derive(Debug, Clone, Default)]
-pub struct Beat {
-    /// Whether the ledger still knows this process. If not, it was declared dead and its jobs were taken over.
-    pub known: bool,
-    /// Jobs of this worker whose owners want them cancelled.
-    pub cancels: Vec<JobId>,
-}
-
-/// Says that this process is alive.
+/// Says that this process is alive. Answers whether the ledger still knows it: if not, it was declared dead and its jobs were
+/// taken over.
+///
+/// Touches `worker` and nothing else: whoever locks the tables of jobs must not make all workers look dead.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn beat(connection: &mut PgConnection, worker: Uuid) -> Result<Beat, LedgerError> {
-    let row = sqlx::query(
-        "WITH beat AS (UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1 RETURNING id)
-         SELECT EXISTS (SELECT 1 FROM beat) AS known, ARRAY (SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000) AS cancels",
-    )
-    .bind(worker)
-    .fetch_one(connection)
-    .await?;
-    let cancels: Vec<Uuid> = row.try_get("cancels")?;
-    Ok(Beat { known: row.try_get("known")?, cancels: cancels.into_iter().map(JobId).collect() })
+pub async fn beat(connection: &mut PgConnection, worker: Uuid) -> Result<bool, LedgerError> {
+    let beaten = sqlx::query("UPDATE worker SET seen_at = clock_timestamp() WHERE id = $1").bind(worker).execute(connection).await?;
+    Ok(beaten.rows_affected() == 1)
 }
 
-/// The wishes to cancel what this worker runs, asked outside the heartbeat because somebody was told of one.
+/// The wishes to cancel what this worker runs.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn cancels(pool: &PgPool, worker: Uuid) -> Result<Vec<JobId>, LedgerError> {
+pub async fn cancels(executor: impl PgExecutor<'_>, worker: Uuid) -> Result<Vec<JobId>, LedgerError> {
     let jobs: Vec<Uuid> =
-        sqlx::query_scalar("SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000").bind(worker).fetch_all(pool).await?;
+        sqlx::query_scalar("SELECT job_id FROM job_cancel WHERE worker = $1 LIMIT 1000").bind(worker).fetch_all(executor).await?;
     Ok(jobs.into_iter().map(JobId).collect())
 }
 
@@ -90,8 +80,8 @@ pub async fn cancels(pool: &PgPool, worker: Uuid) -> Result<Vec<JobId>, LedgerEr
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn deregister(pool: &PgPool, worker: Uuid) -> Result<(), LedgerError> {
-    sqlx::query("DELETE FROM worker WHERE id = $1").bind(worker).execute(pool).await?;
+pub async fn deregister(executor: impl PgExecutor<'_>, worker: Uuid) -> Result<(), LedgerError> {
+    sqlx::query("DELETE FROM worker WHERE id = $1").bind(worker).execute(executor).await?;
     Ok(())
 }
 
@@ -200,6 +190,10 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
     Ok(recovered)
 }
 
+/// What the owner of a job that failed as poison is told. What the operator reads of it is about processes; its owner can't do
+/// anything about those.
+pub(crate) const POISON_FOR_OWNERS: &str = "what makes it failed again and again. Try it again later.";
+
 /// Notifies the owners of jobs that have just failed as poison, which no settle will.
 async fn tell_owners(connection: &mut PgConnection, poisoned: &[JobId], now: DateTime<Utc>) -> Result<(), LedgerError> {
     let jobs: Vec<Uuid> = poisoned.iter().map(|job| job.0).collect();
@@ -208,8 +202,7 @@ async fn tell_owners(connection: &mut PgConnection, poisoned: &[JobId], now: Dat
             .bind(jobs)
             .fetch_all(&mut *connection)
             .await?;
-    // What the operator reads of it is about processes; its owner can't do anything about those.
-    let error = serde_json::json!({ "message": "what makes it failed again and again. Try it again later." });
+    let error = serde_json::json!({ "message": POISON_FOR_OWNERS });
     for row in rows {
         let (id, tenant): (Uuid, i32) = (row.try_get("id")?, row.try_get("tenant_id")?);
         let (kind, owner, payload): (String, Option<String>, String) =
@@ -262,7 +255,7 @@ pub async fn claims_of(pool: &PgPool, worker: Uuid) -> Result<Vec<(JobId, i64)>,
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn give_back(pool: &PgPool, claims: &[(JobId, i64)], now: DateTime<Utc>) -> Result<Vec<Recovered>, LedgerError> {
+pub async fn give_back(executor: impl PgExecutor<'_>, claims: &[(JobId, i64)], now: DateTime<Utc>) -> Result<Vec<Recovered>, LedgerError> {
     let jobs: Vec<Uuid> = claims.iter().map(|(job, _)| job.0).collect();
     let tokens: Vec<i64> = claims.iter().map(|(_, token)| *token).collect();
     let rows = sqlx::query(
@@ -286,7 +279,7 @@ pub async fn give_back(pool: &PgPool, claims: &[(JobId, i64)], now: DateTime<Utc
     .bind(jobs)
     .bind(tokens)
     .bind(now)
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
     rows.iter().map(recovered).collect()
 }
@@ -323,21 +316,52 @@ pub async fn handed_over(pool: &PgPool, queue: Queue) -> Result<Vec<JobId>, Ledg
     Ok(jobs.into_iter().map(JobId).collect())
 }
 
-/// Of jobs that are in no stream, those that are queued and so belong in one; their time of handover starts anew.
+/// Of jobs that are in no stream, those that are queued and so belong in one.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub async fn missing(pool: &PgPool, jobs: &[JobId]) -> Result<Vec<Handover>, LedgerError> {
     let jobs: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
     let rows = sqlx::query(
-        "UPDATE job_dispatched d SET dispatched_at = now() FROM job_state s
-         WHERE d.job_id = ANY ($1) AND s.job_id = d.job_id AND s.state = 1
-         RETURNING d.job_id, d.queue, d.priority",
+        "SELECT d.job_id, d.queue, d.priority FROM job_dispatched d JOIN job_state s ON s.job_id = d.job_id
+         WHERE d.job_id = ANY ($1) AND s.state = 1",
     )
     .bind(jobs)
     .fetch_all(pool)
     .await?;
     rows.iter().map(|row| handover(JobId(row.try_get("job_id")?), row)).collect()
+}
+
+/// The time of these jobs' handover starts anew: they were pushed again. Told afterwards, so that what could not be pushed is
+/// still overdue; a push that is told of by nobody happens twice, and its second entry loses at the claim.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn pushed(pool: &PgPool, handovers: &[Handover]) -> Result<(), LedgerError> {
+    let mut jobs: Vec<Uuid> = handovers.iter().map(|handover| handover.job.0).collect();
+    // One order for all batches that lock several rows, so that they queue up and don't deadlock.
+    jobs.sort_unstable();
+    sqlx::query(
+        "UPDATE job_dispatched d SET dispatched_at = now()
+         FROM (SELECT job_id FROM job_dispatched WHERE job_id = ANY ($1) ORDER BY job_id FOR UPDATE) p WHERE d.job_id = p.job_id",
+    )
+    .bind(jobs)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Lays a duty down before its time, for whoever comes next.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn lay_down_duty(pool: &PgPool, name: &'static str, worker: Uuid) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE duty SET taken_until = clock_timestamp() WHERE name = $1 AND worker = $2")
+        .bind(name)
+        .bind(worker)
+        .execute(pool)
+        .await?;
+    Ok(())
 }
 
 /// Takes a periodic duty for `period` if nobody has it: how replicas share what needs doing once a period, without a leader.

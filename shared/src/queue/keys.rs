@@ -3,6 +3,7 @@
 //! | name | what | lost when emptied |
 //! |---|---|---|
 //! | `{prefix:queue}:high`, `:normal`, `:low` | stream of a queue's jobs; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
+//! | `{prefix:queue}:canary:<worker>` | stream of a worker's own canaries; field `c` = its mark, 8 bytes; expires after a minute | sent again within 5 s |
 //! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
 //! | `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
@@ -16,6 +17,9 @@ pub const GROUP: &str = "workers";
 
 /// The field of an entry that carries the job's id.
 pub const JOB_FIELD: &str = "j";
+
+/// The field of a canary that carries its sender's mark.
+pub const CANARY_FIELD: &str = "c";
 
 /// The names under one prefix, so that several installations can share a Redis.
 #[derive(Debug, Clone)]
@@ -38,6 +42,12 @@ impl Keys {
     #[must_use]
     pub fn streams(&self, queue: Queue) -> [String; 3] {
         [Priority::High, Priority::Normal, Priority::Low].map(|priority| self.stream(queue, priority))
+    }
+
+    /// The stream of one worker's canaries beside a queue.
+    #[must_use]
+    pub fn canary(&self, queue: Queue, worker: &str) -> String {
+        format!("{{{}:{}}}:canary:{worker}", self.prefix, queue.name())
     }
 
     /// The channel that wakes dispatchers.

@@ -6,6 +6,8 @@
 //! id and nothing else; what the job is stands in Postgres, and the claim there decides who runs it.
 
 pub mod backend;
+pub mod canary;
+mod commands;
 pub mod keys;
 pub mod push;
 pub mod read;
@@ -15,12 +17,13 @@ use std::{fmt, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, RedisError,
-    aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection, PubSub},
+    aio::{MultiplexedConnection, PubSub},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use commands::Commands;
 use keys::Keys;
 
 /// A queue: a stream a priority, and a concurrency budget that the kinds in it share.
@@ -148,18 +151,10 @@ impl Redis {
     }
 
     /// A connection for commands that answer at once, shared by clones; it reconnects by itself, and each command fails
-    /// within [`COMMAND_DEADLINE`] or so rather than wait for that.
-    ///
-    /// # Errors
-    /// [`QueueError::Address`] for settings that can't work.
-    pub fn commands(&self) -> Result<ConnectionManager, QueueError> {
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(COMMAND_DEADLINE))
-            .set_response_timeout(Some(COMMAND_DEADLINE))
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_secs(1))
-            .set_number_of_retries(2);
-        self.client.get_connection_manager_lazy(config).map_err(QueueError::Address)
+    /// within [`COMMAND_DEADLINE`] rather than wait for that.
+    #[must_use]
+    pub fn commands(&self) -> Commands {
+        Commands::new(self.client.clone())
     }
 
     /// A connection for one reader that blocks up to `block`. The library's own response timeout of 500 ms is shorter than a
@@ -188,7 +183,7 @@ fn timed_out() -> RedisError {
 ///
 /// # Errors
 /// [`QueueError::Redis`]; managed Redis services often forbid `CONFIG`.
-pub async fn eviction_policy(connection: &mut ConnectionManager) -> Result<Option<String>, QueueError> {
+pub async fn eviction_policy(connection: &mut Commands) -> Result<Option<String>, QueueError> {
     let answer: Vec<String> = redis::cmd("CONFIG")
         .arg("GET")
         .arg("maxmemory-policy")

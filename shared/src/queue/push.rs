@@ -3,10 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use redis::aio::ConnectionManager;
-
 use super::{
-    Queue, QueueError,
+    Commands, Queue, QueueError,
     keys::{JOB_FIELD, Keys},
 };
 use crate::job::{JobId, Priority};
@@ -29,7 +27,7 @@ pub struct Handover {
 ///
 /// # Errors
 /// [`QueueError::Redis`]; some of the jobs may have been added.
-pub async fn push(connection: &mut ConnectionManager, keys: &Keys, jobs: &[Handover]) -> Result<BTreeMap<Queue, u64>, QueueError> {
+pub async fn push(connection: &mut Commands, keys: &Keys, jobs: &[Handover]) -> Result<BTreeMap<Queue, u64>, QueueError> {
     let mut depths = BTreeMap::new();
     for chunk in jobs.chunks(PIPELINE) {
         let mut pipeline = redis::pipe();
@@ -56,7 +54,7 @@ pub async fn push(connection: &mut ConnectionManager, keys: &Keys, jobs: &[Hando
 ///
 /// # Errors
 /// [`QueueError::Redis`].
-pub async fn depth(connection: &mut ConnectionManager, keys: &Keys, queue: Queue) -> Result<u64, QueueError> {
+pub async fn depth(connection: &mut Commands, keys: &Keys, queue: Queue) -> Result<u64, QueueError> {
     let mut pipeline = redis::pipe();
     for stream in keys.streams(queue) {
         pipeline.cmd("XLEN").arg(stream);

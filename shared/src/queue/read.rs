@@ -5,15 +5,13 @@
 
 use std::time::Duration;
 
-use redis::{
-    FromRedisValue, RedisError, Value,
-    aio::{ConnectionManager, MultiplexedConnection},
-};
+use redis::{FromRedisValue, RedisError, Value, aio::MultiplexedConnection};
 use uuid::Uuid;
 
 use super::{
-    Queue, QueueError, Redis,
-    keys::{GROUP, JOB_FIELD, Keys},
+    Commands, Queue, QueueError, Redis,
+    canary::Canary,
+    keys::{CANARY_FIELD, GROUP, JOB_FIELD, Keys},
 };
 use crate::job::JobId;
 
@@ -37,13 +35,34 @@ pub struct Delivery {
     pub job: Option<JobId>,
 }
 
+/// What a read brought.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Entries of jobs.
+    pub deliveries: Vec<Delivery>,
+    /// This reader's own canaries.
+    pub canaries: Vec<Canary>,
+    /// A stream or its group was gone and was made again: Redis may have been emptied.
+    pub emptied: bool,
+}
+
+impl Found {
+    fn is_empty(&self) -> bool {
+        self.deliveries.is_empty() && self.canaries.is_empty()
+    }
+}
+
+/// The canaries' place among a reader's streams, behind the three of jobs.
+const CANARIES: usize = 3;
+
 /// Reads one queue. Reconnects by itself: an error means "not now", the next call tries again.
 #[derive(Debug)]
 pub struct Reader {
     redis: Redis,
     queue: Queue,
     consumer: String,
-    streams: [String; 3],
+    /// The three of jobs by priority, then the canaries'.
+    streams: [String; 4],
     connection: Option<MultiplexedConnection>,
     /// Which streams gave all that they were asked for at the last read: those get the shares.
     plenty: [bool; 3],
@@ -55,7 +74,8 @@ impl Reader {
     /// A reader of `queue` under a consumer's name that no other process uses.
     #[must_use]
     pub fn new(redis: Redis, queue: Queue, consumer: String) -> Self {
-        let streams = redis.keys().streams(queue);
+        let [high, normal, low] = redis.keys().streams(queue);
+        let streams = [high, normal, low, redis.keys().canary(queue, &consumer)];
         Self { redis, queue, consumer, streams, connection: None, plenty: [false; 3], turn: 0 }
     }
 
@@ -65,27 +85,42 @@ impl Reader {
         self.queue
     }
 
-    /// Whether it holds a connection that worked at its last use.
-    #[must_use]
-    pub const fn is_connected(&self) -> bool {
-        self.connection.is_some()
-    }
-
-    /// Up to `room` entries, of the blocking read two more at most; waits up to [`BLOCK`] for the first, on a new connection not at
+    /// On a new connection first what an earlier one was given and did not bring: this reader's own entries that it never removed.
+    /// Else up to `room` entries, of the blocking read two more at most; waits up to [`BLOCK`] for the first, on a new connection not at
     /// all. Empty when none came.
     /// Cancel-safe only by dropping the reader: an answer on its way is then found by recovery.
     ///
     /// # Errors
     /// [`QueueError::Redis`]; the connection is dropped, and the next call makes a new one and the groups where missing.
-    pub async fn read(&mut self, room: usize) -> Result<Vec<Delivery>, QueueError> {
+    pub async fn read(&mut self, room: usize) -> Result<Found, QueueError> {
+        self.read_or_connect(Some(room)).await
+    }
+
+    /// The canaries that are there, and no jobs; waits for none. For a worker that has no room for jobs just now.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub async fn read_canaries(&mut self) -> Result<Found, QueueError> {
+        self.read_or_connect(None).await
+    }
+
+    async fn read_or_connect(&mut self, room: Option<usize>) -> Result<Found, QueueError> {
         // The first read of a connection does not wait: it tells at once that the queue is served, idle as it may be.
-        let block = self.connection.is_some().then_some(BLOCK);
-        if self.connection.is_none() {
+        let is_new = self.connection.is_none();
+        let block = (!is_new).then_some(BLOCK);
+        if is_new {
             let mut connection = self.redis.blocking(BLOCK).await?;
             make_groups(&mut connection, &self.streams).await?;
             self.connection = Some(connection);
         }
-        let outcome = self.read_connected(room, block).await;
+        let outcome = match room {
+            Some(room) if is_new => match self.ask_again(room).await {
+                Ok(found) if found.is_empty() => self.read_connected(room, block).await,
+                outcome => outcome,
+            },
+            Some(room) => self.read_connected(room, block).await,
+            None => self.ask(&[(CANARIES, 1)], None).await,
+        };
         match outcome {
             Ok(found) => Ok(found),
             // The stream was deleted (a FLUSHALL) under the group or under a blocked read: make it again from its start.
@@ -96,7 +131,7 @@ impl Reader {
                     self.connection = None;
                     return Err(error);
                 }
-                Ok(Vec::new())
+                Ok(Found { emptied: true, ..Found::default() })
             }
             Err(error) => {
                 self.connection = None;
@@ -105,7 +140,7 @@ impl Reader {
         }
     }
 
-    async fn read_connected(&mut self, room: usize, block: Option<Duration>) -> Result<Vec<Delivery>, RedisError> {
+    async fn read_connected(&mut self, room: usize, block: Option<Duration>) -> Result<Found, RedisError> {
         if self.plenty.iter().any(|plenty| *plenty) {
             let found = self.read_shares(room).await?;
             if !found.is_empty() {
@@ -113,34 +148,50 @@ impl Reader {
             }
         }
         let each = (room / 3).max(1);
-        let found = self.ask(&[(0, each), (1, each), (2, each)], block).await?;
+        let found = self.ask(&[(0, each), (1, each), (2, each), (CANARIES, each)], block).await?;
         for (index, plenty) in self.plenty.iter_mut().enumerate() {
-            *plenty = found.iter().filter(|delivery| delivery.stream == index).count() >= each;
+            *plenty = found.deliveries.iter().filter(|delivery| delivery.stream == index).count() >= each;
         }
         Ok(found)
     }
 
-    /// One read a stream, each with its share of the room.
-    async fn read_shares(&mut self, room: usize) -> Result<Vec<Delivery>, RedisError> {
+    /// One read a stream, each with its share of the room; the first brings the canaries too.
+    async fn read_shares(&mut self, room: usize) -> Result<Found, RedisError> {
         self.turn = (self.turn + 1) % SHARES.iter().sum::<usize>();
         let shares = shares(room, self.plenty, self.turn);
-        let mut found = Vec::with_capacity(room);
+        let mut found = Found::default();
+        let mut first = true;
         for (index, share) in shares.into_iter().enumerate() {
             if share == 0 {
                 continue;
             }
-            let part = self.ask(&[(index, share)], None).await?;
+            let streams = [(index, share), (CANARIES, share)];
+            let part = self.ask(if first { &streams } else { &streams[..1] }, None).await?;
+            first = false;
             if let Some(plenty) = self.plenty.get_mut(index) {
-                *plenty = part.len() >= share;
+                *plenty = part.deliveries.len() >= share;
             }
-            found.extend(part);
+            found.deliveries.extend(part.deliveries);
+            found.canaries.extend(part.canaries);
         }
         Ok(found)
     }
 
-    /// `XREADGROUP` of some streams with the same count each.
-    async fn ask(&mut self, streams: &[(usize, usize)], block: Option<Duration>) -> Result<Vec<Delivery>, RedisError> {
-        let Some(connection) = self.connection.as_mut() else { return Ok(Vec::new()) };
+    /// What was delivered to this consumer and is not acknowledged.
+    async fn ask_again(&mut self, room: usize) -> Result<Found, RedisError> {
+        let each = (room / 3).max(1);
+        self.ask_from("0", &[(0, each), (1, each), (2, each)], None).await
+    }
+
+    /// What is new in some streams, with the same count each.
+    async fn ask(&mut self, streams: &[(usize, usize)], block: Option<Duration>) -> Result<Found, RedisError> {
+        self.ask_from(">", streams, block).await
+    }
+
+    /// `XREADGROUP`.
+    async fn ask_from(&mut self, from: &str, streams: &[(usize, usize)], block: Option<Duration>) -> Result<Found, RedisError> {
+        let mut found = Found::default();
+        let Some(connection) = self.connection.as_mut() else { return Ok(found) };
         let count = streams.first().map_or(1, |(_, count)| *count);
         let mut command = redis::cmd("XREADGROUP");
         command.arg("GROUP").arg(GROUP).arg(&self.consumer).arg("COUNT").arg(count);
@@ -152,17 +203,18 @@ impl Reader {
             command.arg(&self.streams[*index]);
         }
         for _ in streams {
-            command.arg(">");
+            command.arg(from);
         }
         let answer: Option<Vec<(String, Entries)>> = command.query_async(connection).await?;
-        Ok(answer
-            .into_iter()
-            .flatten()
-            .flat_map(|(name, entries)| {
-                let stream = self.streams.iter().position(|stream| *stream == name).unwrap_or(1);
-                entries.into_iter().map(move |(entry, fields)| Delivery { stream, entry, job: job_of(fields) })
-            })
-            .collect())
+        for (name, entries) in answer.into_iter().flatten() {
+            let stream = self.streams.iter().position(|stream| *stream == name).unwrap_or(1);
+            if stream == CANARIES {
+                found.canaries.extend(entries.into_iter().map(|(entry, fields)| Canary { entry, mark: mark_of(fields) }));
+            } else {
+                found.deliveries.extend(entries.into_iter().map(|(entry, fields)| Delivery { stream, entry, job: job_of(fields) }));
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -200,10 +252,22 @@ fn shares(room: usize, plenty: [bool; 3], turn: usize) -> [usize; 3] {
 }
 
 fn job_of(fields: Value) -> Option<JobId> {
+    Uuid::from_slice(&field(fields, JOB_FIELD)?).ok().map(JobId)
+}
+
+fn mark_of(fields: Value) -> Option<u64> {
+    field(fields, CANARY_FIELD)?.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn field(fields: Value, wanted: &str) -> Option<Vec<u8>> {
     let fields: Vec<Vec<u8>> = Vec::from_redis_value(fields).ok()?;
-    let mut pairs = fields.chunks_exact(2);
-    let value = pairs.find_map(|pair| if let [name, value] = pair { (name == JOB_FIELD.as_bytes()).then_some(value) } else { None })?;
-    Uuid::from_slice(value).ok().map(JobId)
+    let mut pairs = fields.into_iter();
+    while let (Some(name), Some(value)) = (pairs.next(), pairs.next()) {
+        if name == wanted.as_bytes() {
+            return Some(value);
+        }
+    }
+    None
 }
 
 /// Makes each stream's group where it is missing, from the start of the stream: what was pushed before counts.
@@ -229,7 +293,7 @@ fn is_group_missing(error: &RedisError) -> bool {
 ///
 /// # Errors
 /// [`QueueError::Redis`]; the entries stay, are delivered again some day, and lose at the claim.
-pub async fn remove(connection: &mut ConnectionManager, keys: &Keys, queue: Queue, deliveries: &[Delivery]) -> Result<(), QueueError> {
+pub async fn remove(connection: &mut Commands, keys: &Keys, queue: Queue, deliveries: &[Delivery]) -> Result<(), QueueError> {
     let mut pipeline = redis::pipe();
     for (index, stream) in keys.streams(queue).into_iter().enumerate() {
         let entries: Vec<&str> =
@@ -246,7 +310,7 @@ pub async fn remove(connection: &mut ConnectionManager, keys: &Keys, queue: Queu
 ///
 /// # Errors
 /// [`QueueError::Redis`].
-pub async fn jobs_in_streams(connection: &mut ConnectionManager, keys: &Keys, queue: Queue) -> Result<Vec<JobId>, QueueError> {
+pub async fn jobs_in_streams(connection: &mut Commands, keys: &Keys, queue: Queue) -> Result<Vec<JobId>, QueueError> {
     const PAGE: usize = 2_000;
     let mut jobs = Vec::new();
     for stream in keys.streams(queue) {
@@ -280,7 +344,7 @@ pub async fn jobs_in_streams(connection: &mut ConnectionManager, keys: &Keys, qu
 /// # Errors
 /// [`QueueError::Redis`]; a missing group is no error, there is nothing to take then.
 pub async fn take_abandoned(
-    connection: &mut ConnectionManager,
+    connection: &mut Commands,
     keys: &Keys,
     queue: Queue,
     consumer: &str,
@@ -314,7 +378,7 @@ pub async fn take_abandoned(
 ///
 /// # Errors
 /// [`QueueError::Redis`]; a missing stream is no error.
-pub async fn forget_consumers(connection: &mut ConnectionManager, keys: &Keys, queue: Queue, alive: &[String]) -> Result<(), QueueError> {
+pub async fn forget_consumers(connection: &mut Commands, keys: &Keys, queue: Queue, alive: &[String]) -> Result<(), QueueError> {
     for stream in keys.streams(queue) {
         let answer: Result<Vec<std::collections::HashMap<String, Value>>, RedisError> =
             redis::cmd("XINFO").arg("CONSUMERS").arg(&stream).arg(GROUP).query_async(connection).await;

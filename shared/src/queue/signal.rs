@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use redis::aio::ConnectionManager;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Queue, QueueError, Redis, keys::Keys};
+use super::{Commands, Queue, QueueError, Redis, keys::Keys};
 use crate::{job::JobId, random};
 
 /// Messages that wait for their reader here; further ones are dropped, and the reader told that it may have missed some.
@@ -54,7 +53,7 @@ impl Channel {
 ///
 /// # Errors
 /// [`QueueError::Redis`].
-pub async fn wake(connection: &mut ConnectionManager, keys: &Keys, queue: Queue) -> Result<(), QueueError> {
+pub async fn wake(connection: &mut Commands, keys: &Keys, queue: Queue) -> Result<(), QueueError> {
     redis::cmd("PUBLISH").arg(keys.wake()).arg(queue.name()).query_async(connection).await.map_err(QueueError::during("wake dispatchers"))
 }
 
@@ -62,7 +61,7 @@ pub async fn wake(connection: &mut ConnectionManager, keys: &Keys, queue: Queue)
 ///
 /// # Errors
 /// [`QueueError::Redis`].
-pub async fn changed(connection: &mut ConnectionManager, keys: &Keys, jobs: impl IntoIterator<Item = JobId>) -> Result<(), QueueError> {
+pub async fn changed(connection: &mut Commands, keys: &Keys, jobs: impl IntoIterator<Item = JobId>) -> Result<(), QueueError> {
     let bytes: Vec<u8> = jobs.into_iter().flat_map(|job| job.0.into_bytes()).collect();
     if bytes.is_empty() {
         return Ok(());
@@ -79,7 +78,7 @@ pub async fn changed(connection: &mut ConnectionManager, keys: &Keys, jobs: impl
 ///
 /// # Errors
 /// [`QueueError::Redis`].
-pub async fn cancel(connection: &mut ConnectionManager, keys: &Keys, job: JobId) -> Result<(), QueueError> {
+pub async fn cancel(connection: &mut Commands, keys: &Keys, job: JobId) -> Result<(), QueueError> {
     let channel = keys.cancels();
     redis::cmd("PUBLISH")
         .arg(channel)
@@ -124,7 +123,9 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
     let mut subscription = redis.subscriber().await?;
     for channel in channels {
         let name = channel.name(redis.keys());
-        subscription.subscribe(name).await.map_err(QueueError::during("subscribe"))?;
+        // The library gives this command no deadline of its own.
+        let subscribed = tokio::time::timeout(super::COMMAND_DEADLINE, subscription.subscribe(name)).await;
+        subscribed.unwrap_or_else(|_| Err(super::timed_out())).map_err(QueueError::during("subscribe"))?;
     }
     if sender.send(Signal::Subscribed).await.is_err() {
         return Ok(false);

@@ -33,9 +33,6 @@ pub use error::{StorageError, StorageFault};
 /// The longest a connection may take to stand, TLS included.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// The longest a call without a body may take.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
-
 /// The longest that a presigned link can live: `SigV4`'s limit.
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>
 pub const LONGEST_LINK: Duration = Duration::from_hours(7 * 24);
@@ -49,6 +46,7 @@ pub struct Storage {
     bucket: String,
     /// Host and port, for messages.
     host: String,
+    deadline: Duration,
 }
 
 impl fmt::Debug for Storage {
@@ -68,7 +66,7 @@ impl Storage {
             None => client.clone(),
         };
         let host = settings.endpoint.as_ref().map_or_else(|| format!("s3.{}.amazonaws.com", settings.region), host_of);
-        Self { client, links, bucket: settings.bucket.clone(), host }
+        Self { client, links, bucket: settings.bucket.clone(), host, deadline: settings.call }
     }
 
     /// The SDK's client, for calls through [`Storage::call`].
@@ -81,6 +79,12 @@ impl Storage {
     #[must_use]
     pub fn bucket(&self) -> &str {
         &self.bucket
+    }
+
+    /// The longest that a call without a body may take.
+    #[must_use]
+    pub const fn deadline(&self) -> Duration {
+        self.deadline
     }
 
     /// Makes a call and names what went wrong with it. `action` completes "object storage … while" such as `writing the
@@ -134,7 +138,7 @@ impl Storage {
             .response_content_disposition(content_disposition(file_name))
             .response_content_type(content_type)
             .presigned(lifetime);
-        let signed = self.call(ACTION, CALL_DEADLINE, request).await?;
+        let signed = self.call(ACTION, self.deadline, request).await?;
         Ok(signed.uri().to_owned())
     }
 
@@ -144,7 +148,7 @@ impl Storage {
     /// [`StorageError`].
     pub async fn delete(&self, key: &str) -> Result<(), StorageError> {
         let request = self.client.delete_object().bucket(&self.bucket).key(key).send();
-        match self.call("deleting a file", CALL_DEADLINE, request).await {
+        match self.call("deleting a file", self.deadline, request).await {
             Err(error) if error.fault() == StorageFault::ObjectMissing => Ok(()),
             answer => answer.map(|_| ()),
         }
@@ -195,6 +199,7 @@ mod tests {
             secret_access_key: "the secret part".into(),
             session_token: None,
             path_style: true,
+            call: Duration::from_secs(30),
         }
     }
 

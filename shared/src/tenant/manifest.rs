@@ -23,6 +23,9 @@ const LONGEST: usize = 1024 * 1024;
 /// The longest name of a tenant, a source, a dataset or a parameter.
 const LONGEST_NAME: usize = 63;
 
+/// The most columns of a keyset.
+const MOST_KEYS: usize = 8;
+
 /// What the variables of sources begin with. A manifest can name no other, or a tenant's dataset could be pointed at
 /// Offstage's own database.
 const SOURCE_VARIABLE: &str = "OFFSTAGE_SOURCE_";
@@ -215,6 +218,9 @@ struct DatasetDeclaration {
     description: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     audience: Option<Audience>,
+    /// Columns that order the rows and tell each from every other, for exports that go on where they stopped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    keyset: Vec<String>,
     sql: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     parameters: BTreeMap<String, ParameterDeclaration>,
@@ -283,8 +289,17 @@ impl DatasetDeclaration {
             (None, true) => Audience::Users,
             (None, false) => Audience::Backend,
         };
+        for (place, column) in self.keyset.iter().enumerate() {
+            let twice = self.keyset.iter().take(place).any(|other| other == column);
+            if twice || column.is_empty() || column.len() > LONGEST_NAME || column.contains('\0') || place >= MOST_KEYS {
+                let detail = format!("must be at most {MOST_KEYS} different columns of the dataset, by their names; `{column}` is not");
+                faults.push(Fault::new(&["datasets", key, "keyset"], detail));
+                break;
+            }
+        }
         match Dataset::new(self.source.clone(), self.description.clone(), audience, parameters, &self.sql) {
-            Ok(dataset) => {
+            Ok(mut dataset) => {
+                dataset.keyset.clone_from(&self.keyset);
                 for name in dataset.unused_parameters() {
                     faults.push(Fault::new(&["datasets", key, "parameters", name], "is declared, but `sql` doesn't use it; remove it"));
                 }

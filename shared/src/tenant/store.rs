@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 
 use super::manifest::{Manifest, ManifestError};
-use crate::ledger::{LedgerError, STATEMENT_TIMEOUT};
+use crate::ledger::{LOCK_TIMEOUT, LedgerError, STATEMENT_TIMEOUT};
 
 /// Begins a transaction that sees one tenant's rows: row-level security compares `offstage.tenant` with every row. Also
 /// bounds each of its statements in time and keeps Postgres from compiling them (short reads, all of them), since a session
@@ -21,9 +21,11 @@ use crate::ledger::{LedgerError, STATEMENT_TIMEOUT};
 /// # Errors
 /// [`LedgerError::Unavailable`] where no connection is to be had.
 pub async fn transaction(pool: &PgPool, tenant: i32) -> Result<Transaction<'static, Postgres>, LedgerError> {
-    let timeout = STATEMENT_TIMEOUT.as_millis();
+    let (timeout, locks) = (STATEMENT_TIMEOUT.as_millis(), LOCK_TIMEOUT.as_millis());
     // Numbers of ours, both of them: nothing in here can be more than a number.
-    let begin = format!("BEGIN; SET LOCAL offstage.tenant = '{tenant}'; SET LOCAL statement_timeout = {timeout}; SET LOCAL jit = off");
+    let begin = format!(
+        "BEGIN; SET LOCAL offstage.tenant = '{tenant}'; SET LOCAL statement_timeout = {timeout}; SET LOCAL lock_timeout = {locks}; SET LOCAL jit = off"
+    );
     Ok(pool.begin_with(AssertSqlSafe(begin)).await?)
 }
 

@@ -154,7 +154,8 @@ async fn a_job_is_kept_while_its_file_stands() {
     assert_eq!(ledger.number("SELECT count(*) FROM effect").await, 1);
     let claim = files::ClaimOfKey { tenant: ledger.tenant, job: id, token: job.token };
     let unknown = files::ClaimOfKey { job: JobId(ledger.clock.new_id()), ..claim };
-    assert_eq!(files::gone(&ledger.engine, &[unknown, claim]).await.unwrap(), [1], "its uploads are nobody's; a stranger's are not ours");
+    let keys = [unknown, claim].map(|claim| files::NamedKey { claim, key: "lost".into() });
+    assert_eq!(files::gone(&ledger.engine, &keys).await.unwrap(), [1], "its uploads are nobody's; a stranger's are not ours");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,7 @@ async fn a_step_outside_asks_the_switch_and_a_step_of_ours_does_not() {
         off(&ledger, tenant, kind).await;
         assert_eq!(intend("message", Reach::Outward).await, Intent::SwitchedOff);
         assert_eq!(intend("begun", Reach::Outward).await, Intent::SwitchedOff, "it can't be known to be done");
-        assert_eq!(intend("sent", Reach::Outward).await, Intent::Known { receipt: Some(json!({"id": 1})) }, "done is done");
+        assert_eq!(intend("sent", Reach::Outward).await, Intent::Done { receipt: json!({"id": 1}) }, "done is done");
         assert_eq!(intend(&format!("object:{tenant:?}{kind:?}"), Reach::Ours).await, Intent::New);
         on(&ledger, tenant, kind).await;
     }

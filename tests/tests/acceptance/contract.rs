@@ -78,7 +78,7 @@ async fn a_worker_without_redis_says_that_it_does_not_consume() {
     };
     world.sandbox.redis.kill9().await.unwrap();
     let body = ready(worker.url(), 503).await;
-    assert!(body.to_string().contains("not read lately"), "it says what is missing: {body}");
+    assert!(body.to_string().contains("it can't be sent"), "it says what is missing: {body}");
     // Alive all the time: restarting it would help nobody. And the API accepts, so it is ready, and says what it lacks.
     assert_eq!(world.client.without_key().get(&format!("{}/health/live", worker.url())).await.status, 200);
     let body = ready(world.api.url(), 200).await;

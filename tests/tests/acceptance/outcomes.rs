@@ -95,7 +95,8 @@ async fn a_job_that_kills_its_process_fails_as_poison_and_its_neighbours_finish(
     let job = client.wait_for_within(Duration::from_secs(120), &poison, "failed", |job| job["state"] == "failed").await;
     assert_eq!(job["error"]["code"], "poison", "{job}");
     let deaths = worker.exits().len();
-    assert!((2..=6).contains(&deaths), "after a bounded number of crashes: {deaths}");
+    assert_eq!(deaths, 2, "from then on it ran in processes of its own, and killed those");
+    assert_eq!(world.number(format!("SELECT deaths FROM job_state WHERE job_id = '{poison}'")).await, 3);
     for id in &neighbours {
         let job = client.succeeded(id).await;
         assert_eq!(job["attempt"], 1, "a crash costs a neighbour no attempt: {job}");
@@ -104,6 +105,32 @@ async fn a_job_that_kills_its_process_fails_as_poison_and_its_neighbours_finish(
     client.succeeded(&client.create_id(&probe(&json!({}))).await).await;
     assert_eq!(worker.exits().len(), deaths);
     println!("poison: {deaths} processes died of it");
+}
+
+#[tokio::test]
+async fn a_job_that_spins_ends_with_its_reason_and_its_neighbours_finish() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let mut spinning = Vec::new();
+    for _ in 0..2 {
+        spinning.push(client.create_id(&probe(&json!({"outcome": "spin", "sleep_ms": 200, "timeout_ms": 1_000}))).await);
+    }
+    let mut neighbours = Vec::new();
+    for _ in 0..6 {
+        neighbours.push(client.create_id(&probe(&json!({"sleep_ms": 800}))).await);
+    }
+    for id in &spinning {
+        let job = client.wait_for_within(Duration::from_secs(180), id, "failed", |job| job["state"] == "failed").await;
+        assert_eq!((job["error"]["code"].as_str(), job["attempt"].as_i64()), (Some("timeout"), Some(3)), "within its policy: {job}");
+    }
+    for id in &neighbours {
+        assert_eq!(client.succeeded(id).await["attempt"], 1, "no attempt lost by a neighbour");
+    }
+    // A thread is not to be had back, so the process ended by itself, and said why.
+    let exits = worker.exits();
+    assert!(!exits.is_empty() && exits.iter().all(|exit| exit.code == Some(5)), "{exits:?}");
+    assert!(spinning.iter().any(|id| worker.log().contains(&format!("the run does not let its thread go job={id}"))), "{}", worker.log());
+    println!("two jobs that spin: the worker was started anew {} times", exits.len());
 }
 
 #[tokio::test]
@@ -179,16 +206,7 @@ async fn a_kind_that_nobody_ever_knows_fails_and_can_be_redriven() {
 async fn who_ignores_the_wish_to_cancel_is_dropped_after_a_grace_time() {
     let (world, worker) = World::with_worker().await;
     let client = &world.client;
-    // An observer that takes the call and never answers: until its deadline (5 s) the probe hears of nothing else.
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/", silent.local_addr().unwrap());
-    let calls = tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((call, _)) = silent.accept().await {
-            held.push(call);
-        }
-    });
-    let id = client.create_id(&probe(&json!({"callback_url": url}))).await;
+    let id = client.create_id(&probe(&json!({"outcome": "hang"}))).await;
     client.running(&id).await;
     assert_eq!(client.post_nothing(&format!("/v1/jobs/{id}/cancel")).await.expect(202)["cancel_requested"], true);
     let job = client.ended(&id).await;
@@ -198,7 +216,6 @@ async fn who_ignores_the_wish_to_cancel_is_dropped_after_a_grace_time() {
     // The worker goes on.
     client.succeeded(&client.create_id(&probe(&json!({}))).await).await;
     assert_eq!(worker.exits().len(), 0);
-    calls.abort();
 }
 
 #[tokio::test]
@@ -211,4 +228,20 @@ async fn a_job_that_backs_off_can_be_cancelled_and_is_not_tried_again() {
     assert!([200, 202].contains(&answer.status), "{}", answer.text());
     let job = client.ended(&id).await;
     assert_eq!(job["state"], "cancelled", "{job}");
+}
+
+#[tokio::test]
+async fn a_ledger_that_does_not_answer_a_handler_costs_its_job_no_attempt() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let callbacks = Callbacks::listen().await;
+    world.execute("ALTER TABLE effect RENAME TO effect_away").await;
+    let id = client.create_id(&probe(&json!({"callback_url": callbacks.url()}))).await;
+    let job = client.wait_for(&id, "put off", |job| job["state"] == "waiting").await;
+    assert_eq!((job["attempt"].as_i64(), &job["error"]), (Some(0), &Value::Null), "not the job's fault: {job}");
+    assert_eq!(callbacks.calls().len(), 0, "nothing is done outside that could not be written down before");
+    world.execute("ALTER TABLE effect_away RENAME TO effect").await;
+    assert_eq!(client.succeeded(&id).await["attempt"], 1);
+    assert_eq!(callbacks.calls().len(), 2);
+    assert_eq!(worker.exits().len(), 0);
 }

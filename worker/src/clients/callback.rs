@@ -41,6 +41,14 @@ pub enum CallbackError {
     Refused(reqwest::StatusCode),
 }
 
+impl CallbackError {
+    /// Whether the observer may have heard the call all the same: it was sent, and the answer did not come.
+    #[must_use]
+    pub fn may_have_arrived(&self) -> bool {
+        matches!(self, Self::Unanswered(error) if !error.is_connect() && !error.is_builder())
+    }
+}
+
 impl From<CallbackError> for Failure {
     fn from(error: CallbackError) -> Self {
         let failure = match error {
@@ -56,15 +64,15 @@ impl From<CallbackError> for Failure {
 }
 
 impl Callback {
-    /// POSTs a JSON body; any 2xx is delivery.
+    /// POSTs a JSON body; any 2xx is delivery, and is answered.
     ///
     /// # Errors
     /// [`CallbackError`].
-    pub async fn post(&self, url: &str, body: &Value) -> Result<(), CallbackError> {
+    pub async fn post(&self, url: &str, body: &Value) -> Result<reqwest::StatusCode, CallbackError> {
         let url = loopback(url).ok_or(CallbackError::NotLoopback)?;
         let client = self.client()?;
         let answer = client.post(url).json(body).send().await.map_err(|error| CallbackError::Unanswered(error.without_url()))?;
-        if answer.status().is_success() { Ok(()) } else { Err(CallbackError::Refused(answer.status())) }
+        if answer.status().is_success() { Ok(answer.status()) } else { Err(CallbackError::Refused(answer.status())) }
     }
 
     fn client(&self) -> Result<&Client, CallbackError> {

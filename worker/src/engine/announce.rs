@@ -5,11 +5,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use redis::aio::ConnectionManager;
 use shared::{
     job::JobId,
     queue::{
-        QueueError,
+        Commands, QueueError,
         push::{self, Handover},
         signal,
     },
@@ -64,7 +63,7 @@ impl Announcer {
 }
 
 /// Tells what is left here until the announcer is closed.
-pub(super) async fn run(engine: Arc<Engine>, mut announcements: mpsc::Receiver<Announcement>, mut connection: ConnectionManager) {
+pub(super) async fn run(engine: Arc<Engine>, mut announcements: mpsc::Receiver<Announcement>, mut connection: Commands) {
     let mut batch = Vec::with_capacity(TOGETHER);
     let mut failing = false;
     while announcements.recv_many(&mut batch, TOGETHER).await > 0 {
@@ -84,7 +83,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut announcements: mpsc::Receiver<A
     }
 }
 
-async fn tell(engine: &Engine, connection: &mut ConnectionManager, handovers: &[Handover], changed: Vec<JobId>) -> Result<(), QueueError> {
+async fn tell(engine: &Engine, connection: &mut Commands, handovers: &[Handover], changed: Vec<JobId>) -> Result<(), QueueError> {
     if !handovers.is_empty() {
         push::push(connection, engine.redis.keys(), handovers).await?;
     }

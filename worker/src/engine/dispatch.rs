@@ -2,6 +2,9 @@
 //!
 //! It looks when somebody says that a queue has work (an API that accepted something for later, a settle that retries), when a
 //! reader made room while a backlog waits, when the next job is due, and every [`FALLBACK`] in any case.
+//!
+//! What must stay true: while Redis takes no jobs (its memory is full, it was demoted), none leave the backlog but the batch on which
+//! that was noticed: it is pushed before anything else is moved.
 
 use std::{
     collections::BTreeMap,
@@ -9,10 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::aio::ConnectionManager;
 use shared::{
     ledger::dispatch,
-    queue::{Queue, push},
+    queue::{
+        Commands, Queue,
+        push::{self, Handover},
+    },
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -65,16 +70,17 @@ impl Dispatch {
 }
 
 /// Dispatches the worker's queues until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: ConnectionManager) {
+pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: Commands) {
     let now = Instant::now();
     let mut next_look: BTreeMap<Queue, Instant> = queues.iter().map(|queue| (*queue, now)).collect();
+    let mut unpushed: BTreeMap<Queue, Vec<Handover>> = BTreeMap::new();
     loop {
         for queue in &queues {
             let due = next_look.get(queue).is_none_or(|at| *at <= Instant::now());
             if (!due && !engine.dispatch.is_wanted(*queue)) || engine.lease.epoch().is_none() {
                 continue;
             }
-            let wait = match look(&engine, *queue, &mut connection).await {
+            let wait = match look(&engine, *queue, &mut connection, unpushed.entry(*queue).or_default()).await {
                 Ok(wait) => wait.min(FALLBACK),
                 Err(error) => {
                     tracing::debug!(queue = queue.name(), error = &*error, "can't dispatch now");
@@ -98,10 +104,16 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
 async fn look(
     engine: &Engine,
     queue: Queue,
-    connection: &mut ConnectionManager,
+    connection: &mut Commands,
+    unpushed: &mut Vec<Handover>,
 ) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {
     loop {
         engine.dispatch.looked(queue, true);
+        // What recovery pushed meanwhile loses at its second claim.
+        if !unpushed.is_empty() {
+            push::push(connection, engine.redis.keys(), unpushed).await?;
+            unpushed.clear();
+        }
         let depth = push::depth(connection, engine.redis.keys(), queue).await?;
         let room = usize::try_from(engine.window.saturating_sub(depth)).unwrap_or(0);
         let now = engine.services.clock.now();
@@ -110,18 +122,21 @@ async fn look(
             return Ok(FALLBACK);
         }
         let wanted = room.min(dispatch::BATCH);
-        let dispatched = dispatch::dispatch(&engine.services.pool, queue, now, wanted).await?;
+        let dispatched = engine.bounded(dispatch::dispatch(&engine.services.pool, queue, now, wanted)).await?;
         let moved = dispatched.handovers.len() + dispatched.expired.len();
         if !dispatched.handovers.is_empty() {
-            push::push(connection, engine.redis.keys(), &dispatched.handovers).await?;
             metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(dispatched.handovers.len() as u64);
+            if let Err(error) = push::push(connection, engine.redis.keys(), &dispatched.handovers).await {
+                *unpushed = dispatched.handovers;
+                return Err(error.into());
+            }
         }
         let changed = dispatched.handovers.iter().map(|handover| handover.job).chain(dispatched.expired).collect();
         engine.announcer.tell(Announcement { changed, ..Announcement::default() });
         if moved < wanted {
             engine.dispatch.looked(queue, false);
             // Asked after that mark: who inserts from here on says so.
-            return Ok(dispatch::next_due(&engine.services.pool, queue, now).await?.unwrap_or(FALLBACK));
+            return Ok(engine.bounded(dispatch::next_due(&engine.services.pool, queue, now)).await?.unwrap_or(FALLBACK));
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Steps 4 and 5 for one queue: read entries for as many jobs as there are credits, claim them in one statement, hand them to
 //! the apalis worker, and take the entries off their streams: from the claim on the ledger answers for the job.
+//! This replica's own canaries come along, also while there is no room for jobs.
 
 use std::{sync::Arc, time::Duration};
 
-use redis::aio::ConnectionManager;
 use shared::{
     job::JobId,
     ledger::{
@@ -11,23 +11,23 @@ use shared::{
         claim::{self, ClaimedJob},
     },
     queue::{
-        Queue,
-        read::{self, Delivery, Reader},
+        Commands, Queue, canary,
+        read::{self, Delivery, Found, Reader},
     },
     random,
 };
 use tokio::sync::mpsc;
 
-use super::{Engine, announce::Announcement, credits::Credits, run::Work};
+use super::{
+    Engine,
+    announce::Announcement,
+    canary::Stage,
+    credits::Credits,
+    run::{Claimed, Work},
+};
 
 /// Fetches until the engine drains. Ending drops the feed, which lets the apalis worker finish and end.
-pub(super) async fn run(
-    engine: Arc<Engine>,
-    queue: Queue,
-    credits: Arc<Credits>,
-    feed: mpsc::Sender<Work>,
-    mut connection: ConnectionManager,
-) {
+pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>, feed: mpsc::Sender<Work>, mut connection: Commands) {
     let mut reader = Reader::new(engine.redis.clone(), queue, engine.worker.to_string());
     let mut failures: u32 = 0;
     loop {
@@ -36,21 +36,28 @@ pub(super) async fn run(
             credits.room().await
         };
         let room = tokio::select! {
+            biased;
             () = engine.draining.cancelled() => return,
-            room = ready => room,
+            room = ready => Some(room),
+            () = canary_sent(&engine, queue) => None,
+        };
+        let reading = async {
+            match room {
+                Some(room) => reader.read(room).await,
+                None => reader.read_canaries().await,
+            }
         };
         let read = tokio::select! {
             () = engine.draining.cancelled() => return,
-            read = reader.read(room) => read,
+            read = reading => read,
         };
-        let deliveries = match read {
-            Ok(deliveries) => {
+        let Found { deliveries, canaries, emptied } = match read {
+            Ok(found) => {
                 if failures > 0 {
                     tracing::info!(queue = queue.name(), failures, "reads the queue again");
                     failures = 0;
                 }
-                engine.health.consumed(queue);
-                deliveries
+                found
             }
             Err(error) => {
                 failures += 1;
@@ -66,7 +73,14 @@ pub(super) async fn run(
                 continue;
             }
         };
+        if emptied {
+            engine.emptied.notify_one();
+        }
+        if !canaries.is_empty() && !pass_on(&engine, queue, &canaries, &feed).await {
+            return;
+        }
         if deliveries.is_empty() {
+            acknowledge(&engine, &mut connection, queue, &canaries).await;
             continue;
         }
         // The read may have waited for seconds: what is claimed now belongs to the lease of now.
@@ -81,7 +95,7 @@ pub(super) async fn run(
         let changed = claimed.iter().map(|job| job.id).collect();
         for job in claimed {
             let cancelled = engine.held.insert(&job);
-            let work = Work { credit: credits.take(), epoch: epoch.clone(), cancelled, job: Arc::new(job) };
+            let work = Work::Job(Claimed { credit: credits.take(), epoch: epoch.clone(), cancelled, job: Arc::new(job) });
             // The apalis worker ends only after this task: the send can't fail while we are here.
             if feed.send(work).await.is_err() {
                 tracing::error!(queue = queue.name(), "the queue's worker is gone");
@@ -90,7 +104,43 @@ pub(super) async fn run(
         }
         engine.announcer.tell(Announcement { changed, ..Announcement::default() });
         remove(&engine, &mut connection, queue, &deliveries).await;
+        acknowledge(&engine, &mut connection, queue, &canaries).await;
         engine.dispatch.drained(queue);
+    }
+}
+
+/// Returns when a canary of ours has been sent since this returned last.
+async fn canary_sent(engine: &Engine, queue: Queue) {
+    match engine.canary_waits.get(&queue) {
+        Some(sent) => sent.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sends canaries on their way, through the statement that claims jobs to the apalis worker. False when the engine drains.
+async fn pass_on(engine: &Engine, queue: Queue, canaries: &[canary::Canary], feed: &mpsc::Sender<Work>) -> bool {
+    let newest = canaries.iter().filter_map(|canary| engine.canaries.sent(canary.mark?)).max();
+    if let Some(sent) = newest {
+        engine.health.reached(queue, Stage::Read, sent);
+        // As a claim of a job that is not there: our own id is none's.
+        if claim_patiently(engine, queue, &[JobId(engine.worker)]).await.is_none() {
+            return false;
+        }
+        engine.health.reached(queue, Stage::Claimed, sent);
+        if feed.send(Work::Canary(sent)).await.is_err() {
+            tracing::error!(queue = queue.name(), "the queue's worker is gone");
+            return false;
+        }
+    }
+    true
+}
+
+async fn acknowledge(engine: &Engine, connection: &mut Commands, queue: Queue, canaries: &[canary::Canary]) {
+    if canaries.is_empty() {
+        return;
+    }
+    if let Err(error) = canary::acknowledge(connection, engine.redis.keys(), queue, &engine.worker.to_string(), canaries).await {
+        tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "a canary stays unacknowledged");
     }
 }
 
@@ -105,7 +155,8 @@ async fn pause(engine: &Engine, pause: Duration) {
 async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Option<Vec<ClaimedJob>> {
     let mut failures: u32 = 0;
     loop {
-        let error: LedgerError = match claim::claim(&engine.claims, jobs, engine.worker, engine.services.clock.now()).await {
+        let claiming = claim::claim(&engine.claims, jobs, engine.worker, engine.services.clock.now());
+        let error: LedgerError = match engine.bounded(claiming).await {
             Ok(claimed) => return Some(claimed),
             Err(error) => error,
         };
@@ -120,7 +171,7 @@ async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Optio
     }
 }
 
-async fn remove(engine: &Engine, connection: &mut ConnectionManager, queue: Queue, deliveries: &[Delivery]) {
+async fn remove(engine: &Engine, connection: &mut Commands, queue: Queue, deliveries: &[Delivery]) {
     if let Err(error) = read::remove(connection, engine.redis.keys(), queue, deliveries).await {
         // They lose at the next claim, so this costs a delivery and nothing else.
         tracing::debug!(

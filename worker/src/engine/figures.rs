@@ -3,10 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::aio::ConnectionManager;
 use shared::{
     ledger::{LedgerError, dispatch, switches},
-    queue::{Queue, push},
+    queue::{Commands, Queue, push},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +15,7 @@ use super::Engine;
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Tells until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: ConnectionManager) {
+pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: Commands) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -29,7 +28,7 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
             if let Ok(depth) = push::depth(&mut connection, engine.redis.keys(), *queue).await {
                 metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth as f64);
             }
-            if let Err(error) = backlog(&engine, *queue).await {
+            if let Err(error) = engine.bounded(backlog(&engine, *queue)).await {
                 tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "could not take a queue's figures");
             }
         }

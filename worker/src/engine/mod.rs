@@ -12,8 +12,10 @@
 //! and every batch is bounded; a fault of Redis or Postgres makes a task wait and try again, never end.
 
 pub mod health;
+pub mod trial;
 
 mod announce;
+mod canary;
 mod credits;
 mod dispatch;
 mod fetch;
@@ -25,23 +27,27 @@ mod recover;
 mod run;
 mod settle;
 mod switches;
+mod watchdog;
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use apalis_core::worker::builder::WorkerBuilder;
 use secrecy::SecretString;
 use shared::{
-    ledger,
+    ledger::{self, LedgerError},
     queue::{Queue, Redis, backend::ChannelBackend, signal},
     shutdown::{Exit, Shutdown},
 };
 use sqlx::PgPool;
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -58,6 +64,7 @@ use held::Held;
 use lease::Lease;
 use run::{Finished, Runner, Work};
 use switches::Switches;
+use watchdog::Polls;
 
 /// Outcomes that wait for the settler; beyond that, runs wait with their credit.
 const UNSETTLED: usize = 4_096;
@@ -98,14 +105,43 @@ struct Engine {
     announcer: Announcer,
     dispatch: Dispatch,
     health: Arc<Health>,
+    /// What canaries' marks count from.
+    canaries: canary::Epoch,
+    /// Told when a canary was sent: a reader without room for jobs reads that one.
+    canary_waits: BTreeMap<Queue, Notify>,
+    /// Told when Redis seems to have been emptied.
+    emptied: Notify,
     switches: Switches,
     window: u64,
-    /// One permit: the turn of jobs under which a process died.
+    /// The turns of jobs under which workers were lost.
     suspects: Arc<Semaphore>,
+    polls: Arc<Polls>,
     /// Set when the process is asked to stop: nothing new starts.
     draining: CancellationToken,
     /// Set when the grace time is over: what runs is handed back.
     overdue: CancellationToken,
+}
+
+/// The longest that the engine waits for an answer of the ledger: beyond what the server lets a statement run.
+const LEDGER_DEADLINE: Duration = Duration::from_secs(35);
+
+impl Engine {
+    /// Waits for an exchange with the ledger, but not past the lease's end: the heartbeat did not get through either, so the
+    /// connection may well be lost, and nothing would ever say so.
+    async fn bounded<T, E: From<LedgerError>>(&self, exchange: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let deadline = async {
+            match self.lease.epoch() {
+                Some(held) => _ = tokio::time::timeout(LEDGER_DEADLINE, held.cancelled()).await,
+                // Without a lease there is little hope; what there is should be tried on a new connection soon.
+                None => tokio::time::sleep(ledger::recover::FENCE_AFTER).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = exchange => answer,
+            () = deadline => Err(ledger::timed_out().into()),
+        }
+    }
 }
 
 impl std::fmt::Debug for Handlers {
@@ -128,6 +164,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let lease = Arc::new(Lease::default());
     health.watch(&queues, Arc::clone(&lease));
 
+    let polls = Arc::new(Polls::default());
     let mut tasks = JoinSet::new();
     let (announcer, announcements) = Announcer::new();
     let engine = Arc::new(Engine {
@@ -140,10 +177,14 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         lease: Arc::clone(&lease),
         announcer,
         dispatch: Dispatch::default(),
-        health,
+        health: Arc::clone(&health),
+        canaries: canary::Epoch::now(),
+        canary_waits: queues.iter().map(|queue| (*queue, Notify::new())).collect(),
+        emptied: Notify::new(),
         switches: Switches::default(),
         window: parts.window,
-        suspects: Arc::new(Semaphore::new(1)),
+        suspects: Arc::new(Semaphore::new(trial::AT_ONCE)),
+        polls: Arc::clone(&polls),
         draining: draining.clone(),
         overdue: overdue.clone(),
     });
@@ -151,6 +192,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let pulse = Arc::new(Pulse::default());
     tasks.spawn(Arc::clone(&pulse).run(background.clone()));
     let stop_heartbeat = CancellationToken::new();
+    let stuck = Arc::new(AtomicBool::new(false));
     let heartbeat = Heartbeat {
         worker,
         name: parts.name.clone(),
@@ -159,26 +201,32 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         lease,
         pulse,
         held,
+        polls,
+        clock: engine.services.clock.clone(),
+        shutdown: shutdown.clone(),
+        stuck: Arc::clone(&stuck),
+        ending: background.clone(),
         stop: stop_heartbeat.clone(),
     }
     .start()
     .map_err(StartError::Thread)?;
 
-    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()?));
+    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()));
     let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], background.clone());
-    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()?));
-    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()?));
+    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()));
+    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()));
     // A job that is claimed before the switches are known for the first time would run although it must not.
     read_switches(&engine, &shutdown).await;
     tasks.spawn(switches::run(Arc::clone(&engine), queues.clone(), background.clone()));
-    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()?));
+    tasks.spawn(canary::run(Arc::clone(&engine), queues.clone(), draining.clone(), engine.redis.commands()));
+    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()));
 
     let (finished, outcomes) = mpsc::channel(UNSETTLED);
     let settler = tokio::spawn(settle::run(Arc::clone(&engine), outcomes, shutdown.forced().clone()));
 
     let mut workers = JoinSet::new();
     for (queue, slots) in parts.queues {
-        serve(&engine, queue, slots, finished.clone(), &mut workers)?;
+        serve(&engine, queue, slots, finished.clone(), &mut workers);
     }
     drop(finished);
     tracing::info!(worker = %worker, name = parts.name, "the engine runs");
@@ -194,6 +242,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         draining.cancel();
     }
 
+    health.stop();
     let asked = Instant::now();
     tracing::info!(held = engine.held.len(), "draining");
     if !drain(&engine, &mut workers, parts.grace, &shutdown).await && exit == Exit::Finished {
@@ -220,6 +269,9 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
             "could not leave the ledger in good order; it will forget this worker by itself"
         );
     }
+    if stuck.load(Ordering::Relaxed) {
+        exit = Exit::Stuck;
+    }
     tracing::info!(took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), ?exit, "stopped");
     Ok(exit)
 }
@@ -236,13 +288,7 @@ async fn read_switches(engine: &Engine, shutdown: &Shutdown) {
 }
 
 /// Starts a queue's fetcher and its apalis worker, each a task of its own: a monitor would poll all workers in one.
-fn serve(
-    engine: &Arc<Engine>,
-    queue: Queue,
-    slots: usize,
-    finished: mpsc::Sender<Finished>,
-    workers: &mut JoinSet<()>,
-) -> Result<(), StartError> {
+fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sender<Finished>, workers: &mut JoinSet<()>) {
     let credits = Credits::new(slots);
     let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
     let runner = Runner::new(Arc::clone(engine), queue, slots, Arc::clone(&credits), finished);
@@ -252,8 +298,7 @@ fn serve(
             tracing::error!(queue = queue.name(), error = %error, "the queue's worker ended");
         }
     });
-    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()?));
-    Ok(())
+    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()));
 }
 
 /// Waits for what runs; hands it back when the grace time is over, or at once when forced. Answers whether all finished.
@@ -277,7 +322,4 @@ pub enum StartError {
     /// The operating system gave no thread.
     #[error("the heartbeat's thread could not be started")]
     Thread(#[source] std::io::Error),
-    /// Redis' address can't be used.
-    #[error(transparent)]
-    Queue(#[from] shared::queue::QueueError),
 }

@@ -1,7 +1,7 @@
 //! Step 8's loops: finds what went missing between the ledger, the streams and a process, and puts it back.
 //!
 //! - every second: workers that are dead; their jobs are queued again and pushed;
-//! - every 5 s, and at each Redis reconnect, one replica: entries that somebody read and never claimed, queued jobs that are in no
+//! - every 5 s, at each Redis reconnect and when a stream was found gone, one replica: entries that somebody read and never claimed, queued jobs that are in no
 //!   stream, jobs of workers that left;
 //! - every 5 s, each replica for itself: claims that the ledger says it holds and it does not.
 
@@ -11,15 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::aio::ConnectionManager;
 use shared::{
     job::{JobId, State},
     ledger::{
-        LedgerError,
+        LedgerError, checkpoint,
         recover::{self, Recovered},
     },
     queue::{
-        Queue, QueueError,
+        Commands, Queue, QueueError,
         push::{self, Handover},
         read,
         signal::Signal,
@@ -37,6 +36,10 @@ const JUDGE_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long an entry may stay read and unclaimed before somebody else looks after it.
 const UNCLAIMED_AFTER: Duration = Duration::from_secs(5);
+/// How soon a sweep that was cut short is tried again.
+const AFTER_FAULT: Duration = Duration::from_secs(1);
+/// How long after Redis came back a second sweep follows: by then what was handed over just before counts as overdue.
+const SECOND_LOOK: Duration = Duration::from_millis(2_500);
 /// How often what has served its purpose is forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 /// Jobs of one statement.
@@ -52,12 +55,7 @@ enum SweepError {
 }
 
 /// Recovers until `stop`; `signals` bring reconnects and others' wishes.
-pub(super) async fn run(
-    engine: Arc<Engine>,
-    mut signals: mpsc::Receiver<Signal>,
-    stop: CancellationToken,
-    mut connection: ConnectionManager,
-) {
+pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>, stop: CancellationToken, mut connection: Commands) {
     let mut ticks = tokio::time::interval(JUDGE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lease = engine.lease.watch();
@@ -67,24 +65,35 @@ pub(super) async fn run(
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {
-                let judged = judge(&engine, &mut connection).await;
+                let judged = engine.bounded(judge(&engine, &mut connection)).await;
                 if Instant::now() >= next_sweep {
-                    next_sweep = Instant::now() + SWEEP_EVERY;
-                    judged.and(sweep(&engine, &mut connection, SWEEP_EVERY).await).and(not_held(&engine, &mut connection, &mut suspected).await)
+                    // Neither waits for the other's servers: one of them being away is when they are needed.
+                    let swept = engine.bounded(sweep(&engine, &mut connection, REGULAR)).await;
+                    next_sweep = Instant::now() + if swept.is_ok() { SWEEP_EVERY } else { AFTER_FAULT };
+                    let looked = engine.bounded(not_held(&engine, &mut connection, &mut suspected)).await;
+                    judged.and(swept).and(looked)
                 } else {
                     judged
                 }
             }
+            () = engine.emptied.notified() => {
+                tracing::warn!("a stream or its group was gone: Redis may have been emptied; comparing with the ledger");
+                next_sweep = Instant::now() + SECOND_LOOK;
+                engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
+            }
             // Back after a gap: what ran was dropped, so what the ledger says we hold is given back at once.
             Ok(()) = lease.changed() => {
-                if *lease.borrow_and_update() { give_all_back(&engine, &mut connection).await } else { Ok(()) }
+                if *lease.borrow_and_update() { engine.bounded(give_all_back(&engine, &mut connection)).await } else { Ok(()) }
             }
             signal = signals.recv() => match signal {
                 None => return,
                 Some(Signal::Wake(queue)) => { engine.dispatch.due(queue); Ok(()) }
-                // Redis may have been emptied: a duty a second is plenty, whoever reconnects.
-                Some(Signal::Subscribed) => sweep(&engine, &mut connection, Duration::from_secs(1)).await,
-                Some(Signal::Cancel(jobs)) => cancels(&engine, &jobs).await,
+                // Redis may have been emptied.
+                Some(Signal::Subscribed) => {
+                    next_sweep = next_sweep.min(Instant::now() + SECOND_LOOK);
+                    engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
+                }
+                Some(Signal::Cancel(jobs)) => engine.bounded(cancels(&engine, &jobs)).await,
                 Some(Signal::Changed(_)) => Ok(()),
             },
         };
@@ -96,7 +105,7 @@ pub(super) async fn run(
 }
 
 /// Takes over what dead workers held.
-async fn judge(engine: &Engine, connection: &mut ConnectionManager) -> Result<(), SweepError> {
+async fn judge(engine: &Engine, connection: &mut Commands) -> Result<(), SweepError> {
     if !engine.lease.may_judge() {
         return Ok(());
     }
@@ -112,7 +121,7 @@ async fn judge(engine: &Engine, connection: &mut ConnectionManager) -> Result<()
     Ok(())
 }
 
-async fn take_over(engine: &Engine, connection: &mut ConnectionManager, dead: &[Uuid]) -> Result<(), SweepError> {
+async fn take_over(engine: &Engine, connection: &mut Commands, dead: &[Uuid]) -> Result<(), SweepError> {
     loop {
         let limit = i64::try_from(BATCH).unwrap_or(i64::MAX);
         let recovered = recover::take_over(&engine.services.pool, dead, engine.services.clock.now(), limit).await?;
@@ -129,7 +138,7 @@ async fn take_over(engine: &Engine, connection: &mut ConnectionManager, dead: &[
 }
 
 /// Pushes what is queued again and tells of all of it. Recovered jobs have waited their turn, so they go first.
-async fn put_back(engine: &Engine, connection: &mut ConnectionManager, recovered: Vec<Recovered>) -> Result<(), SweepError> {
+async fn put_back(engine: &Engine, connection: &mut Commands, recovered: Vec<Recovered>) -> Result<(), SweepError> {
     let changed = recovered.iter().map(|recovered| recovered.job).collect();
     let handovers: Vec<Handover> = recovered
         .into_iter()
@@ -141,12 +150,31 @@ async fn put_back(engine: &Engine, connection: &mut ConnectionManager, recovered
     Ok(())
 }
 
-/// Compares streams and ledger, for all queues, if this replica gets the duty for `period`.
-async fn sweep(engine: &Engine, connection: &mut ConnectionManager, period: Duration) -> Result<(), SweepError> {
+/// A duty of the ledger: its name, and for how long who takes it has it.
+type Duty = (&'static str, Duration);
+
+/// The sweep that comes by itself. A little shorter than [`SWEEP_EVERY`], so that who comes next in time finds it free.
+const REGULAR: Duty = ("sweep", Duration::from_millis(4_500));
+/// The sweep for which there is a reason. A duty of its own: the regular one may just have been done, and found nothing or no
+/// Redis. One a second is plenty, however many replicas reconnect.
+const AT_ONCE: Duty = ("sweep_at_once", Duration::from_secs(1));
+
+/// Compares streams and ledger, if this replica gets the duty.
+async fn sweep(engine: &Engine, connection: &mut Commands, (duty, period): Duty) -> Result<(), SweepError> {
     let pool = &engine.services.pool;
-    if engine.lease.epoch().is_none() || !recover::take_duty(pool, "sweep", engine.worker, period).await? {
+    if engine.lease.epoch().is_none() || !recover::take_duty(pool, duty, engine.worker, period).await? {
         return Ok(());
     }
+    let swept = sweep_all(engine, connection).await;
+    if swept.is_err() {
+        // It is tried again soon, by us or by whoever is sooner.
+        recover::lay_down_duty(pool, duty, engine.worker).await?;
+    }
+    swept
+}
+
+async fn sweep_all(engine: &Engine, connection: &mut Commands) -> Result<(), SweepError> {
+    let pool = &engine.services.pool;
     let vanished = recover::vanished_workers(pool).await?;
     if !vanished.is_empty() && engine.lease.may_judge() {
         take_over(engine, connection, &vanished).await?;
@@ -160,11 +188,12 @@ async fn sweep(engine: &Engine, connection: &mut ConnectionManager, period: Dura
             read::forget_consumers(connection, engine.redis.keys(), queue, &alive).await?;
         }
         recover::tidy(pool, engine.services.clock.now()).await?;
+        checkpoint::tidy(pool).await?;
     }
     Ok(())
 }
 
-async fn sweep_queue(engine: &Engine, connection: &mut ConnectionManager, queue: Queue) -> Result<(), SweepError> {
+async fn sweep_queue(engine: &Engine, connection: &mut Commands, queue: Queue) -> Result<(), SweepError> {
     let keys = engine.redis.keys();
     // Entries whose reader died before it claimed: off the stream, and what is queued of them is found missing below.
     let abandoned = read::take_abandoned(connection, keys, queue, &engine.worker.to_string(), UNCLAIMED_AFTER, BATCH).await?;
@@ -185,6 +214,7 @@ async fn sweep_queue(engine: &Engine, connection: &mut ConnectionManager, queue:
             metrics::counter!("offstage_jobs_pushed_again_total", "queue" => queue.name()).increment(missing.len() as u64);
             tracing::warn!(queue = queue.name(), jobs = missing.len(), "queued jobs were in no stream: pushed again");
             push::push(connection, keys, &missing).await?;
+            recover::pushed(&engine.services.pool, &missing).await?;
         }
     }
     Ok(())
@@ -192,7 +222,7 @@ async fn sweep_queue(engine: &Engine, connection: &mut ConnectionManager, queue:
 
 /// Gives back claims that the ledger says we hold and we do not, seen so at two looks: between a claim's commit and its
 /// answer's arrival one look proves nothing.
-async fn not_held(engine: &Engine, connection: &mut ConnectionManager, suspected: &mut Vec<(JobId, i64)>) -> Result<(), SweepError> {
+async fn not_held(engine: &Engine, connection: &mut Commands, suspected: &mut Vec<(JobId, i64)>) -> Result<(), SweepError> {
     let claims = recover::claims_of(&engine.services.pool, engine.worker).await?;
     let now_suspected = engine.held.not_held(&claims);
     let lost: Vec<(JobId, i64)> = now_suspected.iter().filter(|claim| suspected.contains(claim)).copied().collect();
@@ -200,12 +230,12 @@ async fn not_held(engine: &Engine, connection: &mut ConnectionManager, suspected
     give_back(engine, connection, &lost).await
 }
 
-async fn give_all_back(engine: &Engine, connection: &mut ConnectionManager) -> Result<(), SweepError> {
+async fn give_all_back(engine: &Engine, connection: &mut Commands) -> Result<(), SweepError> {
     let claims = recover::claims_of(&engine.services.pool, engine.worker).await?;
     give_back(engine, connection, &engine.held.not_held(&claims)).await
 }
 
-async fn give_back(engine: &Engine, connection: &mut ConnectionManager, lost: &[(JobId, i64)]) -> Result<(), SweepError> {
+async fn give_back(engine: &Engine, connection: &mut Commands, lost: &[(JobId, i64)]) -> Result<(), SweepError> {
     if lost.is_empty() {
         return Ok(());
     }

@@ -13,8 +13,8 @@ use std::{
 
 use apalis_core::task::Task;
 use shared::{
-    job::{Failure, Interrupt, Outcome, Policy, SnoozeBounds, Success},
-    ledger::{claim::ClaimedJob, recover::CRASHES_IN_COMPANY, settle::Settlement},
+    job::{Failure, FailureClass, Outcome, Policy, SnoozeBounds},
+    ledger::{UNAVAILABLE, claim::ClaimedJob, recover::CRASHES_IN_COMPANY, settle::Settlement},
     queue::Queue,
     random,
 };
@@ -28,8 +28,9 @@ use tower::Service;
 use super::{
     Engine,
     credits::{Credit, Credits},
+    trial,
 };
-use crate::handlers::{Handler, JobContext, Run};
+use crate::handlers::{Handler, JobContext, Started};
 
 /// How long a handler that was asked to cancel may take to stop tidily before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -42,9 +43,23 @@ const UNKNOWN_KIND_SNOOZES: SnoozeBounds = SnoozeBounds { times: 120, total: Dur
 /// The policy of a kind that nobody here knows: all that is done with its jobs is to put them off.
 const UNKNOWN_KIND_POLICY: Policy = Policy { deadline: Duration::MAX, snooze: UNKNOWN_KIND_SNOOZES, ..Policy::DEFAULT };
 
+/// What a queue's fetcher hands to its apalis worker.
+#[derive(Debug)]
+pub enum Work {
+    /// A job to run.
+    Job(Claimed),
+    /// A canary that was sent then, on its way to the settler.
+    Canary(Instant),
+}
+
+/// How long a job waits whose handler the ledger did not answer, half as much more or less.
+const LEDGER_PAUSE: Duration = Duration::from_secs(2);
+/// How many runs of a job may go uncounted before such a failure counts after all: something about this job may be at fault.
+const UNCOUNTED_RUNS: i32 = 100;
+
 /// A claimed job on its way to its handler.
 #[derive(Debug)]
-pub struct Work {
+pub struct Claimed {
     /// The claim.
     pub job: Arc<ClaimedJob>,
     /// The right to hold it.
@@ -55,9 +70,18 @@ pub struct Work {
     pub cancelled: CancellationToken,
 }
 
-/// A run's end, on its way to the settler.
+/// What is on its way to the settler.
 #[derive(Debug)]
-pub struct Finished {
+pub enum Finished {
+    /// A run's end.
+    Run(Ended),
+    /// A canary of a queue that was sent then.
+    Canary(Queue, Instant),
+}
+
+/// A run's end.
+#[derive(Debug)]
+pub struct Ended {
     /// What to write.
     pub settlement: Settlement,
     /// The claim it ends.
@@ -73,7 +97,7 @@ pub struct Runner {
     queue: Queue,
     slots: Arc<Semaphore>,
     credits: Arc<Credits>,
-    /// Jobs under which processes died repeatedly run one at a time, so that the next crash names its cause.
+    /// Jobs under which workers were lost repeatedly run in processes of their own, so many at a time.
     suspects: Arc<Semaphore>,
     finished: mpsc::Sender<Finished>,
 }
@@ -85,7 +109,14 @@ impl Runner {
     }
 
     async fn work(self, work: Work) {
-        let Work { job, credit, epoch, cancelled } = work;
+        match work {
+            Work::Job(claimed) => self.run(claimed).await,
+            Work::Canary(sent) => _ = self.finished.send(Finished::Canary(self.queue, sent)).await,
+        }
+    }
+
+    async fn run(self, claimed: Claimed) {
+        let Claimed { job, credit, epoch, cancelled } = claimed;
         let claim = (job.id, job.token);
         let (policy, outcome) = tokio::select! {
             biased;
@@ -98,15 +129,15 @@ impl Runner {
         };
         let settlement = Settlement::decide(&job, &policy, outcome, self.engine.services.clock.now());
         // The settler outlives all runners; should it be gone, recovery gives the job to another process.
-        if let Err(error) = self.finished.send(Finished { settlement, job, _credit: credit }).await {
+        if self.finished.send(Finished::Run(Ended { settlement, job, _credit: credit })).await.is_err() {
             self.engine.held.remove([claim]);
-            tracing::error!(job = %error.0.job.id, "the outcome could not be settled: the settler is gone");
+            tracing::error!(job = %claim.0, "the outcome could not be settled: the settler is gone");
         }
     }
 
     /// Waits for a slot and runs the handler in it; hands the job back when the process stops first.
     async fn run_when_free(&self, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> (Policy, Outcome) {
-        // Whoever has to wait for its turn as a suspect waits in the ledger: here the suspect's crash would be blamed on it too.
+        // Whoever has to wait for its turn as a suspect waits in the ledger: here it would keep room from others.
         let _turn = if job.crashes >= CRASHES_IN_COMPANY {
             let Ok(turn) = self.suspects.try_acquire() else {
                 return (Policy::DEFAULT, Outcome::Deferred(SUSPECT_PAUSE.mul_f64(0.5 + random::fraction())));
@@ -143,13 +174,35 @@ impl Runner {
         let took = began.elapsed();
         self.credits.learn(took);
         metrics::histogram!("offstage_job_run_seconds", "queue" => self.queue.name(), "kind" => handler.name).record(took.as_secs_f64());
-        (handler.policy, outcome)
+        (handler.policy, Self::outcome_for_the_job(job, outcome))
+    }
+
+    /// What of a run's end is the job's own: that the ledger did not answer its handler is not.
+    fn outcome_for_the_job(job: &ClaimedJob, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Failed(failure)
+                if failure.code == UNAVAILABLE
+                    && failure.class != FailureClass::Permanent
+                    && job.runs - i32::from(job.attempt) < UNCOUNTED_RUNS =>
+            {
+                tracing::warn!(job = %job.id, causes = ?failure.causes, "the ledger did not answer the handler; the job waits, no attempt counted");
+                Outcome::Deferred(LEDGER_PAUSE.mul_f64(0.5 + random::fraction()))
+            }
+            outcome => outcome,
+        }
     }
 
     async fn run_handler(&self, handler: &Handler, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> Outcome {
         let context = JobContext { job: Arc::clone(job), services: Arc::clone(&self.engine.services), cancelled: cancelled.clone() };
-        let bounds = Bounds { name: handler.name, timeout: handler.policy.timeout, cancel_grace: CANCEL_GRACE };
-        supervise(handler.run(context), &bounds, &cancelled, &self.engine.overdue).await
+        let Started { run, timeout } = handler.start(context);
+        let (overdue, bounds) = (&self.engine.overdue, Bounds { name: handler.name, timeout, cancel_grace: CANCEL_GRACE });
+        if job.crashes >= CRASHES_IN_COMPANY {
+            drop(run);
+            let trial = trial::run(Arc::clone(job), cancelled.clone(), self.engine.draining.clone());
+            let bounds = Bounds { timeout: timeout + trial::START_WITHIN, ..bounds };
+            return supervise(trial, &bounds, &cancelled, overdue).await;
+        }
+        supervise(self.engine.polls.watch(Arc::clone(job), run), &bounds, &cancelled, overdue).await
     }
 }
 
@@ -162,7 +215,10 @@ struct Bounds {
 }
 
 /// Runs a handler in a task of its own to its end, or to whatever ends it first.
-async fn supervise(run: Run, bounds: &Bounds, cancelled: &CancellationToken, overdue: &CancellationToken) -> Outcome {
+async fn supervise<R>(run: R, bounds: &Bounds, cancelled: &CancellationToken, overdue: &CancellationToken) -> Outcome
+where
+    R: Future<Output: Into<Outcome> + Send + 'static> + Send + 'static,
+{
     let mut task = AbortOnDrop(tokio::spawn(run));
     tokio::select! {
         biased;
@@ -173,14 +229,15 @@ async fn supervise(run: Run, bounds: &Bounds, cancelled: &CancellationToken, ove
         }
         () = overdue.cancelled() => Outcome::HandedBack,
         // Asked first, dropped after a grace time. A success that comes first wins.
-        () = cancelled.cancelled() => match tokio::time::timeout(bounds.cancel_grace, &mut task).await {
-            Ok(Ok(Ok(success))) => Outcome::Succeeded(success),
+        () = cancelled.cancelled() => match tokio::time::timeout(bounds.cancel_grace, &mut task).await.map(outcome_of) {
+            Ok(Outcome::Succeeded(success)) => Outcome::Succeeded(success),
             _ => Outcome::Cancelled,
         },
     }
 }
 
-fn outcome_of(ended: Result<Result<Success, Interrupt>, JoinError>) -> Outcome {
+/// What a task that ran a handler came to; a panic fails the job.
+pub(super) fn outcome_of(ended: Result<impl Into<Outcome>, JoinError>) -> Outcome {
     match ended {
         Ok(result) => result.into(),
         Err(error) => match error.try_into_panic() {
@@ -233,9 +290,10 @@ impl<T> Drop for AbortOnDrop<T> {
 
 #[cfg(test)]
 mod tests {
-    use shared::job::FailureClass;
+    use shared::job::{FailureClass, Success};
 
     use super::*;
+    use crate::handlers::Run;
 
     const SOON: Duration = Duration::from_millis(30);
     /// Longer than any test waits.

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use shared::{
-    job::{Reason, State},
+    job::{JobId, Reason, State},
     ledger::settle::{self, Settled, Settlement},
     queue::read::reconnect_pause,
     random,
@@ -13,17 +13,41 @@ use shared::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, announce::Announcement, run::Finished};
+use super::{
+    Engine,
+    announce::Announcement,
+    canary::Stage,
+    run::{Ended, Finished},
+};
 
 /// Outcomes of one statement.
 const BATCH: usize = 500;
 
 /// Settles until all runners are gone and all they left is written; `forced` gives up sooner.
 pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finished>, forced: CancellationToken) {
-    let mut batch: Vec<Finished> = Vec::with_capacity(BATCH);
-    while outcomes.recv_many(&mut batch, BATCH).await > 0 {
-        let settlements: Vec<Settlement> = batch.iter().map(|finished| finished.settlement.clone()).collect();
+    let mut received: Vec<Finished> = Vec::with_capacity(BATCH);
+    while outcomes.recv_many(&mut received, BATCH).await > 0 {
+        let mut canaries = Vec::new();
+        let mut batch: Vec<Ended> = Vec::with_capacity(received.len());
+        for finished in received.drain(..) {
+            match finished {
+                Finished::Run(ended) => batch.push(ended),
+                Finished::Canary(queue, sent) => canaries.push((queue, sent)),
+            }
+        }
+        let mut settlements: Vec<Settlement> = batch.iter().map(|ended| ended.settlement.clone()).collect();
+        if !canaries.is_empty() {
+            // Our own id is no job's: the statement runs, and finds nothing to settle of it.
+            settlements.push(Settlement::of_nothing(JobId(engine.worker)));
+        }
         let Some(settled) = write_patiently(&engine, settlements, &forced).await else { return };
+        for (queue, sent) in canaries {
+            metrics::histogram!("offstage_queue_canary_seconds", "queue" => queue.name()).record(sent.elapsed().as_secs_f64());
+            engine.health.reached(queue, Stage::Settled, sent);
+        }
+        if batch.is_empty() {
+            continue;
+        }
         metrics::counter!("offstage_settles_stale_total").increment((batch.len() - settled.len()) as u64);
         metrics::histogram!("offstage_settle_batch_jobs").record(batch.len() as f64);
         for finished in &batch {
@@ -40,11 +64,10 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
             changed: settled.iter().map(|settled| settled.job).collect(),
         });
         // The credits go back here, all at once.
-        batch.clear();
     }
 }
 
-fn count(finished: &Finished, settled: &Settled) {
+fn count(finished: &Ended, settled: &Settled) {
     let outcome = match (settled.state, settled.reason) {
         (State::Waiting, Reason::Snoozed) => "snoozed",
         (State::Waiting, Reason::SwitchedOff) => "switched_off",
@@ -68,7 +91,7 @@ async fn write_patiently(engine: &Engine, settlements: Vec<Settlement>, forced: 
     let mut parts: Vec<Vec<Settlement>> = vec![settlements];
     let mut settled = Vec::new();
     while let Some(part) = parts.pop() {
-        let error = match settle::settle(&engine.services.pool, &part).await {
+        let error = match engine.bounded(settle::settle(&engine.services.pool, &part)).await {
             Ok(written) => {
                 settled.extend(written);
                 continue;

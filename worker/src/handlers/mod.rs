@@ -11,7 +11,12 @@ mod probe;
 #[cfg(test)]
 pub(crate) mod workbench;
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::TryFutureExt;
 use serde_json::Value;
@@ -21,15 +26,22 @@ use shared::{
     job::{Failure, Interrupt, Policy, Success},
     kinds::{ExportCreate, Kind, ProbeRun, Registry},
     ledger::{
+        UNAVAILABLE,
+        checkpoint::{self, CHECKPOINT_LIMIT},
         claim::ClaimedJob,
         effects::{self, Intent, Reach},
     },
+    queue::read::reconnect_pause,
+    random,
     tenant::Tenants,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::Clients;
+
+/// How long a receipt is offered to a ledger that does not answer: longer than a restart or a failover of Postgres.
+const RECEIPT_WITHIN: Duration = Duration::from_secs(60);
 
 /// What handlers may use, one for the process.
 #[derive(Debug)]
@@ -75,6 +87,10 @@ impl JobContext {
     pub async fn intend(&self, key: &str, intent: &Value) -> Result<Intent, Failure> {
         match effects::intend(&self.services.pool, &self.job, key, intent, Reach::Ours, self.services.clock.now()).await? {
             Intent::Fenced => Err(claim_lost()),
+            Intent::Unknown => {
+                self.count_unknown();
+                Ok(Intent::Unknown)
+            }
             known => Ok(known),
         }
     }
@@ -84,21 +100,93 @@ impl JobContext {
     ///
     /// # Errors
     /// [`Interrupt::SwitchedOff`], or a transient [`Failure`] as [`Self::intend`] has.
-    #[expect(dead_code, reason = "for the first handler with outward steps of its own; the ledger's side of it is tested")]
     pub async fn intend_outward(&self, key: &str, intent: &Value) -> Result<Intent, Interrupt> {
         match effects::intend(&self.services.pool, &self.job, key, intent, Reach::Outward, self.services.clock.now()).await? {
             Intent::Fenced => Err(claim_lost().into()),
             Intent::SwitchedOff => Err(Interrupt::SwitchedOff),
+            Intent::Unknown => {
+                self.count_unknown();
+                Ok(Intent::Unknown)
+            }
             known => Ok(known),
         }
     }
 
-    /// Writes down what the outside answered.
+    /// Lists an effect as unknown: it was begun, and its answer did not come.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer: the effect is then known as intended only.
+    pub async fn unknown(&self, key: &str) -> Result<(), Failure> {
+        effects::unknown(&self.services.pool, self.job.id, key).await?;
+        self.count_unknown();
+        Ok(())
+    }
+
+    fn count_unknown(&self) {
+        metrics::counter!("offstage_effects_unknown_total", "kind" => self.job.kind.clone()).increment(1);
+    }
+
+    /// Writes down what the outside answered, for as long as it takes within [`RECEIPT_WITHIN`], also when the run is dropped
+    /// meanwhile: what has no receipt is done again.
     ///
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer: the effect is then known as intended only.
     pub async fn receipt(&self, key: &str, receipt: &Value) -> Result<(), Failure> {
-        Ok(effects::receipt(&self.services.pool, self.job.id, key, receipt, self.services.clock.now()).await?)
+        let (services, job) = (Arc::clone(&self.services), self.job.id);
+        let (key, receipt) = (key.to_owned(), receipt.clone());
+        let writing = tokio::spawn(async move {
+            let began = Instant::now();
+            let mut failures = 0;
+            loop {
+                let written = effects::receipt(&services.pool, job, &key, &receipt, services.clock.now()).await;
+                match written {
+                    Err(error) if error.is_transient() && began.elapsed() < RECEIPT_WITHIN => {
+                        failures += 1;
+                        tokio::time::sleep(reconnect_pause(failures, random::fraction())).await;
+                    }
+                    written => return written,
+                }
+            }
+        });
+        match writing.await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(Failure::transient(UNAVAILABLE, "the process ends before the outside's answer could be written down")),
+        }
+    }
+
+    /// Saves a small state for the next attempt, in the place of any before. `keeps` names an object whose unfinished upload the next
+    /// attempt goes on with: no sweep takes it away while the job has not ended.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer or the claim is gone; a permanent one for a state that is too large.
+    pub async fn checkpoint(&self, state: &Value, keeps: Option<&str>) -> Result<(), Failure> {
+        let size = state.to_string().len();
+        if size > CHECKPOINT_LIMIT {
+            let message =
+                format!("a checkpoint of {size} bytes is too large, {CHECKPOINT_LIMIT} are allowed; this is a fault in the product");
+            return Err(Failure::permanent("checkpoint_too_large", message));
+        }
+        if checkpoint::save(&self.services.pool, &self.job, state, keeps, self.services.clock.now()).await? {
+            return Ok(());
+        }
+        Err(Failure::transient("claim_lost", "another worker took this job over; this run stops"))
+    }
+
+    /// What an earlier attempt saved.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer.
+    pub async fn saved(&self) -> Result<Option<Value>, Failure> {
+        // A first run has no earlier one.
+        if self.job.runs <= 1 { Ok(None) } else { Ok(checkpoint::find(&self.services.pool, self.job.id).await?) }
+    }
+
+    /// Forgets what was saved: the next attempt begins anew. Answers `false` when there was nothing, or the claim is gone.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer.
+    pub async fn forget_checkpoint(&self) -> Result<bool, Failure> {
+        Ok(checkpoint::forget(&self.services.pool, &self.job).await?)
     }
 
     /// Strikes an effect out that was undone.
@@ -124,8 +212,16 @@ pub struct Handler {
     pub name: &'static str,
     /// The kind's policy.
     pub policy: Policy,
-    run: Arc<dyn Fn(JobContext) -> Run + Send + Sync>,
+    run: Arc<dyn Fn(JobContext) -> Started + Send + Sync>,
     is_outward: fn(&str) -> bool,
+}
+
+/// A run that was begun, and how long it may take.
+pub struct Started {
+    /// The run; nothing happens until it is polled.
+    pub run: Run,
+    /// The longest that it may take.
+    pub timeout: Duration,
 }
 
 impl Handler {
@@ -134,13 +230,11 @@ impl Handler {
         F: Future<Output = Result<Success, E>> + Send + 'static,
         E: Into<Interrupt> + 'static,
     {
-        let run = move |context: JobContext| -> Run {
-            match serde_json::from_str::<K>(&context.job.payload) {
-                Ok(payload) => Box::pin(run(payload, context).map_err(Into::into)),
-                Err(error) => {
-                    let failure = Failure::permanent("payload_invalid", format!("this worker can't read the job's payload: {error}"));
-                    Box::pin(std::future::ready(Err(failure.into())))
-                }
+        let run = move |context: JobContext| match serde_json::from_str::<K>(&context.job.payload) {
+            Ok(payload) => Started { timeout: payload.timeout(), run: Box::pin(run(payload, context).map_err(Into::into)) },
+            Err(error) => {
+                let failure = Failure::permanent("payload_invalid", format!("this worker can't read the job's payload: {error}"));
+                Started { timeout: K::POLICY.timeout, run: Box::pin(std::future::ready(Err(failure.into()))) }
             }
         };
         // A payload that can't be read has no effect, and fails of that.
@@ -156,7 +250,7 @@ impl Handler {
 
     /// Starts a run; nothing happens until it is polled.
     #[must_use]
-    pub fn run(&self, context: JobContext) -> Run {
+    pub fn start(&self, context: JobContext) -> Started {
         (self.run)(context)
     }
 }

@@ -9,43 +9,70 @@ use chrono::SecondsFormat;
 use serde_json::json;
 use shared::{
     config::ProbeCallbacks,
-    job::{Failure, Success},
+    job::{Failure, Interrupt, Success},
     kinds::{ProbeOutcome, ProbeRun},
+    ledger::effects::Intent,
 };
 
 use super::JobContext;
 
 /// The code that an `exit` probe ends its process with: `EX_SOFTWARE` of BSD's `sysexits.h`.
 const EXIT_CODE: i32 = 70;
+/// An `allocate` probe's step.
+const PIECE: usize = 16 * 1024 * 1024;
+/// Where an `allocate` probe stops by itself, so that a mistaken one does not take a whole machine down: 4 GiB.
+const MOST_PIECES: usize = 256;
 
 /// Runs a probe.
-pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Success, Failure> {
-    tell(&payload, &context, "started").await?;
+pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Success, Interrupt> {
+    // A sign of life of this run, so each run gives it.
+    tell(&payload, &context, "started", context.job.runs).await?;
     if payload.sleep_ms > 0 {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(payload.sleep_ms)) => {}
-            () = context.cancelled.cancelled() => return Err(Failure::transient("cancelled", "the probe was cancelled")),
+            () = context.cancelled.cancelled() => return Err(Failure::transient("cancelled", "the probe was cancelled").into()),
         }
     }
-    tell(&payload, &context, "finished").await?;
+    // The effect: once an attempt, however many runs a crash makes of it.
+    tell(&payload, &context, "finished", i32::from(context.job.attempt)).await?;
     match payload.outcome {
         ProbeOutcome::Ok => Ok(Success::with(json!({ "slept_ms": payload.sleep_ms }))),
-        ProbeOutcome::Retry => Err(Failure::transient("probe_retry", "the probe was told to fail in passing")),
-        ProbeOutcome::Fail => Err(Failure::permanent("probe_failed", "the probe was told to fail")),
+        ProbeOutcome::Retry => Err(Failure::transient("probe_retry", "the probe was told to fail in passing").into()),
+        ProbeOutcome::Fail => Err(Failure::permanent("probe_failed", "the probe was told to fail").into()),
         ProbeOutcome::Panic => panic!("the probe was told to panic"),
         ProbeOutcome::Exit => {
             tracing::warn!(job = %context.job.id, "the probe was told to end this process");
             let _ = std::io::stdout().flush();
             std::process::exit(EXIT_CODE)
         }
+        ProbeOutcome::Hang => std::future::pending().await,
+        ProbeOutcome::Spin => loop {
+            std::hint::spin_loop();
+        },
+        ProbeOutcome::Allocate => Ok(allocate().await?),
     }
 }
 
-async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str) -> Result<(), Failure> {
+/// Takes memory and writes to it, until the process is refused more and dies of it.
+async fn allocate() -> Result<Success, Failure> {
+    let mut taken: Vec<Vec<u8>> = Vec::new();
+    while taken.len() < MOST_PIECES {
+        taken.push(vec![1; PIECE]);
+        tokio::task::yield_now().await;
+    }
+    Err(Failure::permanent("probe_unlimited", format!("the probe took {} MiB and nothing stopped it", taken.len() * (PIECE >> 20))))
+}
+
+/// Calls back through the effect ledger; `time` tells the calls of one phase apart.
+async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str, time: i32) -> Result<(), Interrupt> {
     let Some(url) = &payload.callback_url else { return Ok(()) };
     if context.services.probe.callbacks != ProbeCallbacks::Loopback {
         let message = "this worker makes no callbacks; start it with OFFSTAGE_PROBE_CALLBACKS=loopback";
-        return Err(Failure::permanent("callback_not_allowed", message));
+        return Err(Failure::permanent("callback_not_allowed", message).into());
+    }
+    let effect = format!("callback:{phase}:{time}");
+    if let Intent::Done { .. } = context.intend_outward(&effect, &json!({ "url": url })).await? {
+        return Ok(());
     }
     let told = json!({
         "job_id": context.job.id,
@@ -53,80 +80,38 @@ async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str) -> Result<(
         "phase": phase,
         "at": context.services.clock.now().to_rfc3339_opts(SecondsFormat::Micros, true),
     });
-    Ok(context.services.clients.callback.post(url, &told).await?)
+    match context.services.clients.callback.post(url, &told).await {
+        Ok(status) => Ok(context.receipt(&effect, &json!({ "status": status.as_u16() })).await?),
+        Err(error) if error.may_have_arrived() => {
+            context.unknown(&effect).await?;
+            Err(error.into())
+        }
+        Err(error) => {
+            context.forget_effect(&effect).await?;
+            Err(error.into())
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{sync::Arc, time::Instant};
 
-    use secrecy::SecretString;
     use serde_json::Value;
-    use shared::{
-        clock::Clock,
-        config::{Probe, Sources, Variables, WorkerConfig},
-        job::{FailureClass, JobId, Priority},
-        kinds::Kind,
-        ledger::{self, Sessions, claim::ClaimedJob},
-        tenant::Tenants,
-    };
+    use shared::job::FailureClass;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
         sync::mpsc,
     };
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{clients::Clients, handlers::Services};
+    use crate::handlers::workbench::Workbench;
 
-    /// A probe's context; it needs none of the services, so none is there.
-    fn context(callbacks: ProbeCallbacks) -> JobContext {
-        let nowhere = SecretString::from("postgres://nobody:x@127.0.0.1:1/nowhere");
-        let variables = Variables::from_iter([
-            ("OFFSTAGE_ENGINE_DATABASE_URL", "postgres://nobody:x@127.0.0.1:1/nowhere"),
-            ("OFFSTAGE_REDIS_URL", "redis://127.0.0.1:1"),
-            ("OFFSTAGE_S3_ENDPOINT", "http://127.0.0.1:1"),
-            ("OFFSTAGE_S3_BUCKET", "files"),
-            ("OFFSTAGE_S3_ACCESS_KEY_ID", "id"),
-            ("OFFSTAGE_S3_SECRET_ACCESS_KEY", "secret"),
-        ]);
-        let clock = Clock::at("2026-11-20T12:00:00.5Z".parse().unwrap());
-        let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &nowhere, Sessions::Engine, 1).unwrap();
-        let job = ClaimedJob {
-            id: JobId(clock.new_id()),
-            token: 1,
-            tenant: 1,
-            owner: None,
-            kind: ProbeRun::NAME.into(),
-            queue: ProbeRun::QUEUE,
-            priority: Priority::Normal,
-            payload: "{}".into(),
-            created_at: clock.now(),
-            run_at: clock.now(),
-            start_by: None,
-            started_at: clock.now(),
-            attempt: 2,
-            attempts_allowed: 3,
-            runs: 2,
-            crashes: 0,
-            counted_from: clock.now(),
-            snoozes: 0,
-            snoozed: Duration::ZERO,
-        };
-        let services = Services {
-            pool: pool.clone(),
-            clock,
-            tenants: Tenants::new(pool),
-            clients: Clients::new(&WorkerConfig::read(&variables, None).unwrap()),
-            sources: Sources::default(),
-            probe: Probe { enabled: true, callbacks },
-        };
-        JobContext { job: Arc::new(job), services: Arc::new(services), cancelled: CancellationToken::new() }
-    }
+    const MANIFEST: &str = "[tenant]\nname = \"acme\"\n";
 
-    /// Answers every call with a status, and gives the bodies out with the time they came.
-    async fn observer(status: &'static str) -> (String, mpsc::UnboundedReceiver<(Instant, Value)>) {
+    /// Answers every call with a status, or hangs up on it without one, and gives the bodies out with the time they came.
+    async fn observer(status: Option<&'static str>) -> (String, mpsc::UnboundedReceiver<(Instant, Value)>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/seen", listener.local_addr().unwrap());
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -141,59 +126,136 @@ mod tests {
                 }
                 let body = request.split(|byte| *byte == b'\n').next_back().unwrap();
                 let _ = sender.send((Instant::now(), serde_json::from_slice(body).unwrap()));
-                let _ = stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").as_bytes()).await;
+                if let Some(status) = status {
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
             }
         });
         (url, receiver)
     }
 
+    /// The failure of a run that was not interrupted otherwise.
+    fn failure(ended: Result<Success, Interrupt>) -> Failure {
+        match ended {
+            Err(Interrupt::Failed(failure)) => failure,
+            other => panic!("no failure: {other:?}"),
+        }
+    }
+
+    fn phases(heard: &mut mpsc::UnboundedReceiver<(Instant, Value)>) -> Vec<String> {
+        std::iter::from_fn(|| heard.try_recv().ok()).map(|(_, body)| body["phase"].as_str().unwrap().to_owned()).collect()
+    }
+
     #[tokio::test]
     async fn outcomes_are_as_told() {
-        let told = |outcome| ProbeRun { outcome, sleep_ms: 3, ..ProbeRun::default() };
-        let success = run(told(ProbeOutcome::Ok), context(ProbeCallbacks::Off)).await.unwrap();
+        let bench = Workbench::start(MANIFEST).await;
+        let told = async |outcome| {
+            let probe = ProbeRun { outcome, sleep_ms: 3, ..ProbeRun::default() };
+            let context = bench.claimed(&probe, None).await;
+            tokio::spawn(run(probe, context)).await
+        };
+        let success = told(ProbeOutcome::Ok).await.unwrap().unwrap();
         assert_eq!(success.result, Some(json!({ "slept_ms": 3 })));
-        let failure = run(told(ProbeOutcome::Retry), context(ProbeCallbacks::Off)).await.unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Transient, "probe_retry"));
-        let failure = run(told(ProbeOutcome::Fail), context(ProbeCallbacks::Off)).await.unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Permanent, "probe_failed"));
-        let ended = tokio::spawn(run(told(ProbeOutcome::Panic), context(ProbeCallbacks::Off))).await;
-        assert!(ended.unwrap_err().is_panic());
+        let failed = failure(told(ProbeOutcome::Retry).await.unwrap());
+        assert_eq!((failed.class, failed.code), (FailureClass::Transient, "probe_retry"));
+        let failed = failure(told(ProbeOutcome::Fail).await.unwrap());
+        assert_eq!((failed.class, failed.code), (FailureClass::Permanent, "probe_failed"));
+        assert!(told(ProbeOutcome::Panic).await.unwrap_err().is_panic());
     }
 
     #[tokio::test]
     async fn observers_hear_of_the_start_and_the_finish() {
-        let (url, mut heard) = observer("200 OK").await;
-        let context = context(ProbeCallbacks::Loopback);
+        let bench = Workbench::start(MANIFEST).await;
+        let (url, mut heard) = observer(Some("200 OK")).await;
         let probe = ProbeRun { outcome: ProbeOutcome::Fail, sleep_ms: 50, callback_url: Some(url), ..ProbeRun::default() };
-        assert_eq!(run(probe, context.clone()).await.unwrap_err().code, "probe_failed", "the outcome comes after the callbacks");
+        let context = bench.claimed(&probe, None).await;
+        assert_eq!(failure(run(probe, context.clone()).await).code, "probe_failed", "the outcome comes after the callbacks");
         let (started, first) = heard.recv().await.unwrap();
         let (finished, second) = heard.recv().await.unwrap();
         assert!(finished - started >= Duration::from_millis(50));
-        let told = |phase| json!({ "job_id": context.job.id, "attempt": 2, "phase": phase, "at": "2026-11-20T12:00:00.500000Z" });
+        let told = |phase| json!({ "job_id": context.job.id, "attempt": 1, "phase": phase, "at": "2026-11-20T12:00:00.000000Z" });
         assert_eq!((first, second), (told("started"), told("finished")));
         assert!(heard.try_recv().is_err());
+        let done = |key: &str| (key.to_owned(), 1);
+        assert_eq!(bench.effects(context.job.id).await, [done("callback:finished:1"), done("callback:started:1")]);
+    }
+
+    #[tokio::test]
+    async fn a_rerun_does_not_repeat_what_has_a_receipt_and_says_what_it_can_not_know() {
+        let bench = Workbench::start(MANIFEST).await;
+        let (url, mut heard) = observer(Some("200 OK")).await;
+        let probe = ProbeRun { callback_url: Some(url), ..ProbeRun::default() };
+        let context = bench.claimed(&probe, None).await;
+        run(probe.clone(), context.clone()).await.unwrap();
+        assert_eq!(phases(&mut heard), ["started", "finished"]);
+
+        // The process died before its outcome was settled: the attempt is the same, and so is what it did.
+        let rerun = bench.taken_over(&context).await;
+        run(probe.clone(), rerun.clone()).await.unwrap();
+        assert_eq!(phases(&mut heard), ["started"], "a sign of life of the second run; the finish was told");
+
+        // It died between the call and its receipt: whether it was heard nobody knows, so it is told again and listed.
+        sqlx::query("UPDATE effect SET receipt = NULL, state = 0 WHERE key = 'callback:finished:1'")
+            .execute(&bench.services.pool)
+            .await
+            .unwrap();
+        let third = bench.taken_over(&rerun).await;
+        run(probe.clone(), third.clone()).await.unwrap();
+        assert_eq!(phases(&mut heard), ["started", "finished"]);
+        let unknown = ("callback:finished:1".to_owned(), 2);
+        assert!(bench.effects(third.job.id).await.contains(&unknown), "listed for good, a receipt notwithstanding");
+        // With its receipt it is not told a third time.
+        let fourth = bench.taken_over(&third).await;
+        run(probe.clone(), fourth.clone()).await.unwrap();
+        assert_eq!(phases(&mut heard), ["started"]);
+
+        // A run whose claim is gone does nothing outside.
+        assert_eq!(failure(run(probe, context).await).code, "claim_lost");
+        assert_eq!(phases(&mut heard), [""; 0]);
     }
 
     #[tokio::test]
     async fn a_probe_that_is_not_heard_has_not_run() {
-        let (url, _heard) = observer("500 Internal Server Error").await;
-        let probe = ProbeRun { callback_url: Some(url.clone()), ..ProbeRun::default() };
-        let failure = run(probe, context(ProbeCallbacks::Loopback)).await.unwrap_err();
-        assert_eq!((failure.class, failure.code), (FailureClass::Transient, "callback_failed"));
+        let mut bench = Workbench::start(MANIFEST).await;
+        let (url, _heard) = observer(Some("500 Internal Server Error")).await;
+        let probe = ProbeRun { callback_url: Some(url), ..ProbeRun::default() };
+        Arc::get_mut(&mut bench.services).unwrap().probe.callbacks = ProbeCallbacks::Off;
+        let context = bench.claimed(&probe, None).await;
+        let failed = failure(run(probe.clone(), context).await);
+        assert_eq!((failed.class, failed.code), (FailureClass::Permanent, "callback_not_allowed"));
 
-        for (url, callbacks) in [(url, ProbeCallbacks::Off), ("http://192.0.2.1/".into(), ProbeCallbacks::Loopback)] {
-            let probe = ProbeRun { callback_url: Some(url), ..ProbeRun::default() };
-            let failure = run(probe, context(callbacks)).await.unwrap_err();
-            assert_eq!((failure.class, failure.code), (FailureClass::Permanent, "callback_not_allowed"));
-        }
+        Arc::get_mut(&mut bench.services).unwrap().probe.callbacks = ProbeCallbacks::Loopback;
+        let context = bench.claimed(&probe, None).await;
+        let failed = failure(run(probe, context.clone()).await);
+        assert_eq!((failed.class, failed.code), (FailureClass::Transient, "callback_failed"));
+        assert_eq!(bench.effects(context.job.id).await, [], "it said no, so nothing happened");
+
+        let (deaf, _heard) = observer(None).await;
+        let unheard = ProbeRun { callback_url: Some(deaf), ..ProbeRun::default() };
+        let context = bench.claimed(&unheard, None).await;
+        assert_eq!(failure(run(unheard, context.clone()).await).code, "callback_failed");
+        assert_eq!(bench.effects(context.job.id).await, [("callback:started:1".to_owned(), 2)], "sent, and the answer did not come");
+
+        let elsewhere = ProbeRun { callback_url: Some("http://192.0.2.1/".into()), ..ProbeRun::default() };
+        let context = bench.claimed(&elsewhere, None).await;
+        let failed = failure(run(elsewhere, context).await);
+        assert_eq!((failed.class, failed.code), (FailureClass::Permanent, "callback_not_allowed"));
     }
 
     #[tokio::test]
-    async fn a_cancelled_probe_stops_sleeping() {
-        let context = context(ProbeCallbacks::Off);
-        let running = tokio::spawn(run(ProbeRun { sleep_ms: 3_600_000, ..ProbeRun::default() }, context.clone()));
+    async fn a_cancelled_probe_stops_sleeping_and_a_hanging_one_does_not_listen() {
+        let bench = Workbench::start(MANIFEST).await;
+        let probe = ProbeRun { sleep_ms: 3_600_000, ..ProbeRun::default() };
+        let context = bench.claimed(&probe, None).await;
+        let running = tokio::spawn(run(probe, context.clone()));
         context.cancelled.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(10), running).await.expect("it stops").unwrap();
-        assert_eq!(ended.unwrap_err().code, "cancelled");
+        assert_eq!(failure(ended).code, "cancelled");
+
+        let probe = ProbeRun { outcome: ProbeOutcome::Hang, ..ProbeRun::default() };
+        let context = bench.claimed(&probe, None).await;
+        context.cancelled.cancel();
+        assert!(tokio::time::timeout(Duration::from_millis(100), run(probe, context)).await.is_err());
     }
 }

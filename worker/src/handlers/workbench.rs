@@ -76,6 +76,17 @@ impl Workbench {
         self.context(job)
     }
 
+    /// The same job as another worker has it that took it over.
+    pub(crate) async fn taken_over(&self, lost: &JobContext) -> JobContext {
+        sqlx::query("UPDATE job_state SET state = 1, token = 0, attempt = attempt - 1, crashes = crashes + 1 WHERE job_id = $1")
+            .bind(lost.job.id.0)
+            .execute(&self.services.pool)
+            .await
+            .unwrap();
+        let job = claim(&self.services.pool, &[lost.job.id], self.services.clock.new_id(), Self::noon()).await.unwrap().remove(0);
+        self.context(job)
+    }
+
     fn context(&self, job: ClaimedJob) -> JobContext {
         JobContext { job: Arc::new(job), services: Arc::clone(&self.services), cancelled: CancellationToken::new() }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use futures_util::{StreamExt, stream};
 use shared::{
     ledger::files::{self, Leftover},
-    storage::{CALL_DEADLINE, StorageError},
+    storage::StorageError,
 };
 
 use super::{AT_ONCE, BATCH, FIRST_PAUSE, Sweep, SweepError, is_away};
@@ -89,7 +89,7 @@ impl Sweep<'_> {
     /// The unfinished uploads to one object.
     async fn uploads_of(&self, key: &str) -> Result<Vec<String>, StorageError> {
         let request = self.storage.client().list_multipart_uploads().bucket(self.storage.bucket()).prefix(key).send();
-        let listed = self.storage.call("looking for unfinished uploads", CALL_DEADLINE, request).await?;
+        let listed = self.storage.call("looking for unfinished uploads", self.storage.deadline(), request).await?;
         let uploads = listed.uploads.unwrap_or_default().into_iter();
         Ok(uploads.filter(|upload| upload.key.as_deref() == Some(key)).filter_map(|upload| upload.upload_id).collect())
     }

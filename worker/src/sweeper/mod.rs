@@ -27,7 +27,7 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     ledger::{LedgerError, recover::take_duty},
-    storage::{CALL_DEADLINE, Storage, StorageError, StorageFault},
+    storage::{Storage, StorageError, StorageFault},
     tenant::Retention,
 };
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,9 @@ async fn sweep_files(services: Arc<Services>, stop: CancellationToken) {
         let swept = tokio::select! {
             // Wherever it is dropped: what was done is found done by the next one.
             () = stop.cancelled() => return,
-            swept = sweep_in_turn(&services, worker) => swept,
+            swept = tokio::time::timeout(SWEEP_WITHIN * 2, sweep_in_turn(&services, worker)) => {
+                swept.unwrap_or_else(|_| Err(shared::ledger::timed_out().into()))
+            }
         };
         if let Err(error) = swept {
             metrics::counter!("offstage_file_sweep_failures_total").increment(1);
@@ -128,7 +130,7 @@ impl<'a> Sweep<'a> {
     /// Aborts an upload. One that is not there counts as aborted.
     async fn abort(&self, key: &str, id: &str) -> Result<(), StorageError> {
         let request = self.storage.client().abort_multipart_upload().bucket(self.storage.bucket()).key(key).upload_id(id).send();
-        match self.storage.call("aborting an upload", CALL_DEADLINE, request).await {
+        match self.storage.call("aborting an upload", self.storage.deadline(), request).await {
             Err(error) if error.fault() != StorageFault::UploadMissing => Err(error),
             _ => {
                 metrics::counter!("offstage_uploads_aborted_total").increment(1);

@@ -17,6 +17,7 @@ use axum::{
     routing::get,
 };
 use shared::ledger::files::PAGE_TOKEN_LENGTH;
+use url::Url;
 use utoipa::OpenApi;
 
 use super::exports::{link_lifetime, redirect, unsigned};
@@ -33,9 +34,10 @@ pub fn routes() -> Router<App> {
     Router::new().route("/d/{token}", get(page)).route("/d/{token}/file", get(file))
 }
 
-/// The address of a file's page.
-pub fn address(token: &str) -> String {
-    format!("/d/{token}")
+/// The address of a file's page: whole where the installation knows its own (`public`), else the path.
+pub fn address(public: Option<&Url>, token: &str) -> String {
+    let base = public.map(|url| url.as_str().trim_end_matches('/')).unwrap_or_default();
+    format!("{base}/d/{token}")
 }
 
 /// The `{token}` of an address, if it can be one.

@@ -134,5 +134,5 @@ pub async fn create(
         }
     };
     let location = address(found.id);
-    Ok((status, [(header::LOCATION, location)], Answer(Export::of(found, app.clock.now()))).into_response())
+    Ok((status, [(header::LOCATION, location)], Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref()))).into_response())
 }

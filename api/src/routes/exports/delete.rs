@@ -56,5 +56,5 @@ pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
     };
     let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;
-    Ok((status, Answer(Export::of(found, now))).into_response())
+    Ok((status, Answer(Export::of(found, now, app.config.public_url.as_ref()))).into_response())
 }

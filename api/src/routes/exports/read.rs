@@ -58,7 +58,10 @@ pub async fn list(
     drop(transaction);
     let (found, next_cursor) = page.cut(found, |export| export.id);
     let now = app.clock.now();
-    Ok(Answer(ExportPage { items: found.into_iter().map(|export| Export::of(export, now)).collect(), next_cursor }))
+    Ok(Answer(ExportPage {
+        items: found.into_iter().map(|export| Export::of(export, now, app.config.public_url.as_ref())).collect(),
+        next_cursor,
+    }))
 }
 
 /// Shows an export.
@@ -79,5 +82,5 @@ pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfP
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let found = look_up(&mut transaction, asked).await?;
     drop(transaction);
-    Ok(Answer(Export::of(found, app.clock.now())))
+    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
 }

@@ -6,6 +6,7 @@ use shared::{
     job::{JobId, State},
     kinds::{ExportCreate, Kind},
 };
+use url::Url;
 use utoipa::ToSchema;
 
 use super::{
@@ -153,8 +154,8 @@ pub struct Links {
 }
 
 impl Export {
-    /// The view of an export as found, at a time.
-    pub fn of(found: FoundExport, now: DateTime<Utc>) -> Self {
+    /// The view of an export as found, at a time; `public` is the address under which people reach this API.
+    pub fn of(found: FoundExport, now: DateTime<Utc>, public: Option<&Url>) -> Self {
         let state = found.state_at(now);
         let this = address(found.id);
         let error = trouble(&found, state);
@@ -171,7 +172,7 @@ impl Export {
             downloads: found.file.as_ref().map_or(0, |file| file.downloads),
             deleted_at: found.file.as_ref().and_then(|file| file.deleted_at),
             download_url: (state == ExportState::Completed).then(|| format!("{this}/download")),
-            page_url: page_token(&found, state).map(downloads::address),
+            page_url: page_token(&found, state).map(|token| downloads::address(public, token)),
             dataset: found.dataset,
             format: found.format,
             filename: found.filename,
@@ -272,7 +273,7 @@ mod tests {
             (State::Expired, "expired", Some("not_started_in_time")),
             (State::Succeeded, "expired", Some("file_missing")),
         ] {
-            let view = Export::of(found(state, now), now);
+            let view = Export::of(found(state, now), now, None);
             assert_eq!((view.state.word(), view.error.as_ref().map(|error| error.code.as_str())), (word, error), "{state:?}");
             assert_eq!(serde_json::to_value(view.state).unwrap(), word);
             assert_eq!((view.download_url, view.downloads), (None, 0));
@@ -283,7 +284,7 @@ mod tests {
     fn a_file_is_there_until_it_expires_or_is_deleted() {
         let now = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
         let succeeded = || FoundExport { file: Some(file(now)), ..found(State::Succeeded, now) };
-        let there = serde_json::to_value(Export::of(succeeded(), now)).unwrap();
+        let there = serde_json::to_value(Export::of(succeeded(), now, None)).unwrap();
         assert_eq!(there["state"], "completed");
         assert_eq!(there["download_url"], format!("/v1/exports/{}/download", Uuid::nil()));
         assert_eq!(there["page_url"], "/d/a token");
@@ -292,15 +293,15 @@ mod tests {
             serde_json::json!({"name": "prompts.csv", "size": 3, "content_type": "text/csv", "sha256": "00ff", "rows": 1})
         );
         assert!(!there.to_string().contains("secret"));
-        let later = Export::of(succeeded(), now + TimeDelta::days(7));
+        let later = Export::of(succeeded(), now + TimeDelta::days(7), None);
         assert_eq!((later.state, later.download_url.as_ref(), later.downloads), (ExportState::Expired, None, 2));
         assert_eq!((later.error.unwrap().code.as_str(), later.page_url), ("file_expired", None));
         let mut deleted = succeeded();
         deleted.file.as_mut().unwrap().deleted_at = Some(now);
-        assert_eq!(Export::of(deleted, now).state, ExportState::Expired);
+        assert_eq!(Export::of(deleted, now, None).state, ExportState::Expired);
         let mut removed = succeeded();
         removed.file.as_mut().unwrap().removed_at = Some(now);
-        let removed = Export::of(removed, now);
+        let removed = Export::of(removed, now, None);
         assert_eq!((removed.state, removed.error.unwrap().code.as_str()), (ExportState::Expired, "file_deleted"));
         assert_eq!((removed.download_url, removed.page_url), (None, None));
     }

@@ -10,6 +10,7 @@ mod installation;
 mod template;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -128,6 +129,16 @@ impl Postgres {
         self.process.kill9().await
     }
 
+    /// Shut down in immediate mode (SIGQUIT: no checkpoint, sessions are thrown out in the middle of their statements) and started
+    /// again at once, recovering from its log.
+    ///
+    /// # Errors
+    /// As [`Postgres::start`].
+    pub async fn restart_immediately(&self) -> Result<()> {
+        self.process.quit().await?;
+        self.start().await
+    }
+
     /// The server and all its sessions stand still; connections stay open and new ones hang.
     ///
     /// # Errors
@@ -142,6 +153,26 @@ impl Postgres {
     /// Only when the sandbox is being taken down.
     pub async fn resume(&self) -> Result<bool> {
         self.process.resume().await
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Never as things are.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.process.address().ok_or_else(|| Error::Invalid("the sandbox's Postgres has no address".to_owned()))
+    }
+
+    /// The settings by which `api` and `worker` find the product's database at another address, as a proxy's.
+    #[must_use]
+    pub fn environment_at(&self, address: SocketAddr) -> BTreeMap<String, String> {
+        let real = self.process.address().map(|address| address.to_string()).unwrap_or_default();
+        let mut environment = self.environment();
+        environment.retain(|name, _| ["OFFSTAGE_API_DATABASE_URL", "OFFSTAGE_ENGINE_DATABASE_URL"].contains(&name.as_str()));
+        for url in environment.values_mut() {
+            *url = url.replace(&format!("@{real}/"), &format!("@{address}/"));
+        }
+        environment
     }
 
     /// The server's process, for its log and its exits.

@@ -66,6 +66,8 @@ impl Server {
         });
         let serving = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
         tokio::select! {
+            // First, so that nothing is answered on a connection that was cut.
+            biased;
             () = cut.cancelled() => {}
             // A connection's error is its client's affair.
             _ = serving => {}
@@ -105,6 +107,10 @@ impl Server {
             }
         });
         let response = self.service.call(request).await.map_err(|error| std::io::Error::other(format!("{error:?}")))?;
+        // The store calls a body that was cut a fault of its own; the client of a cut connection hears nothing of that.
+        if connection.is_cancelled() {
+            return Err(cut("cut by a fault"));
+        }
         if fault == Some(Fault::LoseAnswer) {
             return Err(cut("the answer is lost by a fault"));
         }

@@ -11,21 +11,29 @@
 //! A part that meets a passing fault is sent again, a few times within seconds: over thousands of parts a server's hiccup
 //! is the rule, and starting a ten-gigabyte file anew for it would never end. Everything else is the job's policy's.
 
+mod buffers;
 mod parts;
+mod resume;
 
-use std::{mem, time::Duration};
+use std::{collections::VecDeque, mem, time::Duration};
 
-use aws_lc_rs::digest::{self, SHA256};
 use aws_sdk_s3::{
     primitives::ByteStream,
     types::{CompletedMultipartUpload, CompletedPart},
 };
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use shared::{
     random,
-    storage::{CALL_DEADLINE, Storage, StorageError, StorageFault},
+    storage::{Storage, StorageError, StorageFault},
 };
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::{
+    runtime::Handle,
+    task::{JoinError, JoinSet},
+};
+
+use buffers::Buffers;
+pub use resume::Stop;
 
 /// Parts that travel at a time.
 const IN_FLIGHT: usize = 2;
@@ -46,6 +54,12 @@ const COMPLETE_WITHIN: Duration = Duration::from_secs(600);
 /// How long cleaning up may take when nobody waits for it.
 const DISCARD_WITHIN: Duration = Duration::from_secs(10);
 
+/// From here on a buffer is made as large as a part.
+const GROWN: usize = 1024 * 1024;
+
+/// A part with what it usually exceeds its size by.
+const FULL: usize = parts::FIRST + parts::SLACK;
+
 /// How much is hashed at a time.
 const HASHED: usize = 64 * 1024;
 
@@ -56,21 +70,13 @@ pub struct Upload {
     key: String,
     content_type: &'static str,
     buffer: Vec<u8>,
+    buffers: Buffers,
     /// How much of the buffer is in the digest.
     hashed: usize,
-    digest: Digest,
+    digest: Sha256,
     /// Bytes that left the buffer.
     sent: u64,
     stage: Stage,
-}
-
-/// `digest::Context` is not `Debug`.
-struct Digest(digest::Context);
-
-impl std::fmt::Debug for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Digest")
-    }
 }
 
 /// What the server knows of the upload.
@@ -94,6 +100,10 @@ struct Multipart {
     /// Parts begun.
     begun: i32,
     in_flight: JoinSet<Result<CompletedPart, StorageError>>,
+    /// The parts begun and not yet known to have arrived with all before them.
+    ends: VecDeque<i32>,
+    /// All parts up to this one have arrived.
+    confirmed: i32,
 }
 
 /// What became of a finished upload.
@@ -111,8 +121,18 @@ impl Upload {
     /// An upload to `key`, of which the server knows nothing yet.
     #[must_use]
     pub fn new(storage: Storage, key: String, content_type: &'static str) -> Self {
-        let digest = Digest(digest::Context::new(&SHA256));
-        Self { storage, key, content_type, buffer: Vec::new(), hashed: 0, digest, sent: 0, stage: Stage::Unknown }
+        let digest = Sha256::new();
+        Self {
+            storage,
+            key,
+            content_type,
+            buffer: Vec::new(),
+            buffers: Buffers::default(),
+            hashed: 0,
+            digest,
+            sent: 0,
+            stage: Stage::Unknown,
+        }
     }
 
     /// Where the content is written to, by appending.
@@ -144,10 +164,16 @@ impl Upload {
         if self.buffer.len() - self.hashed >= HASHED {
             self.hash();
         }
+        // Small files are most; what gets this large becomes a part, whose size is known.
+        if self.buffer.len() >= GROWN && self.buffer.capacity() < FULL {
+            let mut full = self.buffers.take(FULL);
+            full.extend_from_slice(&self.buffer);
+            self.buffer = full;
+        }
     }
 
     fn hash(&mut self) {
-        self.digest.0.update(self.buffer.get(self.hashed..).unwrap_or_default());
+        self.digest.update(self.buffer.get(self.hashed..).unwrap_or_default());
         self.hashed = self.buffer.len();
     }
 
@@ -161,12 +187,19 @@ impl Upload {
         let request =
             storage.client().create_multipart_upload().bucket(storage.bucket()).key(&self.key).content_type(self.content_type).send();
         self.stage = Stage::Creating;
-        let created = storage.call(ACTION, CALL_DEADLINE, request).await;
+        let created = storage.call(ACTION, storage.deadline(), request).await;
         if created.as_ref().is_err_and(is_shut_out) {
             self.stage = Stage::Unknown;
         }
         let id = created?.upload_id.filter(|id| !id.is_empty()).ok_or_else(|| storage.unexpected(ACTION, "the answer has no upload id"))?;
-        self.stage = Stage::Multipart(Multipart { id, arrived: Vec::new(), begun: 0, in_flight: JoinSet::new() });
+        self.stage = Stage::Multipart(Multipart {
+            id,
+            arrived: Vec::new(),
+            begun: 0,
+            in_flight: JoinSet::new(),
+            ends: VecDeque::new(),
+            confirmed: 0,
+        });
         Ok(self.id().unwrap_or_default())
     }
 
@@ -186,12 +219,14 @@ impl Upload {
         if multipart.begun > parts::MOST {
             return Err(self.storage.unexpected("sending a part", "the object is larger than the 5 TiB that S3 stores"));
         }
-        // The next part is as large, give or take a batch of rows; pages that are never touched cost nothing.
-        let body = mem::replace(&mut self.buffer, Vec::with_capacity(parts::size(multipart.begun + 1) + parts::SLACK));
+        // The next part is as large, give or take a batch of rows.
+        let next = self.buffers.take(parts::size(multipart.begun + 1) + parts::SLACK);
+        let body = self.buffers.lend(mem::replace(&mut self.buffer, next));
         self.sent += body.len() as u64;
         self.hashed = 0;
+        multipart.ends.push_back(multipart.begun);
         let part = Part { storage: self.storage.clone(), key: self.key.clone(), upload: multipart.id.clone(), number: multipart.begun };
-        multipart.in_flight.spawn(part.send(body.into()));
+        multipart.in_flight.spawn(part.send(body));
         Ok(())
     }
 
@@ -210,8 +245,7 @@ impl Upload {
             }
             _ => self.put().await?,
         };
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(self.digest.0.clone().finish().as_ref());
+        let sha256 = self.digest.clone().finalize().into();
         self.stage = Stage::Publishing(None);
         Ok(Receipt { bytes: self.sent, sha256, etag })
     }
@@ -223,12 +257,17 @@ impl Upload {
         }
     }
 
+    /// Leaves what the server has of it for a later run to [go on](Upload::resume) with; what travels is given up.
+    pub fn leave(mut self) {
+        self.stage = Stage::Unknown;
+    }
+
     async fn put(&mut self) -> Result<Option<String>, StorageError> {
         let body = Bytes::from(mem::take(&mut self.buffer));
         self.sent = body.len() as u64;
         self.stage = Stage::Publishing(None);
         let storage = self.storage.clone();
-        let deadline = deadline(body.len());
+        let deadline = deadline(&storage, body.len());
         let put = || {
             let body = ByteStream::from(body.clone());
             let request = storage.client().put_object().bucket(storage.bucket()).key(&self.key).content_type(self.content_type).body(body);
@@ -285,7 +324,7 @@ impl Upload {
     /// The published object's `ETag`, if the object stands and has all our bytes.
     async fn find_published(&self) -> Option<Option<String>> {
         let request = self.storage.client().head_object().bucket(self.storage.bucket()).key(&self.key).send();
-        let object = self.storage.call("looking for the file", CALL_DEADLINE, request).await.ok()?;
+        let object = self.storage.call("looking for the file", self.storage.deadline(), request).await.ok()?;
         let length = object.content_length.and_then(|length| u64::try_from(length).ok())?;
         (length == self.sent).then_some(object.e_tag)
     }
@@ -328,7 +367,7 @@ async fn remove(storage: Storage, key: String, stage: Stage) -> bool {
             // A part that arrives after the abort would stay, and be paid for.
             multipart.in_flight.shutdown().await;
             let request = storage.client().abort_multipart_upload().bucket(storage.bucket()).key(&key).upload_id(&multipart.id);
-            match storage.call("aborting an upload", CALL_DEADLINE, request.send()).await {
+            match storage.call("aborting an upload", storage.deadline(), request.send()).await {
                 Err(error) if error.fault() != StorageFault::UploadMissing => return Err(error),
                 _ => {}
             }
@@ -357,11 +396,17 @@ impl Multipart {
     /// Waits for one of the parts that travel.
     async fn arrive(&mut self, storage: &Storage) -> Result<(), StorageError> {
         match self.in_flight.join_next().await {
-            Some(Ok(part)) => self.arrived.push(part?),
+            Some(ended) => self.note(ended, storage),
+            None => Ok(()),
+        }
+    }
+
+    fn note(&mut self, ended: Result<Result<CompletedPart, StorageError>, JoinError>, storage: &Storage) -> Result<(), StorageError> {
+        match ended {
+            Ok(part) => self.arrived.push(part?),
             // Ours to mend: the run panics too and is settled as such.
-            Some(Err(ended)) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-            Some(Err(_)) => return Err(storage.unexpected("sending a part", "its task was ended")),
-            None => {}
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => return Err(storage.unexpected("sending a part", "its task was ended")),
         }
         Ok(())
     }
@@ -382,7 +427,7 @@ impl Part {
         let put = || {
             let request = storage.client().upload_part().bucket(storage.bucket()).key(&key).upload_id(&upload).part_number(number);
             let request = request.body(ByteStream::from(body.clone()));
-            storage.call(ACTION, deadline(body.len()), request.send())
+            storage.call(ACTION, deadline(&storage, body.len()), request.send())
         };
         let answer = retried(put).await?;
         let etag = answer.e_tag.ok_or_else(|| storage.unexpected(ACTION, "the answer has no ETag"))?;
@@ -415,8 +460,8 @@ fn is_worth_sending_again(error: &StorageError) -> bool {
 }
 
 /// A body's total deadline: what any call may take, and the body at its slowest.
-fn deadline(bytes: usize) -> Duration {
-    CALL_DEADLINE + Duration::from_secs(bytes as u64 / SLOWEST)
+fn deadline(storage: &Storage, bytes: usize) -> Duration {
+    storage.deadline() + Duration::from_secs(bytes as u64 / SLOWEST)
 }
 
 /// Whether the server let us do nothing at all, so that nothing can be left of it.

@@ -18,16 +18,21 @@ async fn world() -> (Sandbox, Storage) {
 
 fn storage(sandbox: &Sandbox, secret: Option<&str>) -> Storage {
     let (id, key) = sandbox.s3.credentials();
-    Storage::new(&config::S3 {
-        endpoint: Some(sandbox.s3.endpoint().parse().unwrap()),
+    Storage::new(&settings(&sandbox.s3.endpoint(), id, secret.unwrap_or(key).into()))
+}
+
+fn settings(endpoint: &str, id: &str, secret: SecretString) -> config::S3 {
+    config::S3 {
+        endpoint: Some(endpoint.parse().unwrap()),
         public_endpoint: None,
         region: "us-east-1".into(),
         bucket: "offstage".into(),
         access_key_id: id.into(),
-        secret_access_key: SecretString::from(secret.unwrap_or(key)),
+        secret_access_key: secret,
         session_token: None,
         path_style: true,
-    })
+        call: Duration::from_secs(30),
+    }
 }
 
 /// `size` bytes that don't repeat soon.
@@ -73,7 +78,7 @@ async fn upload(storage: &Storage, key: &str, content: &[u8]) -> Result<Receipt,
 }
 
 fn sha256(content: &[u8]) -> [u8; 32] {
-    digest::digest(&SHA256, content).as_ref().try_into().unwrap()
+    Sha256::digest(content).into()
 }
 
 /// Waits until nothing is left of any upload, or fails after ten seconds.
@@ -230,6 +235,7 @@ async fn no_more_than_two_parts_travel() {
 
 #[test]
 fn deadlines_leave_time_for_slow_lines() {
-    assert_eq!(deadline(0), Duration::from_secs(30));
-    assert_eq!(deadline(8 * MIB), Duration::from_secs(286));
+    let storage = Storage::new(&settings("http://127.0.0.1:9", "id", "secret".into()));
+    assert_eq!(deadline(&storage, 0), Duration::from_secs(30));
+    assert_eq!(deadline(&storage, 8 * MIB), Duration::from_secs(286));
 }

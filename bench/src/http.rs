@@ -8,6 +8,7 @@ use hyper::{
     Request, StatusCode,
     client::conn::http1::{SendRequest, handshake},
     header,
+    http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::JoinHandle};
@@ -16,7 +17,7 @@ use crate::error::{Doing, Error, Result};
 
 /// A connection to the API that stays open.
 #[derive(Debug)]
-pub(super) struct Client {
+pub struct Client {
     sender: SendRequest<Full<Bytes>>,
     connection: JoinHandle<()>,
     host: String,
@@ -25,7 +26,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Connects; requests carry `key`.
-    pub(super) async fn connect(address: SocketAddr, key: &str) -> Result<Self> {
+    pub async fn connect(address: SocketAddr, key: &str) -> Result<Self> {
         let stream = TcpStream::connect(address).await.doing("connect to the API")?;
         stream.set_nodelay(true).doing("set up a connection to the API")?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
@@ -36,9 +37,18 @@ impl Client {
         Ok(Self { sender, connection, host: address.to_string(), authorization: format!("Bearer {key}") })
     }
 
-    /// One request and its answer.
-    pub(super) async fn post(&mut self, path: &str, body: String) -> Result<(StatusCode, Bytes)> {
-        let request = Request::post(path)
+    /// One `POST` and its answer.
+    pub async fn post(&mut self, path: &str, body: String) -> Result<(StatusCode, Bytes)> {
+        self.send(Request::post(path), body).await
+    }
+
+    /// One `GET` and its answer.
+    pub async fn get(&mut self, path: &str) -> Result<(StatusCode, Bytes)> {
+        self.send(Request::get(path), String::new()).await
+    }
+
+    async fn send(&mut self, request: Builder, body: String) -> Result<(StatusCode, Bytes)> {
+        let request = request
             .header(header::HOST, &self.host)
             .header(header::AUTHORIZATION, &self.authorization)
             .header(header::CONTENT_TYPE, "application/json")
