@@ -19,7 +19,7 @@ CREATE TABLE job_held (
     tenant_id integer NOT NULL,
     kind      text NOT NULL,
     queue     text NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
 CREATE INDEX job_held_by_kind ON job_held (queue, tenant_id, kind, job_id);
 
 ALTER TABLE outward_switch ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;

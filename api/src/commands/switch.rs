@@ -65,31 +65,33 @@ impl SwitchCommand {
     }
 }
 
-async fn off(owner: &Owner, named: &Named, reason: &str, by: &str) -> Result<(), CommandError> {
+async fn off(owner: &Owner, asked: &Named, reason: &str, by: &str) -> Result<(), CommandError> {
     check("--reason", reason)?;
     check("--by", by)?;
-    let (scope, names) = scope(owner, named).await?;
+    let (scope, names) = scope(owner, asked).await?;
     let turned = switches::turn_off(&owner.pool, &scope, names.as_deref(), by, reason, owner.clock.now()).await?;
     if turned {
-        say(format!("outward effects of {} are off; jobs that would have any wait from now on", told(named)));
+        say(format!("outward effects of {} are off; jobs that would have any wait from now on", told(asked)));
     } else {
-        say(format!("outward effects of {} were off before; nothing was changed", told(named)));
+        say(format!("outward effects of {} were off before; nothing was changed", told(asked)));
     }
     Ok(())
 }
 
-async fn on(owner: &Owner, named: &Named, by: &str) -> Result<(), CommandError> {
+async fn on(owner: &Owner, asked: &Named, by: &str) -> Result<(), CommandError> {
     check("--by", by)?;
-    let (scope, _) = scope(owner, named).await?;
+    let (scope, _) = scope(owner, asked).await?;
     if switches::turn_on(&owner.pool, &scope, by, owner.clock.now()).await? {
-        say(format!("outward effects of {} are on again; what waited goes on within seconds", told(named)));
+        say(format!("outward effects of {} are on again; what waited goes on within seconds", told(asked)));
     } else {
-        say(format!("the switch for {} was not off; nothing was changed", told(named)));
+        say(format!("the switch for {} was not off; nothing was changed", told(asked)));
     }
     let others = switches::list(&owner.pool, false).await?;
     if !others.is_empty() {
         complain("still off, and stopping what they name:");
-        others.iter().for_each(|switch| complain(&line(switch)));
+        for switch in &others {
+            complain(&line(switch));
+        }
     }
     Ok(())
 }
@@ -110,21 +112,23 @@ async fn list(owner: &Owner, all: bool, as_json: bool) -> Result<(), CommandErro
     if switches.is_empty() {
         complain("no switch is off: outward effects are on");
     }
-    switches.iter().for_each(|switch| say(line(switch)));
+    for switch in &switches {
+        say(line(switch));
+    }
     Ok(())
 }
 
 fn line(switch: &Switch) -> String {
-    let named = Named { tenant: switch.tenant.clone(), kind: switch.kind.clone() };
+    let asked = Named { tenant: switch.tenant.clone(), kind: switch.kind.clone() };
     let on = match (switch.on_at, &switch.on_by) {
         (Some(at), by) => format!("  on {} by {}", time(at), by.as_deref().unwrap_or("somebody")),
         (None, _) => String::new(),
     };
-    format!("{}  off {} by {}{on}  {}", told(&named), time(switch.off_at), switch.off_by, switch.reason)
+    format!("{}  off {} by {}{on}  {}", told(&asked), time(switch.off_at), switch.off_by, switch.reason)
 }
 
-fn told(named: &Named) -> String {
-    match (&named.tenant, &named.kind) {
+fn told(asked: &Named) -> String {
+    match (&asked.tenant, &asked.kind) {
         (None, None) => "the whole installation".to_owned(),
         (Some(tenant), None) => format!("tenant {tenant}"),
         (None, Some(kind)) => format!("kind {kind}"),
@@ -133,12 +137,12 @@ fn told(named: &Named) -> String {
 }
 
 /// The scope, and the names that jobs of its kind carry.
-async fn scope(owner: &Owner, named: &Named) -> Result<(Scope, Option<Vec<&'static str>>), CommandError> {
-    let tenant = match &named.tenant {
+async fn scope(owner: &Owner, asked: &Named) -> Result<(Scope, Option<Vec<&'static str>>), CommandError> {
+    let tenant = match &asked.tenant {
         Some(tenant) => Some(owner.tenant(tenant).await?),
         None => None,
     };
-    let Some(kind) = &named.kind else { return Ok((Scope { tenant, kind: None }, None)) };
+    let Some(kind) = &asked.kind else { return Ok((Scope { tenant, kind: None }, None)) };
     let registry = Registry::new(true);
     let Some(entry) = registry.find(kind) else {
         let known: Vec<_> = registry.entries().filter(|entry| entry.outward).map(|entry| entry.name).collect();

@@ -89,6 +89,27 @@ pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now:
     }
 }
 
+/// What a redrive makes of a `job_state` row, `s`: due at `$now` with the attempts that its job, `$job`, was accepted with, and
+/// nothing of what it went through counted any more.
+macro_rules! redriven {
+    ($now:literal, $job:literal) => {
+        concat!(
+            "state = 0, reason = 3, run_at = ",
+            $now,
+            ", changed_at = ",
+            $now,
+            ", finished_at = NULL, cancel_requested = false,
+             crashes = 0, deaths = 0, counted_from = ",
+            $now,
+            ", snoozes = 0, snoozed_seconds = 0,
+             attempts_allowed = least(s.attempt + ",
+            $job,
+            ".max_attempts, 32767), version = s.version + 1"
+        )
+    };
+}
+pub(super) use redriven;
+
 /// Runs a failed, cancelled or expired job again with its kind's full number of attempts: it waits as due now, and the caller
 /// wakes its queue's dispatcher.
 ///
@@ -121,18 +142,16 @@ pub async fn retry(
     if let Some(start_by) = start_by.filter(|start_by| *start_by < now) {
         return Ok((Change::TooLate(start_by), None));
     }
-    sqlx::query(
+    sqlx::query(concat!(
         "WITH again AS (
-            UPDATE job_state s
-            SET state = 0, reason = 3, run_at = $2, changed_at = $2, finished_at = NULL, cancel_requested = false, crashes = 0, deaths = 0,
-                counted_from = $2, snoozes = 0, snoozed_seconds = 0,
-                attempts_allowed = least(s.attempt + j.max_attempts, 32767), version = s.version + 1
-            FROM job j WHERE s.job_id = $1 AND j.id = s.job_id
+            UPDATE job_state s SET ",
+        redriven!("$2", "j"),
+        " FROM job j WHERE s.job_id = $1 AND j.id = s.job_id
             RETURNING s.job_id, s.tenant_id, j.priority, j.queue
         ), gone AS (DELETE FROM job_unsuccessful WHERE job_id = $1)
         INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
-        SELECT job_id, tenant_id, $2, priority, 3, queue FROM again",
-    )
+        SELECT job_id, tenant_id, $2, priority, 3, queue FROM again"
+    ))
     .bind(job.0)
     .bind(now)
     .execute(connection)

@@ -3,12 +3,14 @@
 //! What must stay true: however many match, each statement touches a bounded number of them and holds their rows for as long
 //! as it runs; what was done before a fault stays done, and the next call finds the rest. What is redriven enters the backlog
 //! like any other work, so the queues' windows and everybody else's share hold for a million at once.
+//!
+//! All of it runs in a transaction of the caller's.
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Postgres, Row, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, change::redriven};
 use crate::{
     job::{JobId, State},
     queue::Queue,
@@ -56,20 +58,27 @@ pub enum Purpose {
 /// The dead letters of a filter, `f`, with their jobs, `j`: by the index of an owner's jobs, of an error's code, or of a
 /// state. `$1` tenant, `$2` state, `$3` kind, `$4` queue, `$5` code, `$6` owner, `$7` and `$8` times, `$9` now where they
 /// must still be worth starting, `$10` how many.
+///
+/// An index is asked for by ranges of one and by its own order: told that they are equal, the planner leaves them out of the
+/// order and likes to walk a primary key, past everybody's jobs.
 macro_rules! found {
     (owner) => {
-        found!(concat "job j JOIN job_unsuccessful f ON f.job_id = j.id", "j.tenant_id = $1 AND j.owner = $6 AND ($5::text IS NULL OR f.error_code = $5)")
+        found!(concat "job j JOIN job_unsuccessful f ON f.job_id = j.id",
+            "f.tenant_id = $1 AND j.tenant_id = $1 AND j.owner = $6 AND f.state = $2 AND ($5::text IS NULL OR f.error_code = $5)")
     };
     (code) => {
-        found!(concat "job_unsuccessful f JOIN job j ON j.id = f.job_id", "f.error_code = $5 AND $6::text IS NULL")
+        found!(concat "job_unsuccessful f JOIN job j ON j.id = f.job_id",
+            "f.tenant_id >= $1 AND f.tenant_id <= $1 AND f.state >= $2 AND f.state <= $2 AND f.error_code >= $5 AND f.error_code <= $5
+             AND $6::text IS NULL")
     };
     (state) => {
-        found!(concat "job_unsuccessful f JOIN job j ON j.id = f.job_id", "$5::text IS NULL AND $6::text IS NULL")
+        found!(concat "job_unsuccessful f JOIN job j ON j.id = f.job_id",
+            "f.tenant_id >= $1 AND f.tenant_id <= $1 AND f.state >= $2 AND f.state <= $2 AND $5::text IS NULL AND $6::text IS NULL")
     };
     (concat $from:literal, $by:literal) => {
         concat!(
             "FROM ", $from, " JOIN job_state s ON s.job_id = f.job_id
-             WHERE f.tenant_id = $1 AND f.state = $2 AND ", $by, "
+             WHERE ", $by, "
                AND ($3::text IS NULL OR f.kind = $3) AND ($4::text IS NULL OR f.queue = $4)
                AND ($7::timestamptz IS NULL OR f.ended_at >= $7) AND f.ended_at < $8
                AND ($9::timestamptz IS NULL OR j.start_by IS NULL OR j.start_by > $9)
@@ -78,14 +87,36 @@ macro_rules! found {
     };
 }
 
+/// Oldest first, by the order of the index.
+macro_rules! oldest_first {
+    (owner) => {
+        " ORDER BY f.job_id LIMIT $10"
+    };
+    (code) => {
+        " ORDER BY f.tenant_id, f.state, f.error_code, f.job_id LIMIT $10"
+    };
+    (state) => {
+        " ORDER BY f.tenant_id, f.state, f.job_id LIMIT $10"
+    };
+}
+
 macro_rules! statement {
-    ($filter:expr, $before:literal, $after:literal) => {
+    ($filter:expr, $before:literal, $($after:expr),+) => {
         match ($filter.owner.is_some(), $filter.error_code.is_some()) {
-            (true, _) => sqlx::query(concat!($before, found!(owner), $after)),
-            (false, true) => sqlx::query(concat!($before, found!(code), $after)),
-            (false, false) => sqlx::query(concat!($before, found!(state), $after)),
+            (true, _) => sqlx::query(concat!($before, found!(owner), oldest_first!(owner), $($after),+)),
+            (false, true) => sqlx::query(concat!($before, found!(code), oldest_first!(code), $($after),+)),
+            (false, false) => sqlx::query(concat!($before, found!(state), oldest_first!(state), $($after),+)),
         }
     };
+}
+
+/// Leaves the transaction's next statements nothing but nested loops from the dead letters to their jobs: whoever asks for the
+/// first few hundred of a million must not have whole tables joined first (measured: 1.8 s rather than 3 ms).
+async fn by_nested_loops(connection: &mut PgConnection) -> Result<(), LedgerError> {
+    sqlx::raw_sql("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL plan_cache_mode = force_generic_plan")
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 fn bind<'q>(
@@ -120,7 +151,8 @@ pub async fn count(
     now: DateTime<Utc>,
     most: i64,
 ) -> Result<i64, LedgerError> {
-    let query = statement!(filter, "SELECT count(*) FROM (SELECT ", " LIMIT $10) AS dead");
+    by_nested_loops(connection).await?;
+    let query = statement!(filter, "SELECT count(*) FROM (SELECT ", ") AS dead");
     let worth_starting_at = (purpose == Purpose::Redrive).then_some(now);
     Ok(bind(query, tenant, filter, worth_starting_at, most).fetch_one(connection).await?.try_get(0)?)
 }
@@ -137,18 +169,17 @@ pub async fn redrive(
     now: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<(JobId, Option<Queue>)>, LedgerError> {
+    by_nested_loops(connection).await?;
     let query = statement!(
         filter,
         "WITH picked AS MATERIALIZED (
             SELECT f.job_id, j.queue, j.priority, j.max_attempts ",
         // The state's row first, as whoever redrives a single job takes it.
-        " ORDER BY f.job_id LIMIT $10 FOR UPDATE OF s SKIP LOCKED
+        " FOR UPDATE OF s SKIP LOCKED
         ), again AS (
-            UPDATE job_state s
-            SET state = 0, reason = 3, run_at = $9, changed_at = $9, finished_at = NULL, cancel_requested = false, crashes = 0, deaths = 0,
-                counted_from = $9, snoozes = 0, snoozed_seconds = 0,
-                attempts_allowed = least(s.attempt + p.max_attempts, 32767), version = s.version + 1
-            FROM picked p WHERE s.job_id = p.job_id
+            UPDATE job_state s SET ",
+        redriven!("$9", "p"),
+        " FROM picked p WHERE s.job_id = p.job_id
             RETURNING s.job_id, s.tenant_id, p.priority, p.queue
         ), gone AS (
             DELETE FROM job_unsuccessful u USING picked p WHERE u.job_id = p.job_id
@@ -177,7 +208,8 @@ pub async fn discard(
     now: DateTime<Utc>,
     limit: i64,
 ) -> Result<Vec<JobId>, LedgerError> {
-    let query = statement!(filter, "SELECT bury_jobs($1, ARRAY (SELECT f.job_id ", " ORDER BY f.job_id LIMIT $10), true, $11) AS job_id");
+    by_nested_loops(connection).await?;
+    let query = statement!(filter, "SELECT bury_jobs($1, ARRAY (SELECT f.job_id ", "), true, $11) AS job_id");
     let rows = bind(query, tenant, filter, None, limit).bind(now).fetch_all(connection).await?;
     rows.into_iter().map(|row| Ok(JobId(row.try_get("job_id")?))).collect()
 }

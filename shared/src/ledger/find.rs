@@ -255,17 +255,18 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE f.tenant_id = $1 AND $4::text IS NULL AND f.state = $3 AND f.error_code = $11 AND f.job_id >= $5 AND f.job_id < $6 AND ",
+                 WHERE f.tenant_id >= $1 AND f.tenant_id <= $1 AND $4::text IS NULL AND f.state >= $3 AND f.state <= $3
+                   AND f.error_code >= $11 AND f.error_code <= $11 AND f.job_id >= $5 AND f.job_id < $6 AND ",
                 list_conditions!(dead),
-                " ORDER BY f.job_id DESC LIMIT $9"
+                " ORDER BY f.tenant_id DESC, f.state DESC, f.error_code DESC, f.job_id DESC LIMIT $9"
             )),
             Some(State::Failed | State::Cancelled | State::Expired) => sqlx::query(concat!(
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE f.tenant_id = $1 AND $4::text IS NULL AND f.state = $3 AND f.job_id >= $5 AND f.job_id < $6 AND $11::text IS NULL AND ",
+                 WHERE f.tenant_id >= $1 AND f.tenant_id <= $1 AND $4::text IS NULL AND f.state >= $3 AND f.state <= $3 AND f.job_id >= $5 AND f.job_id < $6 AND $11::text IS NULL AND ",
                 list_conditions!(dead),
-                " ORDER BY f.job_id DESC LIMIT $9"
+                " ORDER BY f.tenant_id DESC, f.state DESC, f.job_id DESC LIMIT $9"
             )),
             Some(State::Succeeded) | None => sqlx::query(concat!(
                 "WITH RECURSIVE kinds (kind) AS (

@@ -99,6 +99,8 @@ async fn what_is_old_enough_goes_with_all_that_belongs_to_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_newest_are_kept_by_number_and_what_just_ended_in_any_case() {
     let ledger = Ledger::start().await;
+    let slow = ledger.accept(ledger.tenant, KIND).await;
+    let run = ledger.claim_one().await;
     let (mut succeeded, mut dead) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         succeeded.push(ledger.ended(Outcome::Succeeded(Success::default())).await);
@@ -118,6 +120,12 @@ async fn the_newest_are_kept_by_number_and_what_just_ended_in_any_case() {
         assert_eq!(there, [vec![false; 4 - kept], vec![true; kept]].concat());
     }
     assert_eq!(ledger.prune(retention).await, 0);
+    // The oldest of all, but it ended a moment ago.
+    ledger.settle(&run, &Policy::DEFAULT, Outcome::Succeeded(Success::default())).await;
+    assert_eq!(ledger.prune(retention).await, 0);
+    ledger.clock.advance(STAYS_FOR + TimeDelta::seconds(1));
+    assert_eq!(ledger.prune(retention).await, 1);
+    assert!(!ledger.is_there(slow).await);
     // The newer of the two bounds counts.
     ledger.advance(86_400);
     assert_eq!(ledger.prune(Retention { succeeded: Keep { days: 1, count: Some(100) }, unsuccessful: keep(1) }).await, 3);

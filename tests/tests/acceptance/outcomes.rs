@@ -182,6 +182,55 @@ async fn a_kind_that_no_worker_knows_waits_for_one_that_does() {
 }
 
 #[tokio::test]
+async fn a_kind_that_nobody_ever_knows_fails_and_can_be_redriven() {
+    let (world, _worker) = World::with_worker().await;
+    let client = &world.client;
+    let id = waits_for_later(&world).await;
+    world.execute(format!("UPDATE job SET kind = 'probe.yesterday' WHERE id = '{id}'")).await;
+    // As an hour of waiting leaves it: 120 times 30 s.
+    world.execute(format!("UPDATE job_state SET snoozes = 120 WHERE job_id = '{id}'")).await;
+    make_due(&world, &id).await;
+    let job = client.ended(&id).await;
+    assert_eq!((job["state"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("kind_unknown")), "{job}");
+    assert!(job["error"]["message"].as_str().unwrap().contains("probe.yesterday"), "it names the kind: {job}");
+    // With a worker that knows it, or in the hope of one, it has its hour again.
+    client.post_nothing(&format!("/v1/jobs/{id}/retry")).await.expect(202);
+    let job = client.wait_for(&id, "put off", |job| job["reason"] == "snoozed").await;
+    assert!(job["explanation"].as_str().is_some_and(|text| text.contains("no attempt")), "it says what happens next: {job}");
+    world.execute(format!("UPDATE job SET kind = 'probe.run' WHERE id = '{id}'")).await;
+    make_due(&world, &id).await;
+    client.succeeded(&id).await;
+}
+
+#[tokio::test]
+async fn who_ignores_the_wish_to_cancel_is_dropped_after_a_grace_time() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let id = client.create_id(&probe(&json!({"outcome": "hang"}))).await;
+    client.running(&id).await;
+    assert_eq!(client.post_nothing(&format!("/v1/jobs/{id}/cancel")).await.expect(202)["cancel_requested"], true);
+    let job = client.ended(&id).await;
+    assert_eq!((job["state"].as_str(), job["attempt"].as_i64()), (Some("cancelled"), Some(1)), "it is not tried again: {job}");
+    let runs = client.job_with_attempts(&id).await["attempts"].clone();
+    assert_eq!(runs.as_array().unwrap().len(), 1, "{runs}");
+    // The worker goes on.
+    client.succeeded(&client.create_id(&probe(&json!({}))).await).await;
+    assert_eq!(worker.exits().len(), 0);
+}
+
+#[tokio::test]
+async fn a_job_that_backs_off_can_be_cancelled_and_is_not_tried_again() {
+    let (world, _worker) = World::with_worker().await;
+    let client = &world.client;
+    let id = client.create_id(&probe(&json!({"outcome": "retry"}))).await;
+    client.wait_for(&id, "backing off", |job| job["reason"] == "backing_off").await;
+    let answer = client.post_nothing(&format!("/v1/jobs/{id}/cancel")).await;
+    assert!([200, 202].contains(&answer.status), "{}", answer.text());
+    let job = client.ended(&id).await;
+    assert_eq!(job["state"], "cancelled", "{job}");
+}
+
+#[tokio::test]
 async fn a_ledger_that_does_not_answer_a_handler_costs_its_job_no_attempt() {
     let (world, worker) = World::with_worker().await;
     let client = &world.client;

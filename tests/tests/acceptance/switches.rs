@@ -101,3 +101,26 @@ async fn a_switch_names_what_there_is() {
     }
     assert_eq!(world.number("SELECT count(*) FROM outward_switch").await, 0);
 }
+
+#[tokio::test]
+async fn a_run_under_way_stops_at_its_next_step_outside_and_begins_again() {
+    let (world, _worker) = World::with_worker().await;
+    let client = &world.client;
+    let callbacks = Callbacks::listen().await;
+    let id = client.create_id(&probe(&json!({"callback_url": callbacks.url(), "sleep_ms": 8_000}))).await;
+    callbacks.wait_for(PATIENCE, "started", None, 1).await;
+    let said = switch(&world, &["off", "--by", "ops", "--reason", "a test"]).await;
+    assert!(said.contains("are off"), "{said}");
+    // On a machine that stands still for seconds it may have been done before.
+    let job = client.wait_for(&id, "held or done", |job| job["reason"] == "switched_off" || job["state"] == "succeeded").await;
+    if job["state"] == "succeeded" {
+        println!("the run was over before the switch was off");
+        return;
+    }
+    assert_eq!(job["attempt"], 0, "no attempt is used: {job}");
+    assert!(callbacks.of_phase("finished").is_empty(), "nobody was called any more");
+    switch(&world, &["on", "--by", "ops"]).await;
+    let job = client.succeeded(&id).await;
+    assert_eq!(job["attempt"], 1, "{job}");
+    assert_eq!(callbacks.of_phase("finished").len(), 1);
+}

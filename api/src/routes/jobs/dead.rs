@@ -4,7 +4,7 @@
 //! transaction of its own, so what was done is done, whatever becomes of the rest.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -174,7 +174,7 @@ async fn change_all(
     }
     let until = Instant::now() + WITHIN;
     let mut jobs = 0;
-    let mut queues = BTreeSet::new();
+    let mut queues = BTreeMap::new();
     while jobs < limit && Instant::now() < until {
         let batch = (limit - jobs).min(dead::BATCH);
         let (done, touched) = match change_some(app, caller.tenant, &filter, purpose, batch).await {
@@ -193,28 +193,34 @@ async fn change_all(
         }
     }
     // Whoever waits for one of them looks by itself.
-    for queue in queues {
-        app.follow.tell(JobId(app.clock.new_id()), Call::Dispatch(queue));
+    for (queue, job) in queues {
+        app.follow.tell(job, Call::Dispatch(queue));
     }
     let more = count(app, caller.tenant, &filter, purpose, 1).await.map_or(true, |left| left > 0);
     tracing::info!(tenant = caller.tenant, key = %caller.key, ?purpose, jobs, more, "changed dead letters by a filter");
     Ok(Answer(DeadLettersDone { dry_run: false, jobs, more, ended_before }))
 }
 
-/// A batch, in a transaction of its own: how many, and whose dispatchers should look.
-async fn change_some(app: &App, tenant: i32, filter: &Filter, purpose: Purpose, limit: i64) -> Result<(i64, BTreeSet<Queue>), LedgerError> {
+/// A batch, in a transaction of its own: how many, and whose dispatchers should look, with one job of each.
+async fn change_some(
+    app: &App,
+    tenant: i32,
+    filter: &Filter,
+    purpose: Purpose,
+    limit: i64,
+) -> Result<(i64, BTreeMap<Queue, JobId>), LedgerError> {
     let now = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, tenant).await?;
     let (jobs, queues) = match purpose {
         Purpose::Redrive => {
             let redriven = dead::redrive(&mut transaction, tenant, filter, now, limit).await?;
             metrics::counter!("offstage_jobs_redriven_total").increment(redriven.len() as u64);
-            (redriven.len(), redriven.into_iter().filter_map(|(_, queue)| queue).collect())
+            (redriven.len(), redriven.into_iter().filter_map(|(job, queue)| Some((queue?, job))).collect())
         }
         Purpose::Discard => {
             let discarded = dead::discard(&mut transaction, tenant, filter, now, limit).await?;
             metrics::counter!("offstage_jobs_discarded_total").increment(discarded.len() as u64);
-            (discarded.len(), BTreeSet::new())
+            (discarded.len(), BTreeMap::new())
         }
     };
     transaction.commit().await?;
