@@ -97,6 +97,8 @@ pub enum Exit {
     HandedBack,
     /// 4: a second signal forced it; what was running is recovered by others.
     Forced,
+    /// 5: a handler kept a thread and would not let go; the process ended to be started anew, the log names the job.
+    Stuck,
 }
 
 impl Exit {
@@ -109,6 +111,7 @@ impl Exit {
             Self::Settings => 2,
             Self::HandedBack => 3,
             Self::Forced => 4,
+            Self::Stuck => 5,
         }
     }
 }

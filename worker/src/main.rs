@@ -10,7 +10,7 @@ mod sweeper;
 
 use std::{process::ExitCode, sync::Arc};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use shared::{
     clock::Clock,
     config::{Variables, WorkerConfig},
@@ -34,10 +34,23 @@ struct Arguments {
     /// The queues to serve, such as `exports,email`; all when left out. Overrides `OFFSTAGE_QUEUES`.
     #[arg(long)]
     queues: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs one job in this process; the worker starts it for jobs under which workers were lost.
+    #[command(hide = true)]
+    Trial,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match arguments.command {
+        None => {}
+        Some(Command::Trial) => return engine::trial::child::main(),
+    }
     let config = match WorkerConfig::read(&Variables::of_process(), arguments.queues.as_deref()) {
         Ok(config) => config,
         Err(error) => {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What a handler returns when its work is done.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Success {
     /// What the client reads as `result`; at most 64 KiB of JSON.
     pub result: Option<Value>,
@@ -138,6 +138,10 @@ pub enum Outcome {
     Cancelled,
     /// Claimed and not run, or stopped by our own shutdown: returned to its queue; costs no attempt.
     HandedBack,
+    /// The process of its own in which it ran died, in these words; costs no attempt, and comes to an end as poison.
+    Died(String),
+    /// It kept a thread of its worker for so long without letting go: returned to its queue, to run in a process of its own next.
+    Stuck(Duration),
 }
 
 impl From<Result<Success, Interrupt>> for Outcome {

@@ -124,7 +124,7 @@ pub async fn retry(
     sqlx::query(
         "WITH again AS (
             UPDATE job_state s
-            SET state = 0, reason = 3, run_at = $2, changed_at = $2, finished_at = NULL, cancel_requested = false, crashes = 0,
+            SET state = 0, reason = 3, run_at = $2, changed_at = $2, finished_at = NULL, cancel_requested = false, crashes = 0, deaths = 0,
                 counted_from = $2, snoozes = 0, snoozed_seconds = 0,
                 attempts_allowed = least(s.attempt + j.max_attempts, 32767), version = s.version + 1
             FROM job j WHERE s.job_id = $1 AND j.id = s.job_id

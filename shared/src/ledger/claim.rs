@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// A job that this process holds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClaimedJob {
     /// The job.
     pub id: JobId,
@@ -47,8 +48,10 @@ pub struct ClaimedJob {
     pub attempts_allowed: u16,
     /// Runs so far, counted or not, this one included.
     pub runs: i32,
-    /// Processes that died under it.
+    /// Workers that were lost while they ran it.
     pub crashes: u16,
+    /// Processes of its own that died under it.
+    pub deaths: u16,
     /// What its total deadline counts from: when it was due, or redriven.
     pub counted_from: DateTime<Utc>,
     /// How often its handler has snoozed it since.
@@ -77,10 +80,10 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
             FROM unnest($1::uuid[]) AS wanted (id)
             WHERE s.job_id = wanted.id AND s.state = 1
-            RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes,
+            RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes, s.deaths,
                       coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds
         )
-        SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.counted_from, c.snoozes, c.snoozed_seconds,
+        SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.deaths, c.counted_from, c.snoozes, c.snoozed_seconds,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by
         FROM claimed c JOIN job j ON j.id = c.job_id",
     )
@@ -113,6 +116,7 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 attempts_allowed: count("attempts_allowed")?,
                 runs: row.try_get("runs")?,
                 crashes: count("crashes")?,
+                deaths: count("deaths")?,
                 counted_from: row.try_get("counted_from")?,
                 snoozes: count("snoozes")?,
                 snoozed: Duration::from_secs(u64::try_from(row.try_get::<i32, _>("snoozed_seconds")?).unwrap_or(0)),

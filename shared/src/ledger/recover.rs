@@ -26,11 +26,14 @@ pub const FENCE_AFTER: Duration = Duration::from_secs(4);
 pub const DEAD_AFTER: Duration = Duration::from_secs(6);
 /// A queued job that has not reached its stream by then may have been lost on the way.
 pub const PUSHED_WITHIN: Duration = Duration::from_secs(2);
-/// Crashes after which a job still reruns beside others: the machine failed, or a neighbour did. So what a killed process ran is
-/// all running again at once, however long its jobs are. From then on it is a suspect, one of which runs in a process at a time.
+/// Lost workers after which a job still reruns beside others: the machine failed, or a neighbour did. So what a killed process ran
+/// is all running again at once, however long its jobs are. From then on it is a suspect, and runs in a process of its own.
 pub const CRASHES_IN_COMPANY: u16 = 2;
-/// Crashes that fail a job as poison: those in company, and three as its process' only suspect.
-pub const CRASHES_OF_POISON: i16 = 5;
+/// Deaths of processes of its own that fail a job as poison. The worker that started them lived: so it was the job.
+pub const DEATHS_OF_POISON: u16 = 3;
+/// Lost workers that fail a job as poison without such proof. Far beyond what accidents bring about: it only ends a job that takes
+/// the whole machine down whenever it runs.
+pub const CRASHES_OF_POISON: i16 = 1_000;
 
 /// Enters this process.
 ///
@@ -77,8 +80,8 @@ pub async fn cancels(executor: impl PgExecutor<'_>, worker: Uuid) -> Result<Vec<
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn deregister(pool: &PgPool, worker: Uuid) -> Result<(), LedgerError> {
-    sqlx::query("DELETE FROM worker WHERE id = $1").bind(worker).execute(pool).await?;
+pub async fn deregister(executor: impl PgExecutor<'_>, worker: Uuid) -> Result<(), LedgerError> {
+    sqlx::query("DELETE FROM worker WHERE id = $1").bind(worker).execute(executor).await?;
     Ok(())
 }
 
@@ -187,6 +190,10 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
     Ok(recovered)
 }
 
+/// What the owner of a job that failed as poison is told. What the operator reads of it is about processes; its owner can't do
+/// anything about those.
+pub(crate) const POISON_FOR_OWNERS: &str = "what makes it failed again and again. Try it again later.";
+
 /// Notifies the owners of jobs that have just failed as poison, which no settle will.
 async fn tell_owners(connection: &mut PgConnection, poisoned: &[JobId], now: DateTime<Utc>) -> Result<(), LedgerError> {
     let jobs: Vec<Uuid> = poisoned.iter().map(|job| job.0).collect();
@@ -195,8 +202,7 @@ async fn tell_owners(connection: &mut PgConnection, poisoned: &[JobId], now: Dat
             .bind(jobs)
             .fetch_all(&mut *connection)
             .await?;
-    // What the operator reads of it is about processes; its owner can't do anything about those.
-    let error = serde_json::json!({ "message": "what makes it failed again and again. Try it again later." });
+    let error = serde_json::json!({ "message": POISON_FOR_OWNERS });
     for row in rows {
         let (id, tenant): (Uuid, i32) = (row.try_get("id")?, row.try_get("tenant_id")?);
         let (kind, owner, payload): (String, Option<String>, String) =
@@ -249,7 +255,7 @@ pub async fn claims_of(pool: &PgPool, worker: Uuid) -> Result<Vec<(JobId, i64)>,
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn give_back(pool: &PgPool, claims: &[(JobId, i64)], now: DateTime<Utc>) -> Result<Vec<Recovered>, LedgerError> {
+pub async fn give_back(executor: impl PgExecutor<'_>, claims: &[(JobId, i64)], now: DateTime<Utc>) -> Result<Vec<Recovered>, LedgerError> {
     let jobs: Vec<Uuid> = claims.iter().map(|(job, _)| job.0).collect();
     let tokens: Vec<i64> = claims.iter().map(|(_, token)| *token).collect();
     let rows = sqlx::query(
@@ -273,7 +279,7 @@ pub async fn give_back(pool: &PgPool, claims: &[(JobId, i64)], now: DateTime<Utc
     .bind(jobs)
     .bind(tokens)
     .bind(now)
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
     rows.iter().map(recovered).collect()
 }

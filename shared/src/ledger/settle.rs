@@ -5,9 +5,14 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
-use sqlx::{PgPool, Row};
+use sqlx::{PgExecutor, Row};
 
-use super::{LedgerError, claim::ClaimedJob, files::page_token};
+use super::{
+    LedgerError,
+    claim::ClaimedJob,
+    files::page_token,
+    recover::{CRASHES_IN_COMPANY, DEATHS_OF_POISON, POISON_FOR_OWNERS},
+};
 use crate::{
     job::{Failure, FailureClass, JobId, Outcome, Policy, Priority, PublishedFile, Reason, State},
     notification::Addressee,
@@ -29,6 +34,10 @@ pub struct Settlement {
     reason: Reason,
     /// 1 when the run gives its attempt back.
     gives_back: i16,
+    /// What is added to the workers lost under it.
+    crashes: i16,
+    /// 1 when a process of its own died under it.
+    died: i16,
     run_at: Option<DateTime<Utc>>,
     /// The pause in seconds, where the handler asked for it.
     snoozed: Option<i32>,
@@ -60,6 +69,8 @@ impl Settlement {
             state: State::Succeeded,
             reason: Reason::None,
             gives_back: 0,
+            crashes: 0,
+            died: 0,
             run_at: None,
             snoozed: None,
             outcome: None,
@@ -119,6 +130,17 @@ impl Settlement {
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
             Outcome::Cancelled => Self { state: State::Cancelled, outcome: Some("cancelled"), ..plain },
             Outcome::HandedBack => Self { state: State::Queued, gives_back: 1, ..plain },
+            Outcome::Died(how) => plain.died(job, policy, &how),
+            Outcome::Stuck(held) => {
+                let message = format!(
+                    "the run kept a thread of its worker for {} s without letting go; it runs in a process of its own next",
+                    held.as_secs()
+                );
+                let error = Some(error_json(&Failure::transient("worker_stuck", message)));
+                // Proved, and not by accident: it is a suspect at once.
+                let crashes = i16::try_from(CRASHES_IN_COMPANY.saturating_sub(job.crashes).max(1)).unwrap_or(1);
+                Self { state: State::Queued, gives_back: 1, crashes, outcome: Some("crashed"), error, ..plain }
+            }
         }
     }
 
@@ -133,6 +155,8 @@ impl Settlement {
             state: State::Succeeded,
             reason: Reason::None,
             gives_back: 0,
+            crashes: 0,
+            died: 0,
             run_at: None,
             snoozed: None,
             outcome: None,
@@ -142,6 +166,20 @@ impl Settlement {
             addressee: None,
             finished_at: DateTime::UNIX_EPOCH,
         }
+    }
+
+    /// A process of the job's own died under it.
+    fn died(self, job: &ClaimedJob, policy: &Policy, how: &str) -> Self {
+        let deaths = job.deaths.saturating_add(1);
+        if deaths >= DEATHS_OF_POISON {
+            let message = format!(
+                "each of the {deaths} processes of its own that this job was given died under it, the last one {how}; look at its log before retrying it"
+            );
+            return Self { died: 1, ..self.failed(&Failure::permanent("poison", message)) };
+        }
+        let failure = Failure::transient("process_died", format!("the process of its own in which this job ran died: {how}"));
+        let run_at = later(self.finished_at, policy.backoff.pause(deaths, random::fraction()));
+        Self { died: 1, outcome: Some("crashed"), error: Some(error_json(&failure)), ..self.put_off(Reason::BackingOff, Some(run_at)) }
     }
 
     fn failed(self, failure: &Failure) -> Self {
@@ -161,7 +199,9 @@ impl Settlement {
 
     /// What its end tells the job's owner.
     fn notification(&self) -> Option<Value> {
-        self.addressee.as_ref()?.told(self.state, self.file.as_ref(), self.error.as_ref())
+        let poison = self.error.as_ref().filter(|error| error.get("code").is_some_and(|code| code == "poison"));
+        let for_owners = poison.map(|_| json!({ "message": POISON_FOR_OWNERS }));
+        self.addressee.as_ref()?.told(self.state, self.file.as_ref(), for_owners.as_ref().or(self.error.as_ref()))
     }
 
     /// Fails the job in place of an outcome that the database would not take.
@@ -245,7 +285,7 @@ pub struct Settled {
 /// # Errors
 /// [`LedgerError`]: nothing of the batch is known to be written; settling again is harmless, since the token is gone with
 /// the first time.
-pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
+pub async fn settle(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
     fn column<'a, T>(batch: &[&'a Settlement], value: impl Fn(&'a Settlement) -> T) -> Vec<T> {
         batch.iter().map(|settlement| value(settlement)).collect()
     }
@@ -257,8 +297,8 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
         "WITH outcome AS (
             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
                                  $9::text[], $10::timestamptz[], $11::text[], $12::smallint[], $13::smallint[], $14::text[],
-                                 $15::integer[])
-                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason, notification, snoozed)
+                                 $15::integer[], $16::smallint[], $17::smallint[])
+                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason, notification, snoozed, crashes, died)
         ), settled AS (
             UPDATE job_state s
             SET state = CASE WHEN s.cancel_requested AND o.state IN (0, 1) THEN 5 ELSE o.state END,
@@ -271,6 +311,8 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
                 counted_from = CASE WHEN o.state = 0 THEN coalesce(s.counted_from, s.run_at) ELSE s.counted_from END,
                 snoozes = s.snoozes + (o.snoozed IS NOT NULL)::integer,
                 snoozed_seconds = s.snoozed_seconds + coalesce(o.snoozed, 0),
+                crashes = s.crashes + o.crashes,
+                deaths = s.deaths + o.died,
                 token = 0,
                 version = s.version + 1
             FROM outcome o
@@ -328,7 +370,9 @@ pub async fn settle(pool: &PgPool, batch: &[Settlement]) -> Result<Vec<Settled>,
     .bind(column(batch, |settlement| settlement.reason.code()))
     .bind(column(batch, |settlement| settlement.notification().map(|notification| notification.to_string())))
     .bind(column(batch, |settlement| settlement.snoozed))
-    .fetch_all(pool)
+    .bind(column(batch, |settlement| settlement.crashes))
+    .bind(column(batch, |settlement| settlement.died))
+    .fetch_all(executor)
     .await?;
 
     rows.into_iter()

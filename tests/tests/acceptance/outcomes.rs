@@ -95,7 +95,8 @@ async fn a_job_that_kills_its_process_fails_as_poison_and_its_neighbours_finish(
     let job = client.wait_for_within(Duration::from_secs(120), &poison, "failed", |job| job["state"] == "failed").await;
     assert_eq!(job["error"]["code"], "poison", "{job}");
     let deaths = worker.exits().len();
-    assert!((2..=6).contains(&deaths), "after a bounded number of crashes: {deaths}");
+    assert_eq!(deaths, 2, "from then on it ran in processes of its own, and killed those");
+    assert_eq!(world.number(format!("SELECT deaths FROM job_state WHERE job_id = '{poison}'")).await, 3);
     for id in &neighbours {
         let job = client.succeeded(id).await;
         assert_eq!(job["attempt"], 1, "a crash costs a neighbour no attempt: {job}");
@@ -104,6 +105,32 @@ async fn a_job_that_kills_its_process_fails_as_poison_and_its_neighbours_finish(
     client.succeeded(&client.create_id(&probe(&json!({}))).await).await;
     assert_eq!(worker.exits().len(), deaths);
     println!("poison: {deaths} processes died of it");
+}
+
+#[tokio::test]
+async fn a_job_that_spins_ends_with_its_reason_and_its_neighbours_finish() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let mut spinning = Vec::new();
+    for _ in 0..2 {
+        spinning.push(client.create_id(&probe(&json!({"outcome": "spin", "sleep_ms": 200, "timeout_ms": 1_000}))).await);
+    }
+    let mut neighbours = Vec::new();
+    for _ in 0..6 {
+        neighbours.push(client.create_id(&probe(&json!({"sleep_ms": 800}))).await);
+    }
+    for id in &spinning {
+        let job = client.wait_for_within(Duration::from_secs(180), id, "failed", |job| job["state"] == "failed").await;
+        assert_eq!((job["error"]["code"].as_str(), job["attempt"].as_i64()), (Some("timeout"), Some(3)), "within its policy: {job}");
+    }
+    for id in &neighbours {
+        assert_eq!(client.succeeded(id).await["attempt"], 1, "no attempt lost by a neighbour");
+    }
+    // A thread is not to be had back, so the process ended by itself, and said why.
+    let exits = worker.exits();
+    assert!(!exits.is_empty() && exits.iter().all(|exit| exit.code == Some(5)), "{exits:?}");
+    assert!(spinning.iter().any(|id| worker.log().contains(&format!("the run does not let its thread go job={id}"))), "{}", worker.log());
+    println!("two jobs that spin: the worker was started anew {} times", exits.len());
 }
 
 #[tokio::test]

@@ -1,13 +1,14 @@
 //! The heartbeat: a thread and a database connection of its own, so that neither a busy runtime nor a full pool silences it.
 //!
 //! It beats only while the main runtime makes progress (its [`Pulse`] moves): a process whose tasks are stuck must not keep
-//! its jobs. It also watches the lease's end, which no task of a stuck runtime could.
+//! its jobs. It also watches the lease's end and the [handlers that don't let go](super::watchdog), which no task of a stuck
+//! runtime could.
 
 use std::{
     str::FromStr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -15,17 +16,26 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 use shared::{
+    clock::Clock,
+    job::{Outcome, Policy},
     ledger::{
         LedgerError,
+        claim::ClaimedJob,
         recover::{self, BEAT_EVERY},
+        settle::{self, Settlement},
     },
     queue::Queue,
+    shutdown::{Exit, Shutdown},
 };
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{held::Held, lease::Lease};
+use super::{
+    held::Held,
+    lease::Lease,
+    watchdog::{HOLDS_A_THREAD, LONGEST_POLL, Polls, STILL_FOR},
+};
 
 /// The longest one heartbeat may take, connecting included: two of them fit between the last good one and the fence.
 const BEAT_DEADLINE: Duration = Duration::from_millis(1_500);
@@ -72,6 +82,16 @@ pub struct Heartbeat {
     pub pulse: Arc<Pulse>,
     /// Where wishes to cancel go.
     pub held: Arc<Held>,
+    /// Which runs hold a thread.
+    pub polls: Arc<Polls>,
+    /// Business time, for what is settled here.
+    pub clock: Clock,
+    /// How to ask for the process' end.
+    pub shutdown: Shutdown,
+    /// Set when the process ends because a run does not let go.
+    pub stuck: Arc<AtomicBool>,
+    /// The engine ends: its tasks no longer move, and need not.
+    pub ending: CancellationToken,
     /// When to end.
     pub stop: CancellationToken,
 }
@@ -87,21 +107,89 @@ impl Heartbeat {
     }
 
     async fn run(self) {
-        let watcher = {
-            let (lease, stop) = (Arc::clone(&self.lease), self.stop.clone());
-            tokio::spawn(async move {
-                loop {
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(TICK) => {}
-                    }
-                    if lease.expire() {
-                        metrics::counter!("offstage_worker_fenced_total").increment(1);
-                        tracing::error!("no heartbeat got through in time: stopped all work, others will take it over");
-                    }
-                }
-            })
+        let beating = Arc::new(self);
+        let watcher = tokio::spawn(Arc::clone(&beating).watch());
+        beating.beat_on().await;
+        watcher.abort();
+    }
+
+    /// Looks at the lease, the runtime and the runs, several times a second.
+    async fn watch(self: Arc<Self>) {
+        let (mut last_pulse, mut still, mut blamed) = (0, 0, false);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(TICK) => {}
+            }
+            if self.lease.expire() {
+                metrics::counter!("offstage_worker_fenced_total").increment(1);
+                tracing::error!("no heartbeat got through in time: stopped all work, others will take it over");
+            }
+            let pulse = self.pulse.0.load(Ordering::Relaxed);
+            still = if pulse == last_pulse && pulse > 0 && !self.ending.is_cancelled() { still + 1 } else { 0 };
+            last_pulse = pulse;
+            if TICK * still >= STILL_FOR {
+                self.end_at_once().await;
+            }
+            let holding = self.polls.longer_than(LONGEST_POLL);
+            if !holding.is_empty() && !blamed {
+                blamed = true;
+                self.stuck.store(true, Ordering::Relaxed);
+                tracing::error!("a run keeps its thread: this process finishes what else it runs, and ends");
+                self.blame(&holding).await;
+                self.shutdown.ask();
+            }
+        }
+    }
+
+    /// The runtime stands still: says whose doing it is, gives everything else back, and ends the process.
+    async fn end_at_once(&self) {
+        let holding = self.polls.longer_than(HOLDS_A_THREAD);
+        tracing::error!(
+            running = ?self.polls.jobs(),
+            holding = ?holding.iter().map(|(job, _)| job.id).collect::<Vec<_>>(),
+            "the runtime stands still: ending this process"
+        );
+        self.blame(&holding).await;
+        let handed_back = async {
+            let mut connection = self.connect().await?;
+            let claims = self.held.claims();
+            recover::give_back(&mut connection, &claims, self.clock.now()).await?;
+            recover::deregister(&mut connection, self.worker).await
         };
+        match tokio::time::timeout(BEAT_DEADLINE, handed_back).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "its jobs could not be given back; others take them over");
+            }
+            Err(_) => tracing::error!("its jobs could not be given back in time; others take them over"),
+        }
+        std::process::exit(i32::from(Exit::Stuck.code()));
+    }
+
+    /// Returns jobs whose runs hold a thread to the ledger, as suspects.
+    async fn blame(&self, holding: &[(Arc<ClaimedJob>, Duration)]) {
+        let now = self.clock.now();
+        let settlements: Vec<Settlement> = holding
+            .iter()
+            .map(|(job, held)| {
+                tracing::error!(job = %job.id, kind = job.kind, seconds = held.as_secs(), "the run does not let its thread go");
+                Settlement::decide(job, &Policy::DEFAULT, Outcome::Stuck(*held), now)
+            })
+            .collect();
+        metrics::counter!("offstage_runs_stuck_total").increment(settlements.len() as u64);
+        let settled = async {
+            let mut connection = self.connect().await?;
+            settle::settle(&mut connection, &settlements).await
+        };
+        match tokio::time::timeout(BEAT_DEADLINE, settled).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "the blame could not be written down"),
+            Err(_) => tracing::error!("the blame could not be written down in time"),
+        }
+    }
+
+    async fn beat_on(&self) {
         let mut connection: Option<PgConnection> = None;
         let mut registered = false;
         let mut last_pulse = None;
@@ -142,7 +230,6 @@ impl Heartbeat {
                 () = tokio::time::sleep(pause.saturating_sub(sent.elapsed()).max(TICK)) => {}
             }
         }
-        watcher.abort();
     }
 
     fn heard(&self, known: bool, sent: Instant, registered: &mut bool) {
@@ -170,19 +257,18 @@ impl Heartbeat {
     }
 
     async fn beat(&self, connection: &mut Option<PgConnection>, registered: &mut bool) -> Result<bool, LedgerError> {
-        let connection = if let Some(connection) = connection {
-            connection
-        } else {
-            let options = PgConnectOptions::from_str(self.database.expose_secret())?.application_name("offstage heartbeat").options([
-                ("statement_timeout", BEAT_DEADLINE.as_millis().to_string()),
-                ("lock_timeout", WISHES_WAIT.as_millis().to_string()),
-            ]);
-            connection.insert(options.connect().await?)
-        };
+        let connection = if let Some(connection) = connection { connection } else { connection.insert(self.connect().await?) };
         if !*registered {
             recover::register(connection, self.worker, &self.name, &self.queues, env!("CARGO_PKG_VERSION")).await?;
             *registered = true;
         }
         recover::beat(connection, self.worker).await
+    }
+
+    async fn connect(&self) -> Result<PgConnection, LedgerError> {
+        let options = PgConnectOptions::from_str(self.database.expose_secret())?
+            .application_name("offstage heartbeat")
+            .options([("statement_timeout", BEAT_DEADLINE.as_millis().to_string()), ("lock_timeout", WISHES_WAIT.as_millis().to_string())]);
+        Ok(options.connect().await?)
     }
 }

@@ -64,6 +64,12 @@ impl Held {
         claims.iter().filter(|(job, token)| jobs.get(job).is_none_or(|holding| holding.token != *token)).copied().collect()
     }
 
+    /// All claims that are held.
+    pub fn claims(&self) -> Vec<(JobId, i64)> {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.iter().map(|(job, holding)| (*job, holding.token)).collect()
+    }
+
     /// How many claims are held.
     pub fn len(&self) -> usize {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).len()

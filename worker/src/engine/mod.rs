@@ -12,6 +12,7 @@
 //! and every batch is bounded; a fault of Redis or Postgres makes a task wait and try again, never end.
 
 pub mod health;
+pub mod trial;
 
 mod announce;
 mod canary;
@@ -26,10 +27,14 @@ mod recover;
 mod run;
 mod settle;
 mod switches;
+mod watchdog;
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -59,6 +64,7 @@ use held::Held;
 use lease::Lease;
 use run::{Finished, Runner, Work};
 use switches::Switches;
+use watchdog::Polls;
 
 /// Outcomes that wait for the settler; beyond that, runs wait with their credit.
 const UNSETTLED: usize = 4_096;
@@ -107,8 +113,9 @@ struct Engine {
     emptied: Notify,
     switches: Switches,
     window: u64,
-    /// One permit: the turn of jobs under which a process died.
+    /// The turns of jobs under which workers were lost.
     suspects: Arc<Semaphore>,
+    polls: Arc<Polls>,
     /// Set when the process is asked to stop: nothing new starts.
     draining: CancellationToken,
     /// Set when the grace time is over: what runs is handed back.
@@ -157,6 +164,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let lease = Arc::new(Lease::default());
     health.watch(&queues, Arc::clone(&lease));
 
+    let polls = Arc::new(Polls::default());
     let mut tasks = JoinSet::new();
     let (announcer, announcements) = Announcer::new();
     let engine = Arc::new(Engine {
@@ -175,7 +183,8 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         emptied: Notify::new(),
         switches: Switches::default(),
         window: parts.window,
-        suspects: Arc::new(Semaphore::new(1)),
+        suspects: Arc::new(Semaphore::new(trial::AT_ONCE)),
+        polls: Arc::clone(&polls),
         draining: draining.clone(),
         overdue: overdue.clone(),
     });
@@ -183,6 +192,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let pulse = Arc::new(Pulse::default());
     tasks.spawn(Arc::clone(&pulse).run(background.clone()));
     let stop_heartbeat = CancellationToken::new();
+    let stuck = Arc::new(AtomicBool::new(false));
     let heartbeat = Heartbeat {
         worker,
         name: parts.name.clone(),
@@ -191,6 +201,11 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         lease,
         pulse,
         held,
+        polls,
+        clock: engine.services.clock.clone(),
+        shutdown: shutdown.clone(),
+        stuck: Arc::clone(&stuck),
+        ending: background.clone(),
         stop: stop_heartbeat.clone(),
     }
     .start()
@@ -253,6 +268,9 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
             error = &error as &dyn std::error::Error,
             "could not leave the ledger in good order; it will forget this worker by itself"
         );
+    }
+    if stuck.load(Ordering::Relaxed) {
+        exit = Exit::Stuck;
     }
     tracing::info!(took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), ?exit, "stopped");
     Ok(exit)

@@ -13,7 +13,7 @@ use std::{
 
 use apalis_core::task::Task;
 use shared::{
-    job::{Failure, FailureClass, Interrupt, Outcome, Policy, SnoozeBounds, Success},
+    job::{Failure, FailureClass, Outcome, Policy, SnoozeBounds},
     ledger::{UNAVAILABLE, claim::ClaimedJob, recover::CRASHES_IN_COMPANY, settle::Settlement},
     queue::Queue,
     random,
@@ -28,8 +28,9 @@ use tower::Service;
 use super::{
     Engine,
     credits::{Credit, Credits},
+    trial,
 };
-use crate::handlers::{Handler, JobContext, Run, Started};
+use crate::handlers::{Handler, JobContext, Started};
 
 /// How long a handler that was asked to cancel may take to stop tidily before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
@@ -96,7 +97,7 @@ pub struct Runner {
     queue: Queue,
     slots: Arc<Semaphore>,
     credits: Arc<Credits>,
-    /// Jobs under which processes died repeatedly run one at a time, so that the next crash names its cause.
+    /// Jobs under which workers were lost repeatedly run in processes of their own, so many at a time.
     suspects: Arc<Semaphore>,
     finished: mpsc::Sender<Finished>,
 }
@@ -136,7 +137,7 @@ impl Runner {
 
     /// Waits for a slot and runs the handler in it; hands the job back when the process stops first.
     async fn run_when_free(&self, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> (Policy, Outcome) {
-        // Whoever has to wait for its turn as a suspect waits in the ledger: here the suspect's crash would be blamed on it too.
+        // Whoever has to wait for its turn as a suspect waits in the ledger: here it would keep room from others.
         let _turn = if job.crashes >= CRASHES_IN_COMPANY {
             let Ok(turn) = self.suspects.try_acquire() else {
                 return (Policy::DEFAULT, Outcome::Deferred(SUSPECT_PAUSE.mul_f64(0.5 + random::fraction())));
@@ -194,8 +195,14 @@ impl Runner {
     async fn run_handler(&self, handler: &Handler, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> Outcome {
         let context = JobContext { job: Arc::clone(job), services: Arc::clone(&self.engine.services), cancelled: cancelled.clone() };
         let Started { run, timeout } = handler.start(context);
-        let bounds = Bounds { name: handler.name, timeout, cancel_grace: CANCEL_GRACE };
-        supervise(run, &bounds, &cancelled, &self.engine.overdue).await
+        let (overdue, bounds) = (&self.engine.overdue, Bounds { name: handler.name, timeout, cancel_grace: CANCEL_GRACE });
+        if job.crashes >= CRASHES_IN_COMPANY {
+            drop(run);
+            let trial = trial::run(Arc::clone(job), cancelled.clone(), self.engine.draining.clone());
+            let bounds = Bounds { timeout: timeout + trial::START_WITHIN, ..bounds };
+            return supervise(trial, &bounds, &cancelled, overdue).await;
+        }
+        supervise(self.engine.polls.watch(Arc::clone(job), run), &bounds, &cancelled, overdue).await
     }
 }
 
@@ -208,7 +215,10 @@ struct Bounds {
 }
 
 /// Runs a handler in a task of its own to its end, or to whatever ends it first.
-async fn supervise(run: Run, bounds: &Bounds, cancelled: &CancellationToken, overdue: &CancellationToken) -> Outcome {
+async fn supervise<R>(run: R, bounds: &Bounds, cancelled: &CancellationToken, overdue: &CancellationToken) -> Outcome
+where
+    R: Future<Output: Into<Outcome> + Send + 'static> + Send + 'static,
+{
     let mut task = AbortOnDrop(tokio::spawn(run));
     tokio::select! {
         biased;
@@ -219,14 +229,15 @@ async fn supervise(run: Run, bounds: &Bounds, cancelled: &CancellationToken, ove
         }
         () = overdue.cancelled() => Outcome::HandedBack,
         // Asked first, dropped after a grace time. A success that comes first wins.
-        () = cancelled.cancelled() => match tokio::time::timeout(bounds.cancel_grace, &mut task).await {
-            Ok(Ok(Ok(success))) => Outcome::Succeeded(success),
+        () = cancelled.cancelled() => match tokio::time::timeout(bounds.cancel_grace, &mut task).await.map(outcome_of) {
+            Ok(Outcome::Succeeded(success)) => Outcome::Succeeded(success),
             _ => Outcome::Cancelled,
         },
     }
 }
 
-fn outcome_of(ended: Result<Result<Success, Interrupt>, JoinError>) -> Outcome {
+/// What a task that ran a handler came to; a panic fails the job.
+pub(super) fn outcome_of(ended: Result<impl Into<Outcome>, JoinError>) -> Outcome {
     match ended {
         Ok(result) => result.into(),
         Err(error) => match error.try_into_panic() {
@@ -279,9 +290,10 @@ impl<T> Drop for AbortOnDrop<T> {
 
 #[cfg(test)]
 mod tests {
-    use shared::job::FailureClass;
+    use shared::job::{FailureClass, Success};
 
     use super::*;
+    use crate::handlers::Run;
 
     const SOON: Duration = Duration::from_millis(30);
     /// Longer than any test waits.
