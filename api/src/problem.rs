@@ -10,6 +10,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use shared::{kinds::Violation, ledger::LedgerError, tenant::TenantError};
 use utoipa::ToSchema;
@@ -88,6 +89,12 @@ codes! {
     JobNotRetryable = "job_not_retryable", CONFLICT, "The job can't be tried again";
     /// The export has no file, or none yet.
     ExportNotCompleted = "export_not_completed", CONFLICT, "The export is not completed";
+    /// The job's present state is not one that can be discarded.
+    JobNotDiscardable = "job_not_discardable", CONFLICT, "The job can't be discarded";
+    /// The job was discarded, or pruned with other history.
+    JobGone = "job_gone", GONE, "The job is gone";
+    /// The export was discarded, or pruned with other history.
+    ExportGone = "export_gone", GONE, "The export is gone";
     /// The export's file has been deleted after its time.
     ExportExpired = "export_expired", GONE, "The export's file has been deleted";
     /// The job's payload is too large.
@@ -118,6 +125,7 @@ struct Parts {
     detail: Cow<'static, str>,
     errors: Vec<Violation>,
     headers: HeaderMap,
+    gone_at: Option<DateTime<Utc>>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -126,7 +134,7 @@ impl Problem {
     #[must_use]
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        Self(Box::new(Parts { code, detail, errors: Vec::new(), headers: HeaderMap::new(), cause: None }))
+        Self(Box::new(Parts { code, detail, errors: Vec::new(), headers: HeaderMap::new(), gone_at: None, cause: None }))
     }
 
     /// Input that says something that can't be; each violation with its place.
@@ -179,6 +187,13 @@ impl Problem {
         self
     }
 
+    /// When what was asked for went.
+    #[must_use]
+    pub fn gone_at(mut self, gone_at: DateTime<Utc>) -> Self {
+        self.0.gone_at = Some(gone_at);
+        self
+    }
+
     /// What went wrong.
     #[must_use]
     pub const fn code(&self) -> Code {
@@ -194,7 +209,7 @@ impl Problem {
     /// The answer, for a request.
     #[must_use]
     pub fn answer(&self, request_id: Option<&str>) -> Response {
-        let Parts { code, detail, errors, headers, .. } = &*self.0;
+        let Parts { code, detail, errors, headers, gone_at, .. } = &*self.0;
         let body = ProblemBody {
             kind: format!("urn:offstage:problem:{}", code.word()),
             title: code.title(),
@@ -202,6 +217,7 @@ impl Problem {
             code: *code,
             detail,
             errors,
+            gone_at: *gone_at,
             request_id,
         };
         // Strings and numbers: there is nothing in it that JSON can't hold.
@@ -287,6 +303,10 @@ pub struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Vec<Violation>, required = false)]
     errors: &'a [Violation],
+    /// When what was asked for went; with 410 of a job or an export that is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    gone_at: Option<DateTime<Utc>>,
     /// The request's id, as in the header `X-Request-Id`: tell it to the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,

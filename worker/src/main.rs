@@ -105,8 +105,9 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         probe: config.probe,
     };
     let services = Arc::new(services);
+    let retention = config.retention;
     let sweeping = CancellationToken::new();
-    let sweeps = tokio::spawn(sweeper::run(Arc::clone(&services), sweeping.clone()));
+    let sweeps = tokio::spawn(sweeper::run(Arc::clone(&services), retention, sweeping.clone()));
     let parts = Parts {
         name: process_name(),
         database: database.url.clone(),

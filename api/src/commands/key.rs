@@ -123,6 +123,6 @@ async fn revoke(owner: &Owner, id: Uuid) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn time(at: DateTime<Utc>) -> String {
+pub(super) fn time(at: DateTime<Utc>) -> String {
     at.format("%FT%TZ").to_string()
 }

@@ -3,9 +3,11 @@
 //! What a command was asked for goes to standard output, everything else to standard error. Exit codes are
 //! [`Exit`]'s: 0 done, 1 failed (trying again may help), 2 the command line, the settings or the manifest are wrong.
 
+mod jobs;
 mod key;
 mod migrate;
 mod serve;
+mod switch;
 mod tenant;
 
 use std::{fmt::Display, path::PathBuf};
@@ -14,6 +16,7 @@ use clap::{Parser, Subcommand};
 use shared::{
     clock::Clock,
     config::{ConfigError, OwnerConfig, Variables},
+    job::JobId,
     keys::UnknownScope,
     ledger::{self, LedgerError, Sessions},
     shutdown::Exit,
@@ -47,6 +50,12 @@ enum Command {
     /// API keys, by which a tenant's backend calls.
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Jobs, as an operator sees them: errors with their causes, dead letters redriven or discarded.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// Outward effects (mails, pushes, calls that cost money): stop them, let them go on.
+    #[command(subcommand)]
+    Switch(switch::SwitchCommand),
 }
 
 /// A command could not be done.
@@ -70,6 +79,8 @@ enum CommandError {
     NoTenant(String),
     #[error("there is no key {0}; `api key list --tenant T` shows them")]
     NoKey(Uuid),
+    #[error("tenant `{1}` has no job {0}")]
+    NoJob(JobId, String),
     #[error("{0}")]
     Argument(String),
     #[error(transparent)]
@@ -98,6 +109,7 @@ impl CommandError {
             | Self::File { .. }
             | Self::NoTenant(_)
             | Self::NoKey(_)
+            | Self::NoJob(..)
             | Self::Argument(_)
             | Self::Scope(_)
             | Self::App(_) => Exit::Settings,
@@ -133,6 +145,8 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Migrate => migrate::migrate(&Owner::open(&variables)?).await?,
         Command::Tenant(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Key(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Jobs(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Switch(command) => command.run(&Owner::open(&variables)?).await?,
     }
     Ok(Exit::Finished)
 }

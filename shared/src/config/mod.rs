@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::tenant::Retention;
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -95,6 +96,9 @@ pub struct WorkerConfig {
     pub sources: Sources,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
+    /// How long finished jobs are kept where a manifest says nothing (`OFFSTAGE_RETENTION_DAYS`,
+    /// `OFFSTAGE_RETENTION_UNSUCCESSFUL_DAYS`).
+    pub retention: Retention,
     /// How long running jobs may take to finish at shutdown (`OFFSTAGE_SHUTDOWN_GRACE_SECONDS`).
     pub shutdown_grace: Duration,
     /// What is suspicious but allowed; to be logged once the log runs.
@@ -118,12 +122,13 @@ impl WorkerConfig {
         let sources = Sources::read(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
+        let retention = process::retention(&mut reader);
         stores::warn_of_shared_role(&mut reader, "OFFSTAGE_ENGINE_DATABASE_URL", "offstage_engine");
         let warnings = reader.finish()?;
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, log, queues, probe, sources, window, shutdown_grace, warnings })
+        Ok(Self { database, redis, s3, listen, log, queues, probe, sources, window, retention, shutdown_grace, warnings })
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     stores,
     variables::{Reader, SOURCE_PREFIX},
 };
-use crate::queue::Queue;
+use crate::{queue::Queue, tenant::Retention};
 
 /// An address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +192,15 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Sources {
 
 pub(super) fn window(reader: &mut Reader<'_>) -> u32 {
     reader.number_in("OFFSTAGE_WINDOW", 10_000, 100..=1_000_000)
+}
+
+/// How long finished jobs are kept where a manifest says nothing: a quarter of a year, and what went wrong twice that.
+pub(super) fn retention(reader: &mut Reader<'_>) -> Retention {
+    let days = 1..=3_650;
+    Retention::days(
+        reader.number_in("OFFSTAGE_RETENTION_DAYS", 90, days.clone()),
+        reader.number_in("OFFSTAGE_RETENTION_UNSUCCESSFUL_DAYS", 180, days),
+    )
 }
 
 pub(super) fn shutdown_grace(reader: &mut Reader<'_>) -> Duration {

@@ -39,6 +39,7 @@ fn defaults_are_those_of_the_manual() {
     let worker = WorkerConfig::read(&with(&[]), None).unwrap();
     assert_eq!(worker.listen.address.to_string(), "127.0.0.1:9090");
     assert_eq!(worker.database.pool, 16);
+    assert_eq!(worker.retention, Retention::days(90, 180));
     assert_eq!(worker.queues.concurrency.len(), Queue::ALL.len());
     assert!(worker.queues.concurrency.values().all(|at_once| *at_once > 0));
 }

@@ -119,7 +119,7 @@ pub struct Leftover {
     pub swept: bool,
 }
 
-/// Leftovers to sweep: of runs whose claim is gone and whose file is not the job's.
+/// Leftovers to sweep: of runs whose claim is gone, whose file is not the job's, and which no later run goes on with.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -131,6 +131,7 @@ pub async fn leftovers(pool: &PgPool, now: DateTime<Utc>, limit: i64) -> Result<
            AND (e.sweep_at IS NULL OR e.sweep_at <= $1)
            AND NOT coalesce(s.state = 2 AND s.token = e.token, false)
            AND NOT EXISTS (SELECT FROM job_file f WHERE f.job_id = e.job_id AND f.object_key = e.intent ->> 'key')
+           AND NOT EXISTS (SELECT FROM job_checkpoint c WHERE c.job_id = e.job_id AND c.keeps = e.intent ->> 'key' AND s.state <= 2)
          ORDER BY e.intended_at LIMIT $2",
     )
     .bind(now)
@@ -212,20 +213,32 @@ pub struct ClaimOfKey {
     pub token: i64,
 }
 
-/// Which of these claims this ledger knows of and are gone, by their place. Jobs that it does not know are left out: they are
+/// An object's key with the claim that it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedKey {
+    /// The claim.
+    pub claim: ClaimOfKey,
+    /// The whole key.
+    pub key: String,
+}
+
+/// Which of these keys' claims this ledger knows of and are gone, with no later run that goes on with the key, by their place. Jobs that it does not know are left out: they are
 /// another installation's.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn gone(pool: &PgPool, claims: &[ClaimOfKey]) -> Result<Vec<usize>, LedgerError> {
+pub async fn gone(pool: &PgPool, keys: &[NamedKey]) -> Result<Vec<usize>, LedgerError> {
     let places: Vec<i64> = sqlx::query_scalar(
-        "SELECT c.place FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) WITH ORDINALITY AS c (job, tenant, token, place)
-         JOIN job_state s ON s.job_id = c.job AND s.tenant_id = c.tenant
-         WHERE NOT (s.state = 2 AND s.token = c.token)",
+        "SELECT c.place FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[]) WITH ORDINALITY AS c (job, tenant, token, key, place)
+         LEFT JOIN job_state s ON s.job_id = c.job AND s.tenant_id = c.tenant
+         WHERE NOT (s.state = 2 AND s.token = c.token)
+               AND NOT EXISTS (SELECT FROM job_checkpoint p WHERE p.job_id = c.job AND p.keeps = c.key AND s.state <= 2)
+            OR s.job_id IS NULL AND EXISTS (SELECT FROM job_tombstone t WHERE t.job_id = c.job AND t.tenant_id = c.tenant)",
     )
-    .bind(claims.iter().map(|claim| claim.job.0).collect::<Vec<_>>())
-    .bind(claims.iter().map(|claim| claim.tenant).collect::<Vec<_>>())
-    .bind(claims.iter().map(|claim| claim.token).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.claim.job.0).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.claim.tenant).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.claim.token).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.key.as_str()).collect::<Vec<_>>())
     .fetch_all(pool)
     .await?;
     Ok(places.into_iter().filter_map(|place| usize::try_from(place - 1).ok()).collect())

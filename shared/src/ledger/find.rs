@@ -6,7 +6,10 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::LedgerError;
-use crate::job::{JobId, Priority, Reason, State};
+use crate::{
+    job::{JobId, Priority, Reason, State},
+    queue::Queue,
+};
 
 /// A job as it stands.
 #[derive(Debug, Clone)]
@@ -85,6 +88,14 @@ pub struct Filter {
     pub created_from: Option<DateTime<Utc>>,
     /// Accepted before.
     pub created_before: Option<DateTime<Utc>>,
+    /// Only this queue's.
+    pub queue: Option<Queue>,
+    /// Only those whose last run failed of this; with [`State::Failed`].
+    pub error_code: Option<String>,
+    /// Ended at or after; with a state that is a dead letter's.
+    pub ended_from: Option<DateTime<Utc>>,
+    /// Ended before; likewise.
+    pub ended_before: Option<DateTime<Utc>>,
     /// Only those before this job in the list's order: the last of the page before.
     pub after: Option<JobId>,
 }
@@ -106,10 +117,23 @@ macro_rules! job_columns {
 }
 
 /// What every list filters by: `$1` tenant, `$2` kind, `$3` state, `$4` owner, `$5` lowest id, `$6` id below which, `$7` and `$8`
-/// the exact times, `$9` how many.
+/// the exact times, `$9` how many, `$10` queue, `$11` error code, `$12` and `$13` when it ended.
 macro_rules! list_conditions {
     () => {
-        "j.tenant_id = $1 AND ($3::smallint IS NULL OR s.state = $3) AND j.id >= $5 AND j.id < $6 AND j.created_at >= $7 AND j.created_at < $8"
+        "j.tenant_id = $1 AND ($3::smallint IS NULL OR s.state = $3) AND j.id >= $5 AND j.id < $6 AND j.created_at >= $7 AND j.created_at < $8
+         AND ($10::text IS NULL OR j.queue = $10)
+         AND ($12::timestamptz IS NULL OR s.finished_at >= $12) AND ($13::timestamptz IS NULL OR s.finished_at < $13)"
+    };
+    // Asked of the dead letter's own row, so that those which don't match are passed over without their job.
+    (dead) => {
+        concat!(
+            "($2::text IS NULL OR f.kind = $2) AND ($10::text IS NULL OR f.queue = $10)
+             AND ($12::timestamptz IS NULL OR f.ended_at >= $12) AND ($13::timestamptz IS NULL OR f.ended_at < $13) AND ",
+            list_conditions!()
+        )
+    };
+    (and_any_code) => {
+        concat!(list_conditions!(and_kind), " AND $11::text IS NULL")
     };
     (and_kind) => {
         concat!("($2::text IS NULL OR j.kind = $2) AND ", list_conditions!())
@@ -204,7 +228,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
             "SELECT ",
             job_columns!(listed),
             " FROM job j JOIN job_state s ON s.job_id = j.id
-             WHERE j.owner IS NOT NULL AND j.owner >= $4 AND j.owner <= $4 AND ",
+             WHERE j.owner IS NOT NULL AND j.owner >= $4 AND j.owner <= $4
+               AND ($11::text IS NULL OR EXISTS (SELECT FROM job_unsuccessful f WHERE f.job_id = j.id AND f.error_code = $11)) AND ",
             list_conditions!(and_kind),
             " ORDER BY j.owner DESC, j.id DESC LIMIT $9"
         ))
@@ -215,7 +240,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 job_columns!(listed),
                 " FROM job_waiting f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
                  WHERE f.tenant_id = $1 AND $4::text IS NULL AND f.job_id >= $5 AND f.job_id < $6 AND ",
-                list_conditions!(and_kind),
+                list_conditions!(and_any_code),
                 " ORDER BY f.job_id DESC LIMIT $9"
             )),
             Some(State::Queued | State::Running) => sqlx::query(concat!(
@@ -223,15 +248,23 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 job_columns!(listed),
                 " FROM job_dispatched f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
                  WHERE f.tenant_id = $1 AND $4::text IS NULL AND f.job_id >= $5 AND f.job_id < $6 AND ",
-                list_conditions!(and_kind),
+                list_conditions!(and_any_code),
+                " ORDER BY f.job_id DESC LIMIT $9"
+            )),
+            Some(State::Failed | State::Cancelled | State::Expired) if filter.error_code.is_some() => sqlx::query(concat!(
+                "SELECT ",
+                job_columns!(listed),
+                " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
+                 WHERE f.tenant_id = $1 AND $4::text IS NULL AND f.state = $3 AND f.error_code = $11 AND f.job_id >= $5 AND f.job_id < $6 AND ",
+                list_conditions!(dead),
                 " ORDER BY f.job_id DESC LIMIT $9"
             )),
             Some(State::Failed | State::Cancelled | State::Expired) => sqlx::query(concat!(
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE f.tenant_id = $1 AND $4::text IS NULL AND f.state = $3 AND f.job_id >= $5 AND f.job_id < $6 AND ",
-                list_conditions!(and_kind),
+                 WHERE f.tenant_id = $1 AND $4::text IS NULL AND f.state = $3 AND f.job_id >= $5 AND f.job_id < $6 AND $11::text IS NULL AND ",
+                list_conditions!(dead),
                 " ORDER BY f.job_id DESC LIMIT $9"
             )),
             Some(State::Succeeded) | None => sqlx::query(concat!(
@@ -248,7 +281,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                     WHERE j.kind >= k.kind AND j.kind <= k.kind AND ",
                 list_conditions!(),
                 "   ORDER BY j.kind DESC, j.id DESC LIMIT $9
-                 ) p WHERE k.kind IS NOT NULL AND ($2::text IS NULL OR k.kind = $2) AND $4::text IS NULL ORDER BY p.id DESC LIMIT $9"
+                 ) p WHERE k.kind IS NOT NULL AND ($2::text IS NULL OR k.kind = $2) AND $4::text IS NULL AND $11::text IS NULL ORDER BY p.id DESC LIMIT $9"
             )),
         }
     };
@@ -268,6 +301,10 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
         .bind(earliest)
         .bind(latest)
         .bind(limit)
+        .bind(filter.queue.map(Queue::name))
+        .bind(filter.error_code.as_deref())
+        .bind(filter.ended_from)
+        .bind(filter.ended_before)
         .fetch_all(connection)
         .await?;
     rows.iter().map(found).collect()
@@ -278,13 +315,13 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
 const LONGEST_ACCEPTANCE: TimeDelta = TimeDelta::minutes(2);
 
 /// The lowest `UUIDv7` of a time's millisecond (RFC 9562 §5.7: 48 bits of Unix milliseconds lead).
-fn first_id(time: DateTime<Utc>) -> Uuid {
+pub(super) fn first_id(time: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0).min((1 << 48) - 1);
     Uuid::from_u128(u128::from(millis) << 80)
 }
 
 /// Higher than every id of a time's millisecond.
-fn first_id_after(time: DateTime<Utc>) -> Uuid {
+pub(super) fn first_id_after(time: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(time.timestamp_millis()).unwrap_or(0).saturating_add(1);
     if millis >= 1 << 48 { Uuid::max() } else { Uuid::from_u128(u128::from(millis) << 80) }
 }

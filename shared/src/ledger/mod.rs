@@ -12,13 +12,16 @@
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
 pub mod change;
+pub mod checkpoint;
 pub mod claim;
+pub mod dead;
 pub mod dispatch;
 pub mod effects;
 pub mod files;
 pub mod find;
 pub mod insert;
 pub mod recover;
+pub mod retention;
 pub mod settle;
 pub mod switches;
 

@@ -368,7 +368,7 @@ pub async fn lay_down_duty(pool: &PgPool, name: &'static str, worker: Uuid) -> R
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn take_duty(pool: &PgPool, name: &'static str, worker: Uuid, period: Duration) -> Result<bool, LedgerError> {
+pub async fn take_duty(pool: &PgPool, name: &str, worker: Uuid, period: Duration) -> Result<bool, LedgerError> {
     let taken = sqlx::query(
         "INSERT INTO duty AS d (name, taken_until, worker) VALUES ($1, clock_timestamp() + make_interval(secs => $3), $2)
          ON CONFLICT (name) DO UPDATE SET taken_until = excluded.taken_until, worker = excluded.worker
@@ -380,6 +380,19 @@ pub async fn take_duty(pool: &PgPool, name: &'static str, worker: Uuid, period: 
     .execute(pool)
     .await?;
     Ok(taken.rows_affected() == 1)
+}
+
+/// Gives a duty up before its period is over, so that somebody else may take it at once.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn give_up_duty(pool: &PgPool, name: &str, worker: Uuid) -> Result<(), LedgerError> {
+    sqlx::query("UPDATE duty SET taken_until = clock_timestamp() WHERE name = $1 AND worker = $2")
+        .bind(name)
+        .bind(worker)
+        .execute(pool)
+        .await?;
+    Ok(())
 }
 
 /// Forgets what has served its purpose, a bounded bite at a time: expired idempotency keys, and wishes to cancel what no

@@ -55,7 +55,8 @@ impl StorageFault {
     fn of(status: u16, code: Option<&str>) -> Self {
         match (code.unwrap_or_default(), status) {
             ("NoSuchBucket", _) => Self::BucketMissing,
-            ("NoSuchUpload", _) => Self::UploadMissing,
+            // Parts that are not those that were sent: as good as gone.
+            ("NoSuchUpload" | "InvalidPart" | "InvalidPartOrder", _) => Self::UploadMissing,
             ("NoSuchKey" | "NotFound", _) => Self::ObjectMissing,
             ("RequestTimeTooSkewed", _) => Self::ClockSkew,
             ("ExpiredToken" | "TokenRefreshRequired", _) => Self::Expired,

@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::dataset::{Audience, Dataset, MOST_PARAMETERS, Origin, Parameter, ParameterType, Source};
+use super::retention::{Retention, RetentionDeclaration};
+use crate::kinds::Registry;
 use lines::Lines;
 
 /// The longest manifest, in bytes.
@@ -20,6 +22,9 @@ const LONGEST: usize = 1024 * 1024;
 
 /// The longest name of a tenant, a source, a dataset or a parameter.
 const LONGEST_NAME: usize = 63;
+
+/// The most columns of a keyset.
+const MOST_KEYS: usize = 8;
 
 /// What the variables of sources begin with. A manifest can name no other, or a tenant's dataset could be pointed at
 /// Offstage's own database.
@@ -62,6 +67,7 @@ impl Manifest {
             .into_iter()
             .map(|path| Fault { path, offset: 0, detail: "is not part of a manifest; check its spelling or remove it".into() })
             .collect();
+        faults.extend(unknown_kinds(&declaration));
         let checked = Self::check(declaration, &mut faults);
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),
@@ -104,9 +110,19 @@ impl Manifest {
         bytes
     }
 
+    /// How long finished jobs of a kind are kept, where `installation` holds for what the manifest leaves out.
+    #[must_use]
+    pub fn retention(&self, kind: &str, installation: Retention) -> Retention {
+        self.declaration.retention.as_ref().map_or(installation, |declared| declared.of(kind, installation))
+    }
+
     fn check(declaration: Declaration, faults: &mut Vec<Fault>) -> Option<Self> {
         let name = declaration.tenant.name.clone();
         check_name(&name, &["tenant", "name"], faults);
+        for (path, detail) in declaration.retention.iter().flat_map(RetentionDeclaration::faults) {
+            let path = [vec!["retention".to_owned()], path].concat();
+            faults.push(Fault { path, offset: 0, detail });
+        }
         let mut sources = BTreeMap::new();
         for (key, source) in &declaration.sources {
             check_name(key, &["sources", key], faults);
@@ -131,6 +147,20 @@ impl Manifest {
     }
 }
 
+/// Kinds that the manifest names and this program does not know. Asked when it is applied only: of a stored one a newer program may
+/// know more.
+fn unknown_kinds(declaration: &Declaration) -> Vec<Fault> {
+    let registry = Registry::new(true);
+    let kinds = declaration.retention.iter().flat_map(RetentionDeclaration::kinds);
+    kinds
+        .filter(|kind| registry.find(kind).is_none_or(|entry| entry.name != *kind))
+        .map(|kind| {
+            let known: Vec<_> = registry.entries().map(|entry| entry.name).collect();
+            Fault::new(&["retention", "kinds", kind], format!("there is no kind `{kind}`; there are: {}", known.join(", ")))
+        })
+        .collect()
+}
+
 /// The manifest as it is written and stored, not yet checked. A field that is absent is not stored, so that a program
 /// which knows more fields makes the same digest.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -140,6 +170,8 @@ struct Declaration {
     sources: BTreeMap<String, SourceDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     datasets: BTreeMap<String, DatasetDeclaration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retention: Option<RetentionDeclaration>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -186,6 +218,9 @@ struct DatasetDeclaration {
     description: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     audience: Option<Audience>,
+    /// Columns that order the rows and tell each from every other, for exports that go on where they stopped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    keyset: Vec<String>,
     sql: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     parameters: BTreeMap<String, ParameterDeclaration>,
@@ -254,8 +289,17 @@ impl DatasetDeclaration {
             (None, true) => Audience::Users,
             (None, false) => Audience::Backend,
         };
+        for (place, column) in self.keyset.iter().enumerate() {
+            let twice = self.keyset.iter().take(place).any(|other| other == column);
+            if twice || column.is_empty() || column.len() > LONGEST_NAME || column.contains('\0') || place >= MOST_KEYS {
+                let detail = format!("must be at most {MOST_KEYS} different columns of the dataset, by their names; `{column}` is not");
+                faults.push(Fault::new(&["datasets", key, "keyset"], detail));
+                break;
+            }
+        }
         match Dataset::new(self.source.clone(), self.description.clone(), audience, parameters, &self.sql) {
-            Ok(dataset) => {
+            Ok(mut dataset) => {
+                dataset.keyset.clone_from(&self.keyset);
                 for name in dataset.unused_parameters() {
                     faults.push(Fault::new(&["datasets", key, "parameters", name], "is declared, but `sql` doesn't use it; remove it"));
                 }

@@ -279,11 +279,13 @@ fn differences(old: &Value, new: &Value) -> Vec<Change> {
     for section in keys_of_both(old, new) {
         let table = |manifest: &Map<String, Value>| manifest.get(section).and_then(Value::as_object).cloned().unwrap_or_default();
         let (old, new) = (table(old), table(new));
-        // `[tenant]` is one thing; every other section holds things by name.
-        if section == "tenant" {
+        // `[tenant]` and `[retention]` are one thing each; every other section holds things by name.
+        if section == "tenant" || section == "retention" {
             let fields = changed_fields(&old, &new);
-            if !old.is_empty() && !fields.is_empty() {
-                changes.push(Change::Changed("tenant".into(), fields));
+            // A tenant has one from the start; a manifest may leave the other out.
+            let was_there = section == "tenant" && old.is_empty();
+            if !was_there && !fields.is_empty() {
+                changes.push(Change::Changed(section.to_owned(), fields));
             }
             continue;
         }
@@ -338,5 +340,8 @@ mod tests {
         assert_eq!(differences(&old, &old), []);
         let created: Vec<_> = differences(&Value::Null, &old).iter().map(ToString::to_string).collect();
         assert_eq!(created, ["+ dataset other", "+ dataset same", "+ source main", "+ source old"]);
+        let kept = json!({"tenant": {"name": "a"}, "retention": {"keep_days": 3, "kinds": {"email.send": {"keep_days": 1}}}});
+        let lines: Vec<_> = differences(&json!({"tenant": {"name": "a"}}), &kept).iter().map(ToString::to_string).collect();
+        assert_eq!(lines, ["~ retention (keep_days, kinds)"]);
     }
 }

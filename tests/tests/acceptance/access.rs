@@ -37,6 +37,9 @@ const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/v1/jobs/{id}", Walk::Job, "jobs:read"),
     ("post", "/v1/jobs/{id}/cancel", Walk::Job, "jobs:write"),
     ("post", "/v1/jobs/{id}/retry", Walk::Job, "jobs:write"),
+    ("post", "/v1/jobs/{id}/discard", Walk::Job, "jobs:write"),
+    ("post", "/v1/jobs/retry", Walk::List, "jobs:write"),
+    ("post", "/v1/jobs/discard", Walk::List, "jobs:write"),
     ("post", "/v1/exports", Walk::Make, "exports:write"),
     ("get", "/v1/exports", Walk::List, "exports:read"),
     ("get", "/v1/exports/{id}", Walk::Export, "exports:read"),
@@ -57,6 +60,7 @@ fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> Req
     match (walk, path) {
         (Walk::Make, "/v1/jobs") => request.json(&probe(&json!({}))),
         (Walk::Make, "/v1/exports") => request.json(&json!({"dataset": "words", "format": "csv"})),
+        (Walk::List, "/v1/jobs/retry" | "/v1/jobs/discard") => request.json(&json!({"filter": {}})),
         (Walk::Make, other) => panic!("say here what to send to {other}"),
         _ => request,
     }

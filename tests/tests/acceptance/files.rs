@@ -89,6 +89,17 @@ impl Office {
         id
     }
 
+    /// Waits until an export's first checkpoint.
+    async fn until_saved(&self, id: &str) {
+        until_within(Duration::from_secs(60), "a checkpoint", async || {
+            match self.world.number(format!("SELECT count(*) FROM job_checkpoint WHERE job_id = '{id}'")).await {
+                1 => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+
     /// What ada was told of an export.
     async fn told(&self, id: &str) -> Value {
         let told = self
@@ -265,4 +276,118 @@ async fn a_store_that_can_not_delete_is_asked_again_and_shows() {
     // Its pause is over.
     office.world.execute(format!("UPDATE job_file SET retry_at = now() WHERE job_id = '{id}'")).await;
     office.until_stored((0, 0)).await;
+}
+
+/// Some 48 MB in the order of their numbers, six parts.
+const LEDGER: &str = r#"
+[tenant]
+name = "hooli"
+[sources.main]
+url_env = "OFFSTAGE_SOURCE_PROMPTLOCKR_URL"
+[datasets.entries]
+source = "main"
+audience = "users"
+keyset = ["day", "number"]
+sql = "SELECT number / 1000 AS day, number::bigint AS number, repeat(md5(number::text), 8) AS content FROM generate_series(1, 180000) AS number"
+[datasets.twins]
+source = "main"
+audience = "users"
+keyset = ["day"]
+sql = "SELECT number / 2 AS day FROM generate_series(1, 5) AS number"
+[datasets.gaps]
+source = "main"
+audience = "users"
+keyset = ["day"]
+sql = "SELECT nullif(number, 3) AS day FROM generate_series(1, 5) AS number"
+"#;
+
+#[tokio::test]
+async fn an_export_that_was_killed_goes_on_behind_its_last_part() {
+    let (world, worker) = World::with_worker().await;
+    let ada = world.tenant_of("hooli", LEDGER).await.acting_for("ada");
+    let office = Office { world, ada };
+    let s3 = &office.world.sandbox.s3;
+    s3.faults().add(Rule::from(Fault::Hang).on("UploadPart").path_contains(".csv").skip(3));
+    s3.faults().add(Rule::from(Fault::Hang).on("UploadPart").path_contains(".jsonl").skip(3));
+    let mut exports = Vec::new();
+    for format in ["csv", "jsonl"] {
+        exports.push((format, office.ask(&json!({"dataset": "entries", "format": format})).await));
+    }
+    for (_, id) in &exports {
+        office.until_saved(id).await;
+    }
+    worker.kill9().await.unwrap().unwrap();
+    s3.faults().clear();
+    let mut parts = 0;
+    for (format, id) in &exports {
+        let job = office.ada.wait_for_within(Duration::from_secs(120), id, "at its end", is_terminal).await;
+        assert_eq!((job["state"].as_str(), job["attempt"].as_i64()), (Some("succeeded"), Some(1)), "{job}");
+
+        // Two snapshots, all rows.
+        let snapshots = job["result"]["snapshots"].as_array().unwrap_or_else(|| panic!("{job}"));
+        let rows: Vec<u64> = snapshots.iter().map(|one| one["rows"].as_u64().unwrap()).collect();
+        assert!(rows.len() == 2 && rows[0] > 20_000 && rows[1] > 0 && rows.iter().sum::<u64>() == 180_000, "{job}");
+        assert_ne!(snapshots[0]["read_at"], snapshots[1]["read_at"]);
+        assert_eq!(job["result"]["read_at"], snapshots[0]["read_at"]);
+        parts += usize::try_from(job["result"]["bytes"].as_u64().unwrap().div_ceil(8 << 20)).unwrap();
+
+        let export = office.show(id).await;
+        let key = office.world.text(format!("SELECT object_key FROM job_file WHERE job_id = '{id}'")).await;
+        let bytes = s3.object(&key).unwrap();
+        let path = office.world.sandbox.directory().join("downloaded");
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(export["file"]["sha256"], super::exports::sha256(&path), "{export}");
+        let text = String::from_utf8(bytes).unwrap();
+        let mut numbers = text.lines().skip(usize::from(*format == "csv")).map(|line| match *format {
+            "csv" => line.split(',').nth(1).unwrap().parse().unwrap(),
+            _ => serde_json::from_str::<Value>(line).unwrap()["number"].as_u64().unwrap(),
+        });
+        assert!(numbers.by_ref().eq(1..=180_000), "every row once, in order");
+    }
+    // The parts before the kill were not sent again: at most those that were on their way, of either file.
+    let sent = s3.faults().count("UploadPart");
+    assert!(sent <= parts + 8, "{sent} parts were sent for files of {parts}");
+    office.until_stored((2, 0)).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_upload_is_gone_begins_anew_and_one_that_is_cancelled_keeps_nothing() {
+    let (world, worker) = World::with_worker().await;
+    let ada = world.tenant_of("hooli", LEDGER).await.acting_for("ada");
+    let office = Office { world, ada };
+    let s3 = &office.world.sandbox.s3;
+    s3.faults().add(Rule::from(Fault::Hang).on("UploadPart").skip(3));
+    let id = office.ask(&json!({"dataset": "entries", "format": "csv"})).await;
+    office.until_saved(&id).await;
+    worker.kill9().await.unwrap().unwrap();
+    // Somebody's lifecycle rule took it.
+    s3.faults().clear();
+    s3.faults().add(Rule::from(Fault::Status(404)).on("ListParts").times(1));
+    let job = office.ada.wait_for_within(Duration::from_secs(120), &id, "at its end", is_terminal).await;
+    assert_eq!((job["state"].as_str(), &job["result"]["snapshots"]), (Some("succeeded"), &Value::Null), "{job}");
+    assert_eq!(job["result"]["rows"], 180_000);
+    office.until_stored((1, 0)).await;
+
+    s3.faults().add(Rule::from(Fault::Hang).on("UploadPart").skip(3));
+    let id = office.ask(&json!({"dataset": "entries", "format": "csv"})).await;
+    office.until_saved(&id).await;
+    office.ada.send(office.ada.request(Method::DELETE, &format!("/v1/exports/{id}"))).await.expect(202);
+    assert_eq!(office.ada.ended(&id).await["state"], "cancelled");
+    s3.faults().clear();
+    office.until_stored((1, 0)).await;
+    assert_eq!(office.world.number(format!("SELECT count(*) FROM job_checkpoint WHERE job_id = '{id}'")).await, 0);
+}
+
+#[tokio::test]
+async fn a_keyset_that_does_not_tell_rows_apart_is_refused() {
+    let (world, _worker) = World::with_worker().await;
+    let ada = world.tenant_of("hooli", LEDGER).await.acting_for("ada");
+    for (dataset, code) in [("twins", "keyset_not_unique"), ("gaps", "keyset_null")] {
+        let id = id_of(&ada.post("/v1/exports", &json!({"dataset": dataset, "format": "csv"})).await.expect(202));
+        let job = ada.ended(&id).await;
+        assert_eq!((job["state"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some(code)), "{job}");
+        // Other formats can't be gone on with, so nobody asks.
+        let id = id_of(&ada.post("/v1/exports", &json!({"dataset": dataset, "format": "json"})).await.expect(202));
+        assert_eq!(ada.ended(&id).await["state"], "succeeded");
+    }
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod contract;
+mod dead_letters;
 mod exports;
 mod faults;
 mod files;
@@ -10,4 +11,6 @@ mod outcomes;
 mod queues;
 mod recovery;
 mod refusals;
+mod retention;
 mod storage;
+mod switches;

@@ -14,7 +14,7 @@ use std::{
 use shared::{
     job::{JobId, State},
     ledger::{
-        LedgerError,
+        LedgerError, checkpoint,
         recover::{self, Recovered},
     },
     queue::{
@@ -188,6 +188,7 @@ async fn sweep_all(engine: &Engine, connection: &mut Commands) -> Result<(), Swe
             read::forget_consumers(connection, engine.redis.keys(), queue, &alive).await?;
         }
         recover::tidy(pool, engine.services.clock.now()).await?;
+        checkpoint::tidy(pool).await?;
     }
     Ok(())
 }

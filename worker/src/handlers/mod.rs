@@ -27,6 +27,7 @@ use shared::{
     kinds::{ExportCreate, Kind, ProbeRun, Registry},
     ledger::{
         UNAVAILABLE,
+        checkpoint::{self, CHECKPOINT_LIMIT},
         claim::ClaimedJob,
         effects::{self, Intent, Reach},
     },
@@ -151,6 +152,41 @@ impl JobContext {
             Ok(written) => Ok(written?),
             Err(_) => Err(Failure::transient(UNAVAILABLE, "the process ends before the outside's answer could be written down")),
         }
+    }
+
+    /// Saves a small state for the next attempt, in the place of any before. `keeps` names an object whose unfinished upload the next
+    /// attempt goes on with: no sweep takes it away while the job has not ended.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer or the claim is gone; a permanent one for a state that is too large.
+    pub async fn checkpoint(&self, state: &Value, keeps: Option<&str>) -> Result<(), Failure> {
+        let size = state.to_string().len();
+        if size > CHECKPOINT_LIMIT {
+            let message =
+                format!("a checkpoint of {size} bytes is too large, {CHECKPOINT_LIMIT} are allowed; this is a fault in the product");
+            return Err(Failure::permanent("checkpoint_too_large", message));
+        }
+        if checkpoint::save(&self.services.pool, &self.job, state, keeps, self.services.clock.now()).await? {
+            return Ok(());
+        }
+        Err(Failure::transient("claim_lost", "another worker took this job over; this run stops"))
+    }
+
+    /// What an earlier attempt saved.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer.
+    pub async fn saved(&self) -> Result<Option<Value>, Failure> {
+        // A first run has no earlier one.
+        if self.job.runs <= 1 { Ok(None) } else { Ok(checkpoint::find(&self.services.pool, self.job.id).await?) }
+    }
+
+    /// Forgets what was saved: the next attempt begins anew. Answers `false` when there was nothing, or the claim is gone.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer.
+    pub async fn forget_checkpoint(&self) -> Result<bool, Failure> {
+        Ok(checkpoint::forget(&self.services.pool, &self.job).await?)
     }
 
     /// Strikes an effect out that was undone.

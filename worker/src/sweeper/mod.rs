@@ -1,9 +1,10 @@
-//! The sweeper: deletes files whose time is over, and what lost runs left in object storage.
+//! The sweeper: deletes files whose time is over, what lost runs left in object storage, and history that is not kept any longer.
 //!
 //! ```text
 //!  published files   expired or removed                        → object deleted, `deleted_at`
 //!  effects           `object:…`, `upload:…` of gone claims     → upload aborted, object deleted, effect struck out
 //!  the store's list  of unfinished uploads, once an hour       → those of gone claims aborted
+//!  finished jobs     older, or more, than are to be kept       → removed, a tombstone left
 //! ```
 //!
 //! Every worker process runs it; a duty in the ledger lets one at a time do the work. Whoever repeats what another did finds
@@ -13,6 +14,7 @@
 //! ([`shared::ledger::files`]); what could not be deleted is tried again, more and more rarely, and shows in the figures; a sweep
 //! is bounded in what it takes at a time, in its calls under way and in its duration.
 
+mod history;
 mod leftovers;
 mod published;
 mod uploads;
@@ -26,6 +28,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     ledger::{LedgerError, recover::take_duty},
     storage::{Storage, StorageError, StorageFault},
+    tenant::Retention,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -53,8 +56,12 @@ const FIRST_PAUSE: TimeDelta = TimeDelta::seconds(30);
 /// The longest pause between two tries.
 const LONGEST_PAUSE: TimeDelta = TimeDelta::minutes(15);
 
-/// Sweeps until `stop`.
-pub async fn run(services: Arc<Services>, stop: CancellationToken) {
+/// Sweeps until `stop`. `retention` is what is kept of history where a manifest says nothing.
+pub async fn run(services: Arc<Services>, retention: Retention, stop: CancellationToken) {
+    tokio::join!(sweep_files(Arc::clone(&services), stop.clone()), history::run(services, retention, stop));
+}
+
+async fn sweep_files(services: Arc<Services>, stop: CancellationToken) {
     let worker = services.clock.new_id();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -3,7 +3,7 @@
 
 use shared::{
     job::JobId,
-    ledger::files::{self, ClaimOfKey},
+    ledger::files::{self, ClaimOfKey, NamedKey},
 };
 use uuid::Uuid;
 
@@ -20,18 +20,17 @@ impl Sweep<'_> {
             let request = self.storage.client().list_multipart_uploads().bucket(self.storage.bucket());
             let request = request.set_key_marker(key_marker.take()).set_upload_id_marker(id_marker.take()).send();
             let page = self.storage.call("looking for unfinished uploads", self.storage.deadline(), request).await?;
-            let ours: Vec<(ClaimOfKey, String, String)> = page
+            let (keys, ids): (Vec<NamedKey>, Vec<String>) = page
                 .uploads
                 .unwrap_or_default()
                 .into_iter()
                 .filter_map(|upload| {
                     let key = upload.key?;
-                    Some((claim_of(&key)?, key, upload.upload_id?))
+                    Some((NamedKey { claim: claim_of(&key)?, key }, upload.upload_id?))
                 })
-                .collect();
-            let claims: Vec<ClaimOfKey> = ours.iter().map(|(claim, ..)| *claim).collect();
-            for place in files::gone(&self.services.pool, &claims).await? {
-                let Some((claim, key, id)) = ours.get(place) else { continue };
+                .unzip();
+            for place in files::gone(&self.services.pool, &keys).await? {
+                let (Some(NamedKey { claim, key }), Some(id)) = (keys.get(place), ids.get(place)) else { continue };
                 tracing::info!(job = %claim.job, "aborting an unfinished upload that no run holds");
                 self.abort(key, id).await?;
             }

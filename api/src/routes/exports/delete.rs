@@ -8,7 +8,7 @@ use axum::{
 };
 use shared::{job::State as Standing, ledger::change::Change, tenant};
 
-use super::{find, id_of, not_found, view::Export};
+use super::{find, id_of, look_up, missing, view::Export};
 use crate::{
     app::App,
     auth::{Caller, ExportsWrite},
@@ -32,19 +32,20 @@ use crate::{
         (status = 200, body = Export, description = "There is no file and there will be none"),
         (status = 202, body = Export, description = "It is being written, and was asked to stop"),
         (status = 404, body = ProblemBody<'static>, description = "`export_not_found`"),
+        (status = 410, body = ProblemBody<'static>, description = "`export_gone`: it was removed at `gone_at`"),
     ),
 )]
 pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     // A job of another kind is no export, and is not cancelled here.
-    find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    look_up(&mut transaction, asked).await?;
     drop(transaction);
     let change = stop_job(&app, asked).await?;
     let now = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let status = match change {
-        Change::Missing => return Err(not_found()),
+        Change::Missing => return Err(missing(&mut transaction, asked).await),
         Change::Moved => return Err(restless()),
         Change::Asked => StatusCode::ACCEPTED,
         Change::NotFrom(Standing::Succeeded) => {
@@ -53,7 +54,7 @@ pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
         }
         Change::Done | Change::NotFrom(_) | Change::TooLate(_) => StatusCode::OK,
     };
-    let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;
     Ok((status, Answer(Export::of(found, now, app.config.public_url.as_ref()))).into_response())
 }

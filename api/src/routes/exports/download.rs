@@ -12,7 +12,7 @@ use shared::{storage::StorageError, tenant};
 
 use super::{
     find::{self, FoundExport, FoundFile},
-    id_of, not_found,
+    id_of, look_up,
     view::ExportState,
 };
 use crate::{
@@ -45,7 +45,7 @@ pub async fn download(State(app): State<App>, caller: Caller<ExportsRead>, id: I
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let now = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
-    let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    let found = look_up(&mut transaction, asked).await?;
     let file = file_of(found, now)?;
     let lifetime = link_lifetime(file.expires_at, now);
     // Signing asks nobody: the transaction does not wait for it.

@@ -18,12 +18,18 @@ use axum::{
 pub use download::{link_lifetime, redirect, unsigned};
 use utoipa::OpenApi;
 
-use super::jobs::IdOfPath;
+use super::jobs::{Asked, IdOfPath};
 use crate::{
     app::App,
     problem::{Code, Problem},
 };
-use shared::job::JobId;
+use find::FoundExport;
+use shared::{
+    job::JobId,
+    kinds::{ExportCreate, Kind},
+    ledger::dead,
+};
+use sqlx::PgConnection;
 
 /// The doors' part of the contract.
 #[derive(OpenApi)]
@@ -45,6 +51,26 @@ pub fn routes() -> Router<App> {
 /// The id of an address.
 fn id_of(path: IdOfPath) -> Result<JobId, Problem> {
     path.0.ok_or_else(not_found)
+}
+
+/// The export that is asked for.
+async fn look_up(connection: &mut PgConnection, asked: Asked<'_>) -> Result<FoundExport, Problem> {
+    match find::export(connection, asked).await? {
+        Some(found) => Ok(found),
+        None => Err(missing(connection, asked).await),
+    }
+}
+
+/// Why there is no such export: it is gone, or it never was for this caller.
+async fn missing(connection: &mut PgConnection, asked: Asked<'_>) -> Problem {
+    match dead::tombstone(connection, asked.tenant, asked.owner, asked.id).await {
+        Ok(Some(tombstone)) if tombstone.kind == ExportCreate::NAME => {
+            let detail = format!("The export was removed at {}. Ask for it again.", tombstone.gone_at.format("%FT%TZ"));
+            Problem::new(Code::ExportGone, detail).gone_at(tombstone.gone_at)
+        }
+        Ok(_) => not_found(),
+        Err(error) => error.into(),
+    }
 }
 
 fn not_found() -> Problem {

@@ -3,7 +3,7 @@
 use axum::{Json as Answer, extract::State};
 use shared::{ledger::files, tenant};
 
-use super::{download::file_of, find, id_of, not_found, view::Export};
+use super::{download::file_of, find, id_of, look_up, view::Export};
 use crate::{
     app::App,
     auth::{Caller, ExportsWrite},
@@ -31,10 +31,10 @@ use crate::{
 pub async fn renew(State(app): State<App>, caller: Caller<ExportsWrite>, id: IdOfPath, _: NoBody) -> Result<Answer<Export>, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
-    let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    let found = look_up(&mut transaction, asked).await?;
     file_of(found, app.clock.now())?;
     find::set_page(&mut transaction, asked, Some(&files::page_token())).await?;
-    let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;
     Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
 }
@@ -57,9 +57,9 @@ pub async fn revoke(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     // Whose it is comes first: the change itself only asks for the tenant.
-    find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    look_up(&mut transaction, asked).await?;
     find::set_page(&mut transaction, asked, None).await?;
-    let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;
     Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use shared::tenant;
 use utoipa::ToSchema;
 
-use super::{find, id_of, not_found, view::Export};
+use super::{find, id_of, look_up, view::Export};
 use crate::{
     app::App,
     auth::{Caller, ExportsRead},
@@ -74,12 +74,13 @@ pub async fn list(
     responses(
         (status = 200, body = Export),
         (status = 404, body = ProblemBody<'static>, description = "`export_not_found`: it never was, or is another's"),
+        (status = 410, body = ProblemBody<'static>, description = "`export_gone`: it was removed at `gone_at`"),
     ),
 )]
 pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfPath) -> Result<Answer<Export>, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
-    let found = find::export(&mut transaction, asked).await?.ok_or_else(not_found)?;
+    let found = look_up(&mut transaction, asked).await?;
     drop(transaction);
     Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
 }

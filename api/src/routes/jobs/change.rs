@@ -24,7 +24,7 @@ use shared::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Asked, IdOfPath, not_found, view::Job};
+use super::{Asked, IdOfPath, missing, not_found, view::Job};
 use crate::{
     app::App,
     auth::{Caller, JobsWrite},
@@ -56,6 +56,7 @@ const PAUSE: Duration = Duration::from_millis(50);
         (status = 202, body = Job, description = "It runs, and was asked to stop"),
         (status = 404, body = ProblemBody<'static>, description = "`job_not_found`"),
         (status = 409, body = ProblemBody<'static>, description = "`job_not_cancellable`: it has ended"),
+        (status = 410, body = ProblemBody<'static>, description = "`job_gone`: it was removed at `gone_at`"),
     ),
 )]
 pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
@@ -68,7 +69,7 @@ pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfP
             return Err(Problem::new(Code::JobNotCancellable, detail));
         }
         Change::Moved => return Err(restless()),
-        Change::TooLate(_) | Change::Missing => return Err(not_found()),
+        Change::TooLate(_) | Change::Missing => return Err(missing(&app, asked).await),
     }
     let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
     answer(&app, status, found)
@@ -103,6 +104,7 @@ async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
         (status = 202, body = Job, description = "It waits to run again"),
         (status = 404, body = ProblemBody<'static>, description = "`job_not_found`"),
         (status = 409, body = ProblemBody<'static>, description = "`job_not_retryable`: it has not ended, has succeeded, or is past its `start_by`"),
+        (status = 410, body = ProblemBody<'static>, description = "`job_gone`: it was removed at `gone_at`"),
     ),
 )]
 pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
@@ -110,7 +112,10 @@ pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPa
     let Changed { change, queue, found } = change(&app, asked, Wish::Retry).await?;
     let refused = |detail: String| Err(Problem::new(Code::JobNotRetryable, detail));
     match change {
-        Change::Done => app.follow.tell(asked.id, queue.map_or(Call::Nothing, Call::Dispatch)),
+        Change::Done => {
+            metrics::counter!("offstage_jobs_redriven_total").increment(1);
+            app.follow.tell(asked.id, queue.map_or(Call::Nothing, Call::Dispatch));
+        }
         Change::NotFrom(Standing::Succeeded) => return refused("The job has succeeded. To do it once more, ask for a new job.".into()),
         Change::NotFrom(state) => {
             return refused(format!("The job is {}: it has not ended yet. Wait for it, or cancel it first.", state.word()));
@@ -119,7 +124,7 @@ pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPa
             return refused(format!("The job was to be started by {}, which has passed. Ask for a new job.", start_by.format("%FT%TZ")));
         }
         Change::Moved => return Err(restless()),
-        Change::Asked | Change::Missing => return Err(not_found()),
+        Change::Asked | Change::Missing => return Err(missing(&app, asked).await),
     }
     answer(&app, StatusCode::ACCEPTED, found)
 }

@@ -2,7 +2,7 @@
 
 use axum::{Json as Answer, extract::State};
 use serde::{Deserialize, Serialize};
-use shared::{job, ledger::find, tenant};
+use shared::{job, ledger::find, queue::Queue, tenant};
 use utoipa::ToSchema;
 
 use super::view::Job;
@@ -36,6 +36,18 @@ pub struct ListQuery {
     /// Only those accepted before.
     #[param(value_type = Option<chrono::DateTime<chrono::Utc>>)]
     created_before: Option<Moment>,
+    /// Only this queue's.
+    #[param(inline)]
+    queue: Option<Queue>,
+    /// Only those whose last run failed with this `code`; needs `state=failed`.
+    #[param(example = "source_unavailable")]
+    error_code: Option<String>,
+    /// Only those that ended then or later; needs `state=failed`, `cancelled` or `expired`.
+    #[param(value_type = Option<chrono::DateTime<chrono::Utc>>)]
+    ended_from: Option<Moment>,
+    /// Only those that ended before; likewise.
+    #[param(value_type = Option<chrono::DateTime<chrono::Utc>>)]
+    ended_before: Option<Moment>,
 }
 
 /// A page of jobs, newest first.
@@ -56,6 +68,14 @@ pub struct JobPage {
 )]
 pub async fn list(State(app): State<App>, caller: Caller<JobsRead>, Query(query): Query<ListQuery>) -> Result<Answer<JobPage>, Problem> {
     let page = Page::new(query.limit, query.cursor.as_deref())?;
+    if query.error_code.is_some() && query.state != Some(job::State::Failed) {
+        return Err(Problem::new(Code::QueryInvalid, "error_code: belongs to jobs that failed; add state=failed."));
+    }
+    let is_dead = matches!(query.state, Some(job::State::Failed | job::State::Cancelled | job::State::Expired));
+    if (query.ended_from.is_some() || query.ended_before.is_some()) && !is_dead {
+        let detail = "ended_from, ended_before: are for dead letters; add state=failed, state=cancelled or state=expired.";
+        return Err(Problem::new(Code::QueryInvalid, detail));
+    }
     let filter = find::Filter {
         // A former name finds the jobs of the present one.
         kind: query.kind.map(|kind| app.kinds.find(&kind).map_or(kind, |entry| entry.name.to_owned())),
@@ -63,6 +83,10 @@ pub async fn list(State(app): State<App>, caller: Caller<JobsRead>, Query(query)
         owner: listed_owner(&caller, query.owner)?,
         created_from: query.created_from.map(|moment| moment.0),
         created_before: query.created_before.map(|moment| moment.0),
+        queue: query.queue,
+        error_code: query.error_code,
+        ended_from: query.ended_from.map(|moment| moment.0),
+        ended_before: query.ended_before.map(|moment| moment.0),
         after: page.after,
     };
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;

@@ -1,4 +1,4 @@
-//! Jobs: asked for, shown, waited for, listed, cancelled, tried again.
+//! Jobs: asked for, shown, waited for, listed, cancelled, tried again, discarded.
 //!
 //! What must stay true: a job of another tenant, or of another user than the one a backend acts for, does not exist here
 //! (404); what is answered with 202 is durable; no request waits for Redis.
@@ -6,6 +6,7 @@
 mod admission;
 mod change;
 mod create;
+mod dead;
 mod fingerprint;
 mod list;
 mod read;
@@ -17,7 +18,11 @@ use axum::{
     http::request::Parts,
     routing::{get, post},
 };
-use shared::job::JobId;
+use shared::{
+    job::JobId,
+    ledger::{self, LedgerError, dead::Tombstone},
+    tenant,
+};
 use utoipa::OpenApi;
 use uuid::Uuid;
 
@@ -35,7 +40,9 @@ use crate::{
 /// The doors' part of the contract.
 #[derive(OpenApi)]
 #[openapi(
-    paths(create::create, list::list, read::read, change::cancel, change::retry),
+    paths(
+        create::create, list::list, read::read, change::cancel, change::retry, dead::discard, dead::retry_all, dead::discard_all
+    ),
     tags((name = "jobs", description = "Every kind of work, asked for and followed")),
 )]
 pub struct Contract;
@@ -44,9 +51,12 @@ pub struct Contract;
 pub fn routes() -> Router<App> {
     Router::new()
         .route("/v1/jobs", post(create::create).get(list::list))
+        .route("/v1/jobs/retry", post(dead::retry_all))
+        .route("/v1/jobs/discard", post(dead::discard_all))
         .route("/v1/jobs/{id}", get(read::read))
         .route("/v1/jobs/{id}/cancel", post(change::cancel))
         .route("/v1/jobs/{id}/retry", post(change::retry))
+        .route("/v1/jobs/{id}/discard", post(dead::discard))
 }
 
 /// Whose job is asked for: of a tenant, and where a backend acts for a user, of that user.
@@ -86,6 +96,23 @@ impl IdOfPath {
 /// An id in the form that we write; others lead nowhere, or one job would have several addresses.
 fn id_of(text: &str) -> Option<JobId> {
     (text.len() == 36).then(|| Uuid::try_parse(text).ok().map(JobId))?
+}
+
+/// Why there is no such job: it is gone, or it never was for this caller.
+async fn missing(app: &App, asked: Asked<'_>) -> Problem {
+    match tombstone(app, asked).await {
+        Ok(Some(Tombstone { gone_at, discarded, .. })) => {
+            let how = if discarded { "discarded" } else { "removed with other finished history" };
+            Problem::new(Code::JobGone, format!("The job was {how} at {}.", gone_at.format("%FT%TZ"))).gone_at(gone_at)
+        }
+        Ok(None) => not_found(),
+        Err(error) => error.into(),
+    }
+}
+
+async fn tombstone(app: &App, asked: Asked<'_>) -> Result<Option<Tombstone>, LedgerError> {
+    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
+    ledger::dead::tombstone(&mut transaction, asked.tenant, asked.owner, asked.id).await
 }
 
 fn not_found() -> Problem {

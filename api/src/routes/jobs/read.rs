@@ -19,7 +19,7 @@ use shared::{
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
-use super::{Asked, IdOfPath, not_found, view::Job};
+use super::{Asked, IdOfPath, missing, view::Job};
 use crate::{
     app::App,
     auth::{Caller, JobsRead},
@@ -72,6 +72,7 @@ pub enum Include {
         (status = 200, body = Job, headers(("ETag" = String, description = "Weak, of the version: `W/\"3\"`"))),
         (status = 304, description = "Nothing changed"),
         (status = 404, body = ProblemBody<'static>, description = "`job_not_found`: it never was, or is another's"),
+        (status = 410, body = ProblemBody<'static>, description = "`job_gone`: it was removed at `gone_at`"),
         (status = 503, body = ProblemBody<'static>, description = "`overloaded`: too many requests wait; ask without `wait`"),
     ),
 )]
@@ -95,12 +96,18 @@ pub async fn read(
     }
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     if !held.is_empty() {
-        let version = find::version(&mut transaction, asked.tenant, asked.owner, asked.id).await?.ok_or_else(not_found)?;
+        let Some(version) = find::version(&mut transaction, asked.tenant, asked.owner, asked.id).await? else {
+            drop(transaction);
+            return Err(missing(&app, asked).await);
+        };
         if held.contains(&version) {
             return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag(version))]).into_response());
         }
     }
-    let found = find::job(&mut transaction, asked.tenant, asked.owner, asked.id).await?.ok_or_else(not_found)?;
+    let Some(found) = find::job(&mut transaction, asked.tenant, asked.owner, asked.id).await? else {
+        drop(transaction);
+        return Err(missing(&app, asked).await);
+    };
     let mut attempts = None;
     if query.include == Some(Include::Attempts) {
         attempts = Some(find::attempts(&mut transaction, asked.tenant, asked.id).await?);
@@ -129,7 +136,7 @@ async fn wait_for_news(app: &App, asked: Asked<'_>, since: Option<i32>, deadline
     let since = if let Some(since) = since {
         since
     } else {
-        let found = find(app, asked).await?.ok_or_else(not_found)?;
+        let Some(found) = find(app, asked).await? else { return Err(missing(app, asked).await) };
         watch.saw(found.version);
         if found.state.is_terminal() || !has_news(app, &watch, deadline).await {
             return Ok(());
@@ -137,7 +144,7 @@ async fn wait_for_news(app: &App, asked: Asked<'_>, since: Option<i32>, deadline
         found.version
     };
     loop {
-        let version = version(app, asked).await?.ok_or_else(not_found)?;
+        let Some(version) = version(app, asked).await? else { return Err(missing(app, asked).await) };
         watch.saw(version);
         if version > since || !has_news(app, &watch, deadline).await {
             return Ok(());

@@ -33,6 +33,9 @@ pub struct Job {
     /// Why it is waiting, while it is.
     #[schema(required)]
     reason: Option<Reason>,
+    /// The same in words, with what happens next.
+    #[schema(required)]
+    explanation: Option<&'static str>,
     /// Its priority.
     priority: Priority,
     /// The end user whose job it is.
@@ -203,10 +206,28 @@ pub struct Links {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     retry: Option<String>,
+    /// POST here to remove it for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    discard: Option<String>,
     /// The export that it makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     export: Option<String>,
+}
+
+/// Why a job waits, for a person.
+const fn explanation(reason: Reason) -> Option<&'static str> {
+    match reason {
+        Reason::None => None,
+        Reason::NotDue => Some("It is planned for its `run_at`."),
+        Reason::BackingOff => Some("Its last run failed in passing, as `error` says; it is tried again at `run_at`."),
+        Reason::Window => Some("Its queue has as many jobs in hand as it may; this one follows when there is room."),
+        Reason::Snoozed => Some("It could not go on yet and is called again at `run_at`; that uses no attempt."),
+        Reason::SwitchedOff => Some(
+            "Outward effects are switched off by the operator. Nothing is lost and no attempt is used: it goes on by itself when they are on again.",
+        ),
+    }
 }
 
 /// The address of a job.
@@ -220,11 +241,12 @@ impl Job {
         let state = found.state;
         let estimate = kinds.find(&found.kind).map_or(Duration::ZERO, |entry| entry.estimate);
         let this = address(found.id);
-        let may_run_again =
-            matches!(state, State::Failed | State::Cancelled | State::Expired) && found.start_by.is_none_or(|start_by| start_by > now);
+        let is_dead = matches!(state, State::Failed | State::Cancelled | State::Expired);
+        let may_run_again = is_dead && found.start_by.is_none_or(|start_by| start_by > now);
         let links = Links {
             cancel: (!state.is_terminal()).then(|| format!("{this}/cancel")),
             retry: may_run_again.then(|| format!("{this}/retry")),
+            discard: is_dead.then(|| format!("{this}/discard")),
             export: (found.kind == ExportCreate::NAME).then(|| format!("/v1/exports/{}", found.id)),
             this,
         };
@@ -235,6 +257,7 @@ impl Job {
             queue: found.queue,
             state,
             reason: (state == State::Waiting).then_some(found.reason),
+            explanation: (state == State::Waiting).then(|| explanation(found.reason)).flatten(),
             priority: found.priority,
             owner: found.owner,
             attempt: found.attempt,

@@ -1,22 +1,25 @@
-//! Objects on disk, by s3s-fs, with what it lacks and the product needs: a list of unfinished uploads.
+//! Objects on disk, by s3s-fs, with what it lacks and the product needs: a list of unfinished uploads, `ListParts` in order
+//! and with `ETag`s, and a `CompleteMultipartUpload` that refuses parts other than those named, as S3 does.
 //!
 //! Known limits of s3s-fs, which a test must not mistake for the product's: an object's key may have some 150 bytes (its
 //! name in Base64 is a file name); parts must be numbered 1, 2, 3 … without gaps; a second `CompleteMultipartUpload` of
 //! the same upload is refused with `AccessDenied`, where S3 would repeat its success; no lifecycle rules.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CopyObjectInput,
-    CopyObjectOutput, CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput,
-    DeleteBucketOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, GetBucketLocationInput,
-    GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput,
-    ListBucketsInput, ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsInput, ListObjectsOutput,
-    ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, MultipartUpload, PutObjectInput, PutObjectOutput, Timestamp,
-    UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart,
+    CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput,
+    DeleteBucketInput, DeleteBucketOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, ETag,
+    GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
+    HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsInput,
+    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput, MultipartUpload, Part, PutObjectInput,
+    PutObjectOutput, Timestamp, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
@@ -109,14 +112,27 @@ pub(super) fn objects(root: &Path, bucket: &str) -> std::io::Result<Vec<Object>>
 pub(super) struct Store {
     files: FileSystem,
     root: PathBuf,
+    parts: Mutex<Parts>,
 }
+
+/// The `ETag` and size of each part that arrived, by upload and number. Lost with the process: uploads of before have no parts then.
+type Parts = HashMap<String, BTreeMap<i32, (ETag, i64)>>;
 
 impl Store {
     pub(super) fn open(root: &Path) -> std::io::Result<Self> {
         let files = FileSystem::new(root).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
-        Ok(Self { files, root: root.to_owned() })
+        Ok(Self { files, root: root.to_owned(), parts: Mutex::default() })
     }
 }
+
+impl Store {
+    fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Parts of one `ListParts` (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListParts.html>).
+const PAGE: usize = 1_000;
 
 /// Hands operations on to s3s-fs as they are.
 macro_rules! by_files {
@@ -128,6 +144,65 @@ macro_rules! by_files {
                     self.files.$operation(request).await
                 }
             )*
+
+            async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+                let (upload, number) = (request.input.upload_id.clone(), request.input.part_number);
+                let size = request.input.content_length.unwrap_or_default();
+                let response = self.files.upload_part(request).await?;
+                if let Some(etag) = &response.output.e_tag {
+                    self.parts().entry(upload).or_default().insert(number, (etag.clone(), size));
+                }
+                Ok(response)
+            }
+
+            async fn list_parts(&self, request: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
+                let ListPartsInput { bucket, key, upload_id, part_number_marker, .. } = request.input;
+                let after = part_number_marker.unwrap_or(0);
+                let known = self.parts().get(&upload_id).cloned().ok_or_else(|| s3_error!(NoSuchUpload))?;
+                let mut page: Vec<_> = known.into_iter().filter(|(number, _)| *number > after).take(PAGE + 1).collect();
+                let truncated = page.len() > PAGE;
+                page.truncate(PAGE);
+                let next = page.last().filter(|_| truncated).map(|(number, _)| *number);
+                let part = |(number, (etag, size))| Part { part_number: Some(number), e_tag: Some(etag), size: Some(size), ..Default::default() };
+                Ok(S3Response::new(ListPartsOutput {
+                    bucket: Some(bucket),
+                    key: Some(key),
+                    upload_id: Some(upload_id),
+                    parts: Some(page.into_iter().map(part).collect()),
+                    is_truncated: Some(truncated),
+                    next_part_number_marker: next,
+                    ..Default::default()
+                }))
+            }
+
+            async fn complete_multipart_upload(
+                &self,
+                request: S3Request<CompleteMultipartUploadInput>,
+            ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
+                let upload = request.input.upload_id.clone();
+                let named = request.input.multipart_upload.as_ref().and_then(|upload| upload.parts.as_deref()).unwrap_or_default();
+                let known = self.parts().get(&upload).cloned().unwrap_or_default();
+                let is_known = |part: &CompletedPart| {
+                    let (Some(number), Some(etag)) = (part.part_number, &part.e_tag) else { return false };
+                    known.get(&number).is_some_and(|(known, _)| known.value() == etag.value())
+                };
+                if !named.iter().all(is_known) {
+                    return Err(s3_error!(InvalidPart));
+                }
+                let response = self.files.complete_multipart_upload(request).await?;
+                self.parts().remove(&upload);
+                Ok(response)
+            }
+
+            async fn abort_multipart_upload(
+                &self,
+                request: S3Request<AbortMultipartUploadInput>,
+            ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
+                let upload = request.input.upload_id.clone();
+                let response = self.files.abort_multipart_upload(request).await?;
+                self.parts().remove(&upload);
+                Ok(response)
+            }
 
             /// Of one page only, as few as there ever are here.
             async fn list_multipart_uploads(
@@ -158,8 +233,6 @@ macro_rules! by_files {
 }
 
 by_files! {
-    abort_multipart_upload: AbortMultipartUploadInput => AbortMultipartUploadOutput,
-    complete_multipart_upload: CompleteMultipartUploadInput => CompleteMultipartUploadOutput,
     copy_object: CopyObjectInput => CopyObjectOutput,
     create_bucket: CreateBucketInput => CreateBucketOutput,
     create_multipart_upload: CreateMultipartUploadInput => CreateMultipartUploadOutput,
@@ -173,8 +246,6 @@ by_files! {
     list_buckets: ListBucketsInput => ListBucketsOutput,
     list_objects: ListObjectsInput => ListObjectsOutput,
     list_objects_v2: ListObjectsV2Input => ListObjectsV2Output,
-    list_parts: ListPartsInput => ListPartsOutput,
     put_object: PutObjectInput => PutObjectOutput,
-    upload_part: UploadPartInput => UploadPartOutput,
     upload_part_copy: UploadPartCopyInput => UploadPartCopyOutput,
 }

@@ -30,6 +30,8 @@ pub struct Dataset {
     pub description: String,
     /// Whose jobs may read it.
     pub audience: Audience,
+    /// Columns whose values order the rows and tell each from every other; none where the manifest names none. See [`Dataset::sql_after`].
+    pub keyset: Vec<String>,
     parameters: BTreeMap<String, Parameter>,
     sql: String,
     /// The parameter of each of `$1` … `$n`.
@@ -77,7 +79,7 @@ impl Dataset {
         text: &str,
     ) -> Result<Self, Vec<SqlFault>> {
         let prepared = sql::prepare(text, |name| parameters.get(name).map(|parameter| parameter.kind))?;
-        Ok(Self { source, description, audience, parameters, sql: prepared.sql, order: prepared.names })
+        Ok(Self { source, description, audience, keyset: Vec::new(), parameters, sql: prepared.sql, order: prepared.names })
     }
 
     /// The SQL, one reading statement with `$1` … `$n`. Every parameter is declared text and cast to its type inside, so
@@ -86,6 +88,22 @@ impl Dataset {
     #[must_use]
     pub fn sql(&self) -> &str {
         &self.sql
+    }
+
+    /// The SQL in the order of its [keyset](Dataset::keyset), from behind a row on whose keys have these types (as Postgres writes them); from the
+    /// beginning without one. The keys are bound as text after the values of [`Dataset::bind`]. The rows are ordered here
+    /// again: the order must be the one in which "behind" is meant, whatever the dataset says itself.
+    #[must_use]
+    pub fn sql_after(&self, types: Option<&[String]>) -> String {
+        let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
+        let keys = self.keyset.iter().map(quoted).collect::<Vec<_>>().join(", ");
+        let behind = types.map_or_else(String::new, |types| {
+            let first = self.order.len() + 1;
+            let bound = types.iter().enumerate().map(|(place, kind)| format!("((${}::text)::{kind})", first + place));
+            format!("\nWHERE ({keys}) > ({})", bound.collect::<Vec<_>>().join(", "))
+        });
+        // The line's end closes a comment that the dataset may end with.
+        format!("SELECT * FROM (\n{}\n) AS dataset{behind}\nORDER BY {keys}", self.sql)
     }
 
     /// Whether a job of `owner`, or of the backend where there is none, may read it.

@@ -128,6 +128,35 @@ fn nonsense_is_refused_with_its_line() {
 }
 
 #[test]
+fn retention_is_checked_like_everything_else() {
+    let with_section = |section: &str| format!("[tenant]\nname = \"a\"\n[retention]\n{section}");
+    let manifest = Manifest::from_toml(&with_section("keep_days = 30\n[retention.kinds.\"export.create\"]\nkeep_count = 100\n")).unwrap();
+    let installation = Retention::days(90, 180);
+    let back = Manifest::from_stored(manifest.to_stored()).unwrap();
+    for manifest in [&manifest, &back] {
+        let kept = manifest.retention("export.create", installation);
+        assert_eq!((kept.succeeded.days, kept.succeeded.count, kept.unsuccessful.days), (30, Some(100), 180));
+    }
+    assert_eq!(Manifest::default().retention("export.create", installation), installation);
+    for (section, line, path, detail) in [
+        ("keep_days = 0", 4, "retention.keep_days", "is 0; 1 to 3650"),
+        ("keep_day = 3", 4, "retention.keep_day", "is not part of a manifest"),
+        ("keep_days = \"3\"", 4, "", "invalid type"),
+        ("[retention.kinds.\"email.sent\"]\nkeep_days = 3", 4, "retention.kinds.email.sent", "there is no kind `email.sent`"),
+        ("[retention.kinds.\"export.create\"]\nkeep_count = 1000001", 5, "retention.kinds.export.create.keep_count", "1 to 1000000"),
+        ("[retention.kinds.\"export.create\"]\nkeep = 1", 5, "retention.kinds.export.create.keep", "is not part of a manifest"),
+    ] {
+        let (found_line, found_path, found_detail) = only_problem(&with_section(section));
+        assert_eq!((found_line, found_path.as_str()), (line, path), "{section}: {found_detail}");
+        assert!(found_detail.contains(detail), "{section}: {found_detail}");
+    }
+    // A newer program's kind does not make a stored manifest unusable.
+    let mut stored = manifest.to_stored();
+    stored["retention"]["kinds"]["report.create"] = json!({"keep_days": 1});
+    assert!(Manifest::from_stored(stored).is_ok());
+}
+
+#[test]
 fn all_problems_come_at_once() {
     let text = with("AND tag = ANY(:tags)", "AND :x = :y")
         .replace("name = \"promptlockr\"", "name = \"\"\nplan = \"free\"")

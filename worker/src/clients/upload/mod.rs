@@ -13,22 +13,27 @@
 
 mod buffers;
 mod parts;
+mod resume;
 
-use std::{mem, time::Duration};
+use std::{collections::VecDeque, mem, time::Duration};
 
-use aws_lc_rs::digest::{self, SHA256};
 use aws_sdk_s3::{
     primitives::ByteStream,
     types::{CompletedMultipartUpload, CompletedPart},
 };
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use shared::{
     random,
     storage::{Storage, StorageError, StorageFault},
 };
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::{
+    runtime::Handle,
+    task::{JoinError, JoinSet},
+};
 
 use buffers::Buffers;
+pub use resume::Stop;
 
 /// Parts that travel at a time.
 const IN_FLIGHT: usize = 2;
@@ -68,19 +73,10 @@ pub struct Upload {
     buffers: Buffers,
     /// How much of the buffer is in the digest.
     hashed: usize,
-    digest: Digest,
+    digest: Sha256,
     /// Bytes that left the buffer.
     sent: u64,
     stage: Stage,
-}
-
-/// `digest::Context` is not `Debug`.
-struct Digest(digest::Context);
-
-impl std::fmt::Debug for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Digest")
-    }
 }
 
 /// What the server knows of the upload.
@@ -104,6 +100,10 @@ struct Multipart {
     /// Parts begun.
     begun: i32,
     in_flight: JoinSet<Result<CompletedPart, StorageError>>,
+    /// The parts begun and not yet known to have arrived with all before them.
+    ends: VecDeque<i32>,
+    /// All parts up to this one have arrived.
+    confirmed: i32,
 }
 
 /// What became of a finished upload.
@@ -121,7 +121,7 @@ impl Upload {
     /// An upload to `key`, of which the server knows nothing yet.
     #[must_use]
     pub fn new(storage: Storage, key: String, content_type: &'static str) -> Self {
-        let digest = Digest(digest::Context::new(&SHA256));
+        let digest = Sha256::new();
         Self {
             storage,
             key,
@@ -173,7 +173,7 @@ impl Upload {
     }
 
     fn hash(&mut self) {
-        self.digest.0.update(self.buffer.get(self.hashed..).unwrap_or_default());
+        self.digest.update(self.buffer.get(self.hashed..).unwrap_or_default());
         self.hashed = self.buffer.len();
     }
 
@@ -192,7 +192,14 @@ impl Upload {
             self.stage = Stage::Unknown;
         }
         let id = created?.upload_id.filter(|id| !id.is_empty()).ok_or_else(|| storage.unexpected(ACTION, "the answer has no upload id"))?;
-        self.stage = Stage::Multipart(Multipart { id, arrived: Vec::new(), begun: 0, in_flight: JoinSet::new() });
+        self.stage = Stage::Multipart(Multipart {
+            id,
+            arrived: Vec::new(),
+            begun: 0,
+            in_flight: JoinSet::new(),
+            ends: VecDeque::new(),
+            confirmed: 0,
+        });
         Ok(self.id().unwrap_or_default())
     }
 
@@ -217,6 +224,7 @@ impl Upload {
         let body = self.buffers.lend(mem::replace(&mut self.buffer, next));
         self.sent += body.len() as u64;
         self.hashed = 0;
+        multipart.ends.push_back(multipart.begun);
         let part = Part { storage: self.storage.clone(), key: self.key.clone(), upload: multipart.id.clone(), number: multipart.begun };
         multipart.in_flight.spawn(part.send(body));
         Ok(())
@@ -237,8 +245,7 @@ impl Upload {
             }
             _ => self.put().await?,
         };
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(self.digest.0.clone().finish().as_ref());
+        let sha256 = self.digest.clone().finalize().into();
         self.stage = Stage::Publishing(None);
         Ok(Receipt { bytes: self.sent, sha256, etag })
     }
@@ -248,6 +255,11 @@ impl Upload {
         if matches!(self.stage, Stage::Publishing(None)) {
             self.stage = Stage::Unknown;
         }
+    }
+
+    /// Leaves what the server has of it for a later run to [go on](Upload::resume) with; what travels is given up.
+    pub fn leave(mut self) {
+        self.stage = Stage::Unknown;
     }
 
     async fn put(&mut self) -> Result<Option<String>, StorageError> {
@@ -384,11 +396,17 @@ impl Multipart {
     /// Waits for one of the parts that travel.
     async fn arrive(&mut self, storage: &Storage) -> Result<(), StorageError> {
         match self.in_flight.join_next().await {
-            Some(Ok(part)) => self.arrived.push(part?),
+            Some(ended) => self.note(ended, storage),
+            None => Ok(()),
+        }
+    }
+
+    fn note(&mut self, ended: Result<Result<CompletedPart, StorageError>, JoinError>, storage: &Storage) -> Result<(), StorageError> {
+        match ended {
+            Ok(part) => self.arrived.push(part?),
             // Ours to mend: the run panics too and is settled as such.
-            Some(Err(ended)) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-            Some(Err(_)) => return Err(storage.unexpected("sending a part", "its task was ended")),
-            None => {}
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => return Err(storage.unexpected("sending a part", "its task was ended")),
         }
         Ok(())
     }

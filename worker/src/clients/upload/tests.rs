@@ -78,7 +78,7 @@ async fn upload(storage: &Storage, key: &str, content: &[u8]) -> Result<Receipt,
 }
 
 fn sha256(content: &[u8]) -> [u8; 32] {
-    digest::digest(&SHA256, content).as_ref().try_into().unwrap()
+    Sha256::digest(content).into()
 }
 
 /// Waits until nothing is left of any upload, or fails after ten seconds.

@@ -2,14 +2,15 @@
 //!
 //! Two effects are written down before their steps: `object:<token>` before anything is sent, with the key that the file
 //! gets, and `upload:<token>` before the first part, with the id of the multipart upload. So whatever a crash leaves can be found
-//! and swept, by key or by id; and a run whose claim is gone is fenced off before it sends anything.
+//! and swept, by key or by id; and a run whose claim is gone is fenced off before it sends anything. A draft that goes on with an
+//! earlier attempt's upload keeps that one's key, and writes the two effects down for its own claim.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shared::job::Failure;
 use tokio::runtime::Handle;
 
 use crate::{
-    clients::upload::{Receipt, Upload},
+    clients::upload::{Receipt, Stop, Upload},
     handlers::JobContext,
 };
 
@@ -21,6 +22,8 @@ pub(super) struct Draft {
     upload: Option<Upload>,
     /// What the upload writes to when there is none: never read.
     nowhere: Vec<u8>,
+    /// Whether a checkpoint tells of the upload: then the next attempt may go on with it, and dropping it removes nothing.
+    kept: bool,
 }
 
 impl Draft {
@@ -32,7 +35,49 @@ impl Draft {
         let storage = context.services.clients.storage.clone();
         context.intend(&object(&context), &json!({ "bucket": storage.bucket(), "key": key })).await?;
         let upload = Upload::new(storage, key.clone(), content_type);
-        Ok(Self { context, key, upload: Some(upload), nowhere: Vec::new() })
+        Ok(Self { context, key, upload: Some(upload), nowhere: Vec::new(), kept: false })
+    }
+
+    /// Goes on with the file of an earlier attempt; `None` when the store has not what that takes.
+    pub(super) async fn resume(context: JobContext, stop: &Stop, content_type: &'static str) -> Result<Option<Self>, Failure> {
+        let storage = context.services.clients.storage.clone();
+        let bucket = storage.bucket().to_owned();
+        let Some(upload) = Upload::resume(storage, stop, content_type).await? else { return Ok(None) };
+        let key = stop.key.clone();
+        let draft = Self { context, key: key.clone(), upload: Some(upload), nowhere: Vec::new(), kept: true };
+        let context = &draft.context;
+        context.intend(&object(context), &json!({ "bucket": bucket, "key": key })).await?;
+        context.intend(&multipart(context), &json!({ "bucket": bucket, "key": key, "upload_id": stop.upload_id })).await?;
+        Ok(Some(draft))
+    }
+
+    /// Where the upload stands, right after a part was sent.
+    pub(super) fn stop(&self) -> Option<Stop> {
+        self.upload.as_ref()?.stop()
+    }
+
+    /// Up to which part everything has arrived.
+    pub(super) fn confirmed(&mut self) -> Result<i32, Failure> {
+        Ok(self.upload.as_mut().map_or(Ok(0), Upload::confirmed)?)
+    }
+
+    /// Saves where the upload of `key` stands; from here on it outlives this attempt.
+    pub(super) async fn save(&mut self, state: &Value, key: &str) -> Result<(), Failure> {
+        self.context.checkpoint(state, Some(key)).await?;
+        self.kept = true;
+        Ok(())
+    }
+
+    /// Whether a checkpoint tells of it.
+    pub(super) const fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    /// Leaves what was sent to the next attempt.
+    pub(super) fn leave(mut self) {
+        if let Some(upload) = self.upload.take() {
+            upload.leave();
+        }
     }
 
     /// Where the content is written to, by appending.
@@ -43,28 +88,29 @@ impl Draft {
         }
     }
 
-    /// Sends what makes a part.
-    pub(super) async fn send_if_full(&mut self) -> Result<(), Failure> {
+    /// Sends what makes a part. Answers whether it did.
+    pub(super) async fn send_if_full(&mut self) -> Result<bool, Failure> {
         self.send_from(1).await
     }
 
-    /// Sends what makes two parts: rows that turned out much longer than those before.
-    pub(super) async fn send_if_overfull(&mut self) -> Result<(), Failure> {
+    /// Sends what makes two parts: rows that turned out much longer than those before. Answers whether it did.
+    pub(super) async fn send_if_overfull(&mut self) -> Result<bool, Failure> {
         self.send_from(2).await
     }
 
-    async fn send_from(&mut self, parts: usize) -> Result<(), Failure> {
-        let Some(upload) = &mut self.upload else { return Ok(()) };
+    async fn send_from(&mut self, parts: usize) -> Result<bool, Failure> {
+        let Some(upload) = &mut self.upload else { return Ok(false) };
         upload.advance();
         if upload.parts_waiting() < parts {
-            return Ok(());
+            return Ok(false);
         }
         if upload.id().is_none() {
             let id = upload.create().await?.to_owned();
             let intent = json!({ "bucket": self.context.services.clients.storage.bucket(), "key": self.key, "upload_id": id });
             self.context.intend(&multipart(&self.context), &intent).await?;
         }
-        Ok(upload.send().await?)
+        upload.send().await?;
+        Ok(true)
     }
 
     /// Sends the rest; the object stands then, and only the job's success makes it known.
@@ -101,6 +147,11 @@ impl Draft {
 impl Drop for Draft {
     /// The run was dropped: its timeout, its lease, a shutdown. Nobody waits for the tidying up.
     fn drop(&mut self) {
+        if self.kept
+            && let Some(upload) = self.upload.take()
+        {
+            upload.leave();
+        }
         if let (Some(upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) {
             runtime.spawn(discard(upload, self.context.clone(), std::mem::take(&mut self.key)));
         }

@@ -10,6 +10,7 @@
 
 mod draft;
 mod format;
+mod trail;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -19,7 +20,7 @@ use std::{
 use chrono::TimeDelta;
 use serde_json::json;
 use shared::{
-    job::{Failure, PublishedFile, Success},
+    job::{Failure, FailureClass, PublishedFile, Success},
     kinds::{ExportCreate, Selected, Violation, Wanted},
     tenant::{Tenant, TenantError},
 };
@@ -32,6 +33,7 @@ use crate::clients::{
 };
 use draft::Draft;
 use format::{Document, Part, Style, Unwritable};
+use trail::{BEGIN_ANEW, Trail};
 
 /// R11: how long a file is kept after its export is done.
 const KEPT: TimeDelta = TimeDelta::days(7);
@@ -50,20 +52,55 @@ pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Su
     let tenant = tenant(&context).await?;
     let export = Export::prepare(&payload, &tenant, &context)?;
     let name = format!("{}.{}", payload.subject(), payload.extension());
-    let mut draft = Draft::begin(context.clone(), name, payload.content_type()).await?;
-    let rows = AtomicU64::new(0);
+    let mut trail = match export.only() {
+        Some(selected) => Trail::find(&payload, selected, &context).await?,
+        None => None,
+    };
+    let mut draft = draft(&context, name, payload.content_type(), trail.as_mut()).await?;
+    let rows = AtomicU64::new(trail.as_ref().map_or(0, Trail::rows));
     let written = tokio::select! {
         biased;
         () = context.cancelled.cancelled() => Err(Failure::transient("cancelled", "the export was cancelled")),
         failure = report(&context, &rows) => Err(failure),
-        written = export.write(&mut draft, &rows) => written,
+        written = export.write(&mut draft, &rows, trail.as_mut()) => written,
     };
     match written {
-        Ok((receipt, parts)) => Ok(success(&payload, &context, draft.publish(), &receipt, &parts)),
+        Ok((receipt, parts)) => Ok(success(&payload, &context, draft.publish(), &receipt, &parts, trail.as_ref())),
         Err(failure) => {
-            draft.discard().await;
+            give_up(&context, draft, &failure).await;
             Err(failure)
         }
+    }
+}
+
+/// The file: an earlier attempt's to go on with, or a new one.
+async fn draft(context: &JobContext, name: String, content_type: &'static str, trail: Option<&mut Trail>) -> Result<Draft, Failure> {
+    if let Some(trail) = trail
+        && let Some(stop) = trail.stop()
+    {
+        if let Some(draft) = Draft::resume(context.clone(), stop, content_type).await? {
+            tracing::info!(job = %context.job.id, rows = trail.rows(), part = stop.part, "going on with an earlier attempt's file");
+            return Ok(draft);
+        }
+        tracing::info!(job = %context.job.id, "the earlier attempt's file can't be gone on with; beginning anew");
+        trail.begin_anew();
+        context.forget_checkpoint().await?;
+    }
+    Draft::begin(context.clone(), name, content_type).await
+}
+
+/// Removes what a failed run sent, unless the next attempt can go on with it.
+async fn give_up(context: &JobContext, draft: Draft, failure: &Failure) {
+    let lost = [BEGIN_ANEW, "storage_upload_lost"].contains(&failure.code);
+    let again = failure.class != FailureClass::Permanent
+        && context.job.attempt < context.job.attempts_allowed
+        && !context.cancelled.is_cancelled()
+        && !lost;
+    // Another run may be going on with it by now: only a live claim may take it away.
+    if draft.is_kept() && (again || !matches!(context.forget_checkpoint().await, Ok(true))) {
+        draft.leave();
+    } else {
+        draft.discard().await;
     }
 }
 
@@ -109,8 +146,16 @@ impl<'a> Export<'a> {
         Ok(Self { payload, groups, context })
     }
 
+    /// The dataset, where it is one.
+    fn only(&self) -> Option<&Selected<'a>> {
+        match self.groups.as_slice() {
+            [(_, group)] => group.first().filter(|_| group.len() == 1),
+            _ => None,
+        }
+    }
+
     /// Streams the rows into the draft; `rows` counts them.
-    async fn write(&self, draft: &mut Draft, rows: &AtomicU64) -> Result<(Receipt, Vec<Part>), Failure> {
+    async fn write(&self, draft: &mut Draft, rows: &AtomicU64, mut trail: Option<&mut Trail>) -> Result<(Receipt, Vec<Part>), Failure> {
         let style =
             Style { format: self.payload.format, bom: self.payload.bom, escape_formulas: self.payload.escape_formulas.unwrap_or(true) };
         let mut document = match self.payload.wanted() {
@@ -120,7 +165,7 @@ impl<'a> Export<'a> {
         for (source, group) in &self.groups {
             let mut snapshot = self.context.services.clients.sources.open(source).await?;
             for selected in group {
-                table(&mut snapshot, selected, &mut document, draft, rows).await?;
+                table(&mut snapshot, selected, &mut document, draft, rows, trail.as_deref_mut()).await?;
             }
             snapshot.close().await;
         }
@@ -136,17 +181,34 @@ async fn table(
     document: &mut Document,
     draft: &mut Draft,
     all_rows: &AtomicU64,
+    mut trail: Option<&mut Trail>,
 ) -> Result<(), Failure> {
     let (name, taken_at) = (selected.name, snapshot.taken_at().to_owned());
-    let mut rows = 0_u64;
-    let mut cursor = snapshot.read(name, selected.dataset.sql(), &selected.values).await?;
-    document.begin(name, cursor.columns(), &taken_at, draft.buffer()).map_err(|error| unwritable(name, rows, &error))?;
+    let mut rows = trail.as_ref().map_or(0, |trail| trail.rows());
+    let mut cursor = match &trail {
+        Some(trail) => {
+            let (sql, values) = trail.statement(selected);
+            snapshot.read(name, &sql, &values).await?
+        }
+        None => snapshot.read(name, selected.dataset.sql(), &selected.values).await?,
+    };
+    if let Some(trail) = &mut trail {
+        trail.open(name, cursor.columns(), &taken_at)?;
+    }
+    // A file that is gone on with has its beginning already.
+    let mut begun = Vec::new();
+    let beginning = if rows > 0 { &mut begun } else { draft.buffer() };
+    document.begin(name, cursor.columns(), &taken_at, beginning).map_err(|error| unwritable(name, rows, &error))?;
+    document.go_on(rows);
     let mut pace = Pace::default();
     loop {
         let (mut read, mut bytes) = (0, 0);
         let mut batch = cursor.fetch(pace.rows);
         while let Some(row) = batch.next().await? {
             rows += 1;
+            if let Some(trail) = &mut trail {
+                trail.pass(name, rows, &row)?;
+            }
             let length = document.row(&row, draft.buffer()).map_err(|error| unwritable(name, rows, &error))?;
             if length > LONGEST_ROW {
                 return Err(too_long(name, rows, length));
@@ -155,14 +217,22 @@ async fn table(
             read += 1;
             bytes += length as u64;
             // Between fetches if it can wait: the server's statement timeout must not count the time that S3 takes.
-            draft.send_if_overfull().await?;
+            if draft.send_if_overfull().await?
+                && let Some(trail) = &mut trail
+            {
+                trail.sent(draft, rows).await?;
+            }
         }
         drop(batch);
         if read < pace.rows {
             break;
         }
         pace.learn(read, bytes);
-        draft.send_if_full().await?;
+        if draft.send_if_full().await?
+            && let Some(trail) = &mut trail
+        {
+            trail.sent(draft, rows).await?;
+        }
     }
     document.end(draft.buffer()).map_err(|error| unwritable(name, rows, &error))
 }
@@ -221,7 +291,14 @@ async fn report(context: &JobContext, rows: &AtomicU64) -> Failure {
     }
 }
 
-fn success(payload: &ExportCreate, context: &JobContext, object_key: String, receipt: &Receipt, parts: &[Part]) -> Success {
+fn success(
+    payload: &ExportCreate,
+    context: &JobContext,
+    object_key: String,
+    receipt: &Receipt,
+    parts: &[Part],
+    trail: Option<&Trail>,
+) -> Success {
     let name = payload.filename.as_deref().unwrap_or(payload.subject());
     let file_name = format!("{name}.{}", payload.extension());
     let content_type = payload.content_type();
@@ -236,6 +313,11 @@ fn success(payload: &ExportCreate, context: &JobContext, object_key: String, rec
         // The moment that the file shows: the first, where a full export read several sources.
         if let Some(part) = parts.iter().min_by(|one, other| one.read_at.cmp(&other.read_at)) {
             said.insert("read_at".into(), part.read_at.as_str().into());
+        }
+        let snapshots = trail.map(|trail| trail.snapshots(parts.iter().map(|part| part.rows).sum())).unwrap_or_default();
+        if let [first, _, ..] = snapshots.as_slice() {
+            said.insert("read_at".into(), first.get("read_at").cloned().unwrap_or_default());
+            said.insert("snapshots".into(), snapshots.into());
         }
         if payload.wanted() == Some(Wanted::Full) {
             let datasets = parts.iter().map(|part| (part.name.clone(), part.rows.into())).collect::<serde_json::Map<_, _>>();

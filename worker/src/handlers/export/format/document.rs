@@ -116,6 +116,13 @@ impl Document {
         Ok(())
     }
 
+    /// The dataset that was begun has so many rows already.
+    pub(in crate::handlers::export) fn go_on(&mut self, rows: u64) {
+        if let Some(open) = &mut self.open {
+            open.part.rows = rows;
+        }
+    }
+
     /// One row. Answers its length, before any compression.
     pub(in crate::handlers::export) fn row(&mut self, row: &(impl Cells + ?Sized), out: &mut Vec<u8>) -> Result<usize, Unwritable> {
         let Some(open) = &mut self.open else { return Ok(0) };
