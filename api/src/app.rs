@@ -22,6 +22,15 @@ use tokio::task::JoinHandle;
 
 use crate::{accept::Acceptor, auth::KeyCache, follow::Follow, routes::Health};
 
+/// Counters that are there from the start, so that an alert on one finds it before the first event.
+const FROM_THE_START: &[&str] = &[
+    "offstage_announcements_dropped_total",
+    "offstage_handovers_dropped_total",
+    "offstage_http_waiting_refused_total",
+    "offstage_jobs_discarded_total",
+    "offstage_jobs_redriven_total",
+];
+
 /// The program's parts, shared by all requests. Cheap to clone.
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
@@ -77,6 +86,10 @@ impl App {
     /// # Errors
     /// [`AppError`] for addresses that can't be used.
     pub fn new(config: ApiConfig, clock: Clock, metrics: Metrics, shutdown: Shutdown) -> Result<Self, AppError> {
+        for name in FROM_THE_START {
+            metrics::counter!(*name).increment(0);
+        }
+        metrics::counter!("offstage_http_panics_total", "route" => "unmatched").increment(0);
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
         let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
         let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into());

@@ -4,6 +4,7 @@
 //! each kind is done), which call [`clients`] (the outside world); beside it the [`sweeper`] deletes what has had its time. Arrows run one way.
 
 mod clients;
+mod drill;
 mod engine;
 mod handlers;
 mod sweeper;
@@ -43,6 +44,9 @@ enum Command {
     /// Runs one job in this process; the worker starts it for jobs under which workers were lost.
     #[command(hide = true)]
     Trial,
+    /// Kills a worker of its own under load, again and again, and tells how long recovery takes and whether anything was lost or
+    /// done twice. For staging: only where `OFFSTAGE_DRILL=on`.
+    Drill(drill::Plan),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
     match arguments.command {
         None => {}
         Some(Command::Trial) => return engine::trial::child::main(),
+        Some(Command::Drill(plan)) => return drill::main(plan),
     }
     let config = match WorkerConfig::read(&Variables::of_process(), arguments.queues.as_deref()) {
         Ok(config) => config,

@@ -92,6 +92,8 @@ pub struct WorkerConfig {
     pub queues: Queues,
     /// Whether `probe.run` is a kind here.
     pub probe: Probe,
+    /// Whether this installation is one that drills may be held in (`OFFSTAGE_DRILL`).
+    pub drill: bool,
     /// The databases that datasets are read from.
     pub sources: Sources,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
@@ -119,6 +121,7 @@ impl WorkerConfig {
         let log = Log::read(&mut reader);
         let queues = Queues::read(&mut reader, queues);
         let probe = Probe::read(&mut reader);
+        let drill = reader.word("OFFSTAGE_DRILL", false, &[("on", true), ("off", false)]);
         let sources = Sources::read(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -128,7 +131,7 @@ impl WorkerConfig {
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, log, queues, probe, sources, window, retention, shutdown_grace, warnings })
+        Ok(Self { database, redis, s3, listen, log, queues, probe, drill, sources, window, retention, shutdown_grace, warnings })
     }
 }
 

@@ -84,6 +84,9 @@ impl Kind for ProbeRun {
             violations
                 .push(Violation::new("/sleep_ms", format!("{} ms is too long; at most {}", self.sleep_ms, LONGEST_SLEEP.as_millis())));
         }
+        if self.queue == Some(Queue::Drill) {
+            violations.push(Violation::new("/queue", "`drill` is for `worker drill`, and nobody serves it otherwise; name another queue"));
+        }
         if self.timeout_ms == Some(0) {
             violations.push(Violation::new("/timeout_ms", "a limit of 0 ms lets nothing run; at least 1"));
         }

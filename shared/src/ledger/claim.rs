@@ -52,6 +52,8 @@ pub struct ClaimedJob {
     pub crashes: u16,
     /// Processes of its own that died under it.
     pub deaths: u16,
+    /// How long ago the lost worker gave its last sign of life from which this claim takes the job over, by Postgres' clock.
+    pub lost_for: Option<Duration>,
     /// What its total deadline counts from: when it was due, or redriven.
     pub counted_from: DateTime<Utc>,
     /// How often its handler has snoozed it since.
@@ -82,8 +84,14 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
             WHERE s.job_id = wanted.id AND s.state = 1
             RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes, s.deaths,
                       coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds
+        ), found_again AS (
+            -- Of jobs whose worker was lost; told once, so that a later claim does not count from there.
+            UPDATE job_dispatched d SET lost_at = NULL FROM claimed c WHERE c.crashes > 0 AND d.job_id = c.job_id AND d.lost_at IS NOT NULL
         )
         SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.deaths, c.counted_from, c.snoozes, c.snoozed_seconds,
+               CASE WHEN c.crashes > 0 THEN (
+                   SELECT extract(epoch FROM clock_timestamp() - d.lost_at)::float8 FROM job_dispatched d WHERE d.job_id = c.job_id
+               ) END AS lost_seconds,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by
         FROM claimed c JOIN job j ON j.id = c.job_id",
     )
@@ -117,6 +125,7 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 runs: row.try_get("runs")?,
                 crashes: count("crashes")?,
                 deaths: count("deaths")?,
+                lost_for: row.try_get::<Option<f64>, _>("lost_seconds")?.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
                 counted_from: row.try_get("counted_from")?,
                 snoozes: count("snoozes")?,
                 snoozed: Duration::from_secs(u64::try_from(row.try_get::<i32, _>("snoozed_seconds")?).unwrap_or(0)),

@@ -145,7 +145,7 @@ pub async fn redrive(
         " ORDER BY f.job_id LIMIT $10 FOR UPDATE OF s SKIP LOCKED
         ), again AS (
             UPDATE job_state s
-            SET state = 0, reason = 3, run_at = $9, changed_at = $9, finished_at = NULL, cancel_requested = false, crashes = 0,
+            SET state = 0, reason = 3, run_at = $9, changed_at = $9, finished_at = NULL, cancel_requested = false, crashes = 0, deaths = 0,
                 counted_from = $9, snoozes = 0, snoozed_seconds = 0,
                 attempts_allowed = least(s.attempt + p.max_attempts, 32767), version = s.version + 1
             FROM picked p WHERE s.job_id = p.job_id

@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod claim;
 pub mod dead;
 pub mod dispatch;
+pub mod drill;
 pub mod effects;
 pub mod files;
 pub mod find;

@@ -28,7 +28,7 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(6);
 pub const PUSHED_WITHIN: Duration = Duration::from_secs(2);
 /// Lost workers after which a job still reruns beside others: the machine failed, or a neighbour did. So what a killed process ran
 /// is all running again at once, however long its jobs are. From then on it is a suspect, and runs in a process of its own.
-pub const CRASHES_IN_COMPANY: u16 = 2;
+pub const CRASHES_IN_COMPANY: u16 = 3;
 /// Deaths of processes of its own that fail a job as poison. The worker that started them lived: so it was the job.
 pub const DEATHS_OF_POISON: u16 = 3;
 /// Lost workers that fail a job as poison without such proof. Far beyond what accidents bring about: it only ends a job that takes
@@ -163,7 +163,8 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
                    END
             FROM taken
         ), again AS (
-            UPDATE job_dispatched d SET dispatched_at = now() FROM taken t WHERE d.job_id = t.job_id AND t.state = 1
+            UPDATE job_dispatched d SET dispatched_at = now(), lost_at = (SELECT seen_at FROM worker w WHERE w.id = t.worker)
+            FROM taken t WHERE d.job_id = t.job_id AND t.state = 1
         ), gone AS (
             DELETE FROM job_dispatched d USING taken t WHERE d.job_id = t.job_id AND t.state <> 1
         ), unsuccessful AS (

@@ -375,22 +375,23 @@ pub async fn settle(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Resu
     .fetch_all(executor)
     .await?;
 
-    rows.into_iter()
-        .map(|row| {
-            let job = JobId(row.try_get("job_id")?);
-            let code: i16 = row.try_get("state")?;
-            let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
-            let handover = batch
-                .binary_search_by_key(&job, |settlement| settlement.claim.id)
-                .ok()
-                .and_then(|index| batch.get(index))
-                .map(|settlement| settlement.claim.handover)
-                .filter(|_| state == State::Queued);
-            let reason: i16 = row.try_get("reason")?;
-            let reason = Reason::from_code(reason).ok_or(LedgerError::Unknown { what: "reason", value: reason.to_string() })?;
-            Ok(Settled { job, state, reason, run_at: row.try_get("run_at")?, handover })
-        })
-        .collect()
+    rows.iter().map(|row| settled(row, batch)).collect()
+}
+
+/// A job as the statement left it. `batch` is sorted by id.
+fn settled(row: &sqlx::postgres::PgRow, batch: &[&Settlement]) -> Result<Settled, LedgerError> {
+    let job = JobId(row.try_get("job_id")?);
+    let code: i16 = row.try_get("state")?;
+    let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
+    let handover = batch
+        .binary_search_by_key(&job, |settlement| settlement.claim.id)
+        .ok()
+        .and_then(|index| batch.get(index))
+        .map(|settlement| settlement.claim.handover)
+        .filter(|_| state == State::Queued);
+    let reason: i16 = row.try_get("reason")?;
+    let reason = Reason::from_code(reason).ok_or(LedgerError::Unknown { what: "reason", value: reason.to_string() })?;
+    Ok(Settled { job, state, reason, run_at: row.try_get("run_at")?, handover })
 }
 
 fn file_json(file: &PublishedFile) -> String {

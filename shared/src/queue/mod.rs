@@ -46,10 +46,18 @@ pub enum Queue {
     Webhooks,
     /// Images.
     Media,
+    /// Drills (`worker drill`): served by the drill's own worker and by nobody else.
+    Drill,
 }
 
 impl Queue {
-    /// Every queue.
+    /// Every queue that there is: those in use and the drill's.
+    pub const EVERY: [Self; 9] = {
+        let [a, b, c, d, e, f, g, h] = Self::ALL;
+        [a, b, c, d, e, f, g, h, Self::Drill]
+    };
+
+    /// Every queue that workers serve unless told otherwise.
     pub const ALL: [Self; 8] =
         [Self::Exports, Self::Email, Self::Push, Self::Ai, Self::Analytics, Self::Stats, Self::Webhooks, Self::Media];
 
@@ -65,13 +73,14 @@ impl Queue {
             Self::Stats => "stats",
             Self::Webhooks => "webhooks",
             Self::Media => "media",
+            Self::Drill => "drill",
         }
     }
 
     /// The queue of a name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|queue| queue.name() == name)
+        Self::EVERY.into_iter().find(|queue| queue.name() == name)
     }
 
     /// How many of its jobs one worker process runs at a time unless told otherwise: few where a job is heavy (a file in
@@ -80,7 +89,7 @@ impl Queue {
     pub const fn default_concurrency(self) -> usize {
         match self {
             Self::Exports | Self::Media => 4,
-            Self::Stats => 16,
+            Self::Stats | Self::Drill => 16,
             Self::Email | Self::Ai => 32,
             Self::Push | Self::Analytics | Self::Webhooks => 64,
         }
@@ -199,7 +208,7 @@ mod tests {
 
     #[test]
     fn names_lead_back() {
-        for queue in Queue::ALL {
+        for queue in Queue::EVERY {
             assert_eq!(Queue::from_name(queue.name()), Some(queue));
             assert_eq!(serde_json::to_value(queue).unwrap(), queue.name());
         }

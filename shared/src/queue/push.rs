@@ -62,3 +62,15 @@ pub async fn depth(connection: &mut Commands, keys: &Keys, queue: Queue) -> Resu
     let lengths: Vec<u64> = pipeline.query_async(connection).await.map_err(QueueError::during("measure a queue"))?;
     Ok(lengths.iter().sum())
 }
+
+/// Deletes a queue's streams with all that is in them: for a queue that nobody uses any more.
+///
+/// # Errors
+/// [`QueueError::Redis`].
+pub async fn delete_streams(connection: &mut Commands, keys: &Keys, queue: Queue) -> Result<(), QueueError> {
+    let mut command = redis::cmd("DEL");
+    for stream in keys.streams(queue) {
+        command.arg(stream);
+    }
+    command.query_async::<redis::Value>(connection).await.map(drop).map_err(QueueError::during("delete a queue"))
+}

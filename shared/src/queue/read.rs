@@ -407,11 +407,11 @@ pub async fn forget_consumers(connection: &mut Commands, keys: &Keys, queue: Que
     Ok(())
 }
 
-/// The pause before reconnecting after `failures` in a row: 50 ms doubling to 2 s, so that a Redis that returns is used within
+/// The pause before reconnecting after `failures` in a row: 50 ms doubling to 1 s, so that a Redis that returns is used within
 /// seconds, spread by half so that a fleet does not return as one.
 #[must_use]
 pub fn reconnect_pause(failures: u32, spread: f64) -> Duration {
-    Duration::from_millis(50).saturating_mul(1 << failures.min(6)).min(Duration::from_secs(2)).mul_f64(0.5 + spread / 2.0)
+    Duration::from_millis(50).saturating_mul(1 << failures.min(6)).min(Duration::from_secs(1)).mul_f64(0.5 + spread / 2.0)
 }
 
 #[cfg(test)]
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn reconnecting_starts_quickly_and_stays_bounded() {
         assert!(reconnect_pause(0, 1.0) <= Duration::from_millis(50));
-        assert!(reconnect_pause(u32::MAX, 1.0) <= Duration::from_secs(2));
+        assert!(reconnect_pause(u32::MAX, 1.0) <= Duration::from_secs(1));
         assert!(reconnect_pause(3, 0.0) >= Duration::from_millis(150));
     }
 }

@@ -4,17 +4,22 @@
 //! once. Loading what was applied is lenient towards names it does not know, since a newer program may have applied it;
 //! everything else is checked again.
 
+mod dataset;
 mod lines;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use aws_lc_rs::digest;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::dataset::{Audience, Dataset, MOST_PARAMETERS, Origin, Parameter, ParameterType, Source};
-use super::retention::{Retention, RetentionDeclaration};
+use super::{
+    dataset::{Dataset, Source},
+    plan::Plan,
+    retention::{Retention, RetentionDeclaration},
+};
 use crate::kinds::Registry;
+use dataset::DatasetDeclaration;
 use lines::Lines;
 
 /// The longest manifest, in bytes.
@@ -22,9 +27,6 @@ const LONGEST: usize = 1024 * 1024;
 
 /// The longest name of a tenant, a source, a dataset or a parameter.
 const LONGEST_NAME: usize = 63;
-
-/// The most columns of a keyset.
-const MOST_KEYS: usize = 8;
 
 /// What the variables of sources begin with. A manifest can name no other, or a tenant's dataset could be pointed at
 /// Offstage's own database.
@@ -39,6 +41,8 @@ pub struct Manifest {
     pub sources: BTreeMap<String, Source>,
     /// What can be exported.
     pub datasets: BTreeMap<String, Dataset>,
+    /// What the product's users may use, by plan.
+    pub plans: BTreeMap<String, Plan>,
     declaration: Declaration,
 }
 
@@ -143,7 +147,15 @@ impl Manifest {
                 datasets.insert(key.clone(), checked);
             }
         }
-        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, declaration })
+        for (key, plan) in &declaration.plans {
+            check_name(key, &["plans", key], faults);
+            for (path, detail) in plan.faults() {
+                let path: Vec<_> = ["plans", key].into_iter().chain(path.iter().map(String::as_str)).collect();
+                faults.push(Fault::new(&path, detail));
+            }
+        }
+        let plans = declaration.plans.clone();
+        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, plans, declaration })
     }
 }
 
@@ -172,6 +184,8 @@ struct Declaration {
     datasets: BTreeMap<String, DatasetDeclaration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retention: Option<RetentionDeclaration>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    plans: BTreeMap<String, Plan>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -208,128 +222,6 @@ impl SourceDeclaration {
             faults.push(Fault::new(&["sources", key, "statement_timeout_seconds"], format!("is {seconds}; 1 to 3600 are allowed")));
         }
         Source { url_env: self.url_env.clone(), statement_timeout: Duration::from_secs(seconds) }
-    }
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct DatasetDeclaration {
-    source: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    description: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    audience: Option<Audience>,
-    /// Columns that order the rows and tell each from every other, for exports that go on where they stopped.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    keyset: Vec<String>,
-    sql: String,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    parameters: BTreeMap<String, ParameterDeclaration>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct ParameterDeclaration {
-    #[serde(rename = "type")]
-    kind: ParameterType,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    from: Option<From>,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "default_value")]
-    default: Option<Value>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum From {
-    Owner,
-}
-
-/// TOML has dates and times of its own; here they are the strings they are written as.
-fn default_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Time(toml::value::Datetime),
-        Other(Value),
-    }
-    Ok(Some(match Written::deserialize(deserializer)? {
-        Written::Time(time) => Value::from(time.to_string()),
-        Written::Other(value) => value,
-    }))
-}
-
-impl DatasetDeclaration {
-    fn check(&self, key: &str, faults: &mut Vec<Fault>) -> Option<Dataset> {
-        let before = faults.len();
-        if self.parameters.len() > MOST_PARAMETERS {
-            let detail = format!("has {} parameters; {MOST_PARAMETERS} are the most", self.parameters.len());
-            faults.push(Fault::new(&["datasets", key, "parameters"], detail));
-        }
-        let mut parameters = BTreeMap::new();
-        for (name, declaration) in &self.parameters {
-            let path = ["datasets", key, "parameters", name];
-            check_name(name, &path, faults);
-            match declaration.check() {
-                Ok(parameter) => _ = parameters.insert(name.clone(), parameter),
-                Err((field, detail)) => {
-                    let path: Vec<_> = path.into_iter().chain([field]).collect();
-                    faults.push(Fault::new(&path, detail));
-                    // Stands in, so that its uses in the SQL are not reported as undeclared.
-                    parameters.insert(name.clone(), Parameter { kind: declaration.kind, origin: Origin::Required });
-                }
-            }
-        }
-        // What is bound to its owner shows a user their own rows only; anything else is opened to users on purpose or not at all.
-        let bound = parameters.values().any(|parameter| parameter.origin == Origin::Owner);
-        let audience = match (self.audience, bound) {
-            (Some(Audience::Backend), true) => {
-                let detail = "`backend` contradicts the parameter that comes `from = \"owner\"`: no job with an owner could read it; remove one of the two";
-                faults.push(Fault::new(&["datasets", key, "audience"], detail));
-                Audience::Backend
-            }
-            (Some(audience), _) => audience,
-            (None, true) => Audience::Users,
-            (None, false) => Audience::Backend,
-        };
-        for (place, column) in self.keyset.iter().enumerate() {
-            let twice = self.keyset.iter().take(place).any(|other| other == column);
-            if twice || column.is_empty() || column.len() > LONGEST_NAME || column.contains('\0') || place >= MOST_KEYS {
-                let detail = format!("must be at most {MOST_KEYS} different columns of the dataset, by their names; `{column}` is not");
-                faults.push(Fault::new(&["datasets", key, "keyset"], detail));
-                break;
-            }
-        }
-        match Dataset::new(self.source.clone(), self.description.clone(), audience, parameters, &self.sql) {
-            Ok(mut dataset) => {
-                dataset.keyset.clone_from(&self.keyset);
-                for name in dataset.unused_parameters() {
-                    faults.push(Fault::new(&["datasets", key, "parameters", name], "is declared, but `sql` doesn't use it; remove it"));
-                }
-                (faults.len() == before).then_some(dataset)
-            }
-            Err(sql) => {
-                let path: Vec<String> = ["datasets", key, "sql"].map(str::to_owned).into();
-                faults.extend(sql.into_iter().map(|fault| Fault { path: path.clone(), offset: fault.offset, detail: fault.detail }));
-                None
-            }
-        }
-    }
-}
-
-impl ParameterDeclaration {
-    /// The parameter, or the field that is wrong and why.
-    fn check(&self) -> Result<Parameter, (&'static str, String)> {
-        let origin = match (self.from, &self.default) {
-            (Some(From::Owner), Some(_)) => {
-                return Err(("default", "has no effect beside `from = \"owner\"`; remove it".into()));
-            }
-            (Some(From::Owner), None) if !self.kind.can_be_owner() => {
-                let detail = format!("an owner can be text, integer, bigint or uuid, not {}", self.kind.sql_name());
-                return Err(("from", detail));
-            }
-            (Some(From::Owner), None) => Origin::Owner,
-            (None, Some(value)) => Origin::Default(self.kind.text_of(value).map_err(|detail| ("default", detail))?),
-            (None, None) => Origin::Required,
-        };
-        Ok(Parameter { kind: self.kind, origin })
     }
 }
 

@@ -152,9 +152,16 @@ async fn a_job_is_kept_while_its_file_stands() {
     let left = files::leftovers(&ledger.engine, ledger.now(), 10).await.unwrap();
     assert_eq!(left.iter().map(|left| left.effect.as_str()).collect::<Vec<_>>(), ["upload:lost"]);
     assert_eq!(ledger.number("SELECT count(*) FROM effect").await, 1);
-    let claim = files::ClaimOfKey { tenant: ledger.tenant, job: id, token: job.token };
-    let unknown = files::ClaimOfKey { job: JobId(ledger.clock.new_id()), ..claim };
-    assert_eq!(files::gone(&ledger.engine, &[unknown, claim]).await.unwrap(), [1], "its uploads are nobody's; a stranger's are not ours");
+    let named = |job| {
+        let claim = files::ClaimOfKey { tenant: ledger.tenant, job, token: 1 };
+        files::NamedKey { claim, key: format!("{}/{job}/{:016x}/lost", ledger.tenant, 1) }
+    };
+    let unknown = JobId(ledger.clock.new_id());
+    assert_eq!(
+        files::gone(&ledger.engine, &[named(unknown), named(id)]).await.unwrap(),
+        [1],
+        "its uploads are nobody's; a stranger's are not ours"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! What other programs rely on: the contract, the figures, the probes of orchestrators.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use acceptance::{PATIENCE, World, probe, until, until_within};
 use serde_json::json;
@@ -65,6 +65,41 @@ async fn figures_are_there_and_count() {
     }
 }
 
+/// The names in the table of docs/operations.md.
+fn figures_of_the_handbook() -> BTreeSet<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (_, figures) = text.split_once("\n## Figures\n").expect("a chapter about figures");
+    let figures = figures.split_once("\n## ").map_or(figures, |(figures, _)| figures);
+    let rows = figures.lines().filter(|line| line.starts_with("| `"));
+    let names = rows.flat_map(|row| row.split('|').nth(1).unwrap_or_default().split('`').skip(1).step_by(2));
+    names.map(|name| name.split('{').next().unwrap_or_default().to_owned()).filter(|name| !name.is_empty()).collect()
+}
+
+#[tokio::test]
+async fn every_figure_that_operators_read_of_is_served_and_none_else() {
+    let (world, worker) = World::with_worker().await;
+    world.client.succeeded(&world.client.create_id(&probe(&json!({}))).await).await;
+    let told = figures_of_the_handbook();
+    assert!(told.len() > 40, "the table was found: {told:?}");
+    let served = async || {
+        let mut names = BTreeSet::new();
+        for process in [&world.api, &worker] {
+            let text = world.client.without_key().get(&format!("{}/metrics", process.url())).await.text();
+            names.extend(text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned)));
+        }
+        names
+    };
+    // Some are taken every ten seconds.
+    until("every figure is served", async || {
+        let missing: Vec<String> = told.difference(&served().await).cloned().collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    })
+    .await;
+    let untold: Vec<String> = served().await.difference(&told).cloned().collect();
+    assert!(untold.is_empty(), "docs/operations.md tells of every figure: {untold:?}");
+}
+
 #[tokio::test]
 async fn a_worker_without_redis_says_that_it_does_not_consume() {
     let (world, worker) = World::with_worker().await;
@@ -77,6 +112,7 @@ async fn a_worker_without_redis_says_that_it_does_not_consume() {
     };
     world.sandbox.redis.kill9().await.unwrap();
     let body = ready(worker.url(), 503).await;
+    // Whichever queue was proved longest ago is the first.
     assert!(body.to_string().contains("it can't be sent"), "it says what is missing: {body}");
     // Alive all the time: restarting it would help nobody. And the API accepts, so it is ready, and says what it lacks.
     assert_eq!(world.client.without_key().get(&format!("{}/health/live", worker.url())).await.status, 200);

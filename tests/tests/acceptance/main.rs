@@ -3,6 +3,7 @@
 mod access;
 mod contract;
 mod dead_letters;
+mod drill;
 mod exports;
 mod faults;
 mod files;

@@ -95,7 +95,7 @@ async fn a_job_that_kills_its_process_fails_as_poison_and_its_neighbours_finish(
     let job = client.wait_for_within(Duration::from_secs(120), &poison, "failed", |job| job["state"] == "failed").await;
     assert_eq!(job["error"]["code"], "poison", "{job}");
     let deaths = worker.exits().len();
-    assert_eq!(deaths, 2, "from then on it ran in processes of its own, and killed those");
+    assert_eq!(deaths, 3, "from then on it ran in processes of its own, and killed those");
     assert_eq!(world.number(format!("SELECT deaths FROM job_state WHERE job_id = '{poison}'")).await, 3);
     for id in &neighbours {
         let job = client.succeeded(id).await;

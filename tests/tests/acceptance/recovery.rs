@@ -126,8 +126,8 @@ async fn a_suspect_whose_worker_is_killed_again_and_again_is_innocent_until_prov
     let later = (world.now().await + TimeDelta::hours(1)).to_rfc3339();
     let suspect = json!({"kind": "probe.run", "run_at": later, "payload": {"sleep_ms": 3_000, "callback_url": callbacks.url()}});
     let id = world.client.create_id(&suspect).await;
-    // As after two lost workers, and with as many more as would have failed it before.
-    world.execute(format!("UPDATE job_state SET crashes = 2 WHERE job_id = '{id}'")).await;
+    // As after three lost workers, and with as many more as would have failed it before.
+    world.execute(format!("UPDATE job_state SET crashes = 3 WHERE job_id = '{id}'")).await;
     world.execute("UPDATE job_waiting SET run_at = now()").await;
     let mut since = None;
     for _ in 0..4 {
@@ -138,7 +138,7 @@ async fn a_suspect_whose_worker_is_killed_again_and_again_is_innocent_until_prov
     let job = world.client.succeeded(&id).await;
     assert_eq!(job["attempt"], 1, "{job}");
     let (crashes, deaths) = (format!("SELECT crashes FROM job_state WHERE job_id = '{id}'"), "SELECT max(deaths) FROM job_state");
-    assert_eq!((world.number(crashes).await, world.number(deaths).await), (6, 0));
+    assert_eq!((world.number(crashes).await, world.number(deaths).await), (7, 0));
     assert_eq!(callbacks.of_phase("finished").len(), 1, "no child outlived its worker");
 }
 

@@ -115,6 +115,7 @@ async fn look(
             unpushed.clear();
         }
         let depth = push::depth(connection, engine.redis.keys(), queue).await?;
+        metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth as f64);
         let room = usize::try_from(engine.window.saturating_sub(depth)).unwrap_or(0);
         let now = engine.services.clock.now();
         // Refilled from a quarter down, in batches, rather than job by job behind the readers.

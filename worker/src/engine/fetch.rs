@@ -94,6 +94,9 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
             .increment((jobs.len().saturating_sub(claimed.len())) as u64);
         let changed = claimed.iter().map(|job| job.id).collect();
         for job in claimed {
+            if let Some(lost_for) = job.lost_for {
+                metrics::histogram!("offstage_recovery_seconds", "queue" => queue.name()).record(lost_for.as_secs_f64());
+            }
             let cancelled = engine.held.insert(&job);
             let work = Work::Job(Claimed { credit: credits.take(), epoch: epoch.clone(), cancelled, job: Arc::new(job) });
             // The apalis worker ends only after this task: the send can't fail while we are here.

@@ -4,8 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use shared::{
+    kinds::Registry,
     ledger::{LedgerError, dispatch, switches},
-    queue::{Commands, Queue, push},
+    queue::Queue,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -14,8 +15,61 @@ use super::Engine;
 /// How often they are taken.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// Counters that are there from the start, so that an alert on one finds it before the first event. Those with labels that only the event
+/// knows (a kind) begin with it.
+const FROM_THE_START: &[&str] = &[
+    "offstage_announcements_dropped_total",
+    "offstage_claims_given_back_total",
+    "offstage_file_deletions_failed_total",
+    "offstage_file_sweep_failures_total",
+    "offstage_jobs_taken_over_total",
+    "offstage_leftovers_swept_total",
+    "offstage_prune_failures_total",
+    "offstage_runs_stuck_total",
+    "offstage_settles_stale_total",
+    "offstage_sweep_failures_total",
+    "offstage_uploads_aborted_total",
+    "offstage_worker_fenced_total",
+    "offstage_worker_heartbeat_failures_total",
+    "offstage_workers_lost_total",
+];
+
+/// Counters of a queue that are there from the start.
+const FROM_THE_START_BY_QUEUE: &[&str] = &[
+    "offstage_claims_lost_total",
+    "offstage_dispatched_total",
+    "offstage_entries_abandoned_total",
+    "offstage_jobs_pushed_again_total",
+    "offstage_jobs_released_total",
+];
+
+/// Counters of a kind that are there from the start.
+const FROM_THE_START_BY_KIND: &[&str] =
+    &["offstage_effects_unknown_total", "offstage_jobs_pruned_total", "offstage_trials_died_total", "offstage_trials_total"];
+
+/// Puts all counters at their beginning.
+pub(super) fn begin(queues: &[Queue], probe: bool) {
+    for name in FROM_THE_START {
+        metrics::counter!(*name).increment(0);
+    }
+    for queue in queues {
+        for name in FROM_THE_START_BY_QUEUE {
+            metrics::counter!(*name, "queue" => queue.name()).increment(0);
+        }
+        let _registered = metrics::histogram!("offstage_recovery_seconds", "queue" => queue.name());
+    }
+    for kind in Registry::new(probe).entries() {
+        for name in FROM_THE_START_BY_KIND {
+            metrics::counter!(*name, "kind" => kind.name).increment(0);
+        }
+    }
+    for reason in ["expired", "removed"] {
+        metrics::counter!("offstage_files_deleted_total", "reason" => reason).increment(0);
+    }
+}
+
 /// Tells until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: Commands) {
+pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -25,9 +79,6 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
         }
         metrics::gauge!("offstage_worker_jobs_held").set(engine.held.len() as f64);
         for queue in &queues {
-            if let Ok(depth) = push::depth(&mut connection, engine.redis.keys(), *queue).await {
-                metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth as f64);
-            }
             if let Err(error) = engine.bounded(backlog(&engine, *queue)).await {
                 tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "could not take a queue's figures");
             }

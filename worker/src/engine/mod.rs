@@ -55,7 +55,7 @@ use tower::layer::util::Identity;
 use uuid::Uuid;
 
 use crate::handlers::{Handlers, Services};
-use announce::Announcer;
+use announce::{Announcement, Announcer};
 use credits::Credits;
 use dispatch::Dispatch;
 use health::Health;
@@ -211,15 +211,10 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     .start()
     .map_err(StartError::Thread)?;
 
-    tasks.spawn(announce::run(Arc::clone(&engine), announcements, engine.redis.commands()));
-    let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], background.clone());
-    tasks.spawn(recover::run(Arc::clone(&engine), signals, background.clone(), engine.redis.commands()));
-    tasks.spawn(figures::run(Arc::clone(&engine), queues.clone(), background.clone(), engine.redis.commands()));
+    figures::begin(&queues, engine.services.probe.enabled);
     // A job that is claimed before the switches are known for the first time would run although it must not.
     read_switches(&engine, &shutdown).await;
-    tasks.spawn(switches::run(Arc::clone(&engine), queues.clone(), background.clone()));
-    tasks.spawn(canary::run(Arc::clone(&engine), queues.clone(), draining.clone(), engine.redis.commands()));
-    tasks.spawn(dispatch::run(Arc::clone(&engine), queues, background.clone(), engine.redis.commands()));
+    run_beside(&engine, &queues, announcements, &background, &mut tasks);
 
     let (finished, outcomes) = mpsc::channel(UNSETTLED);
     let settler = tokio::spawn(settle::run(Arc::clone(&engine), outcomes, shutdown.forced().clone()));
@@ -261,19 +256,42 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let _ = tokio::time::timeout(Duration::from_secs(3), async { while tasks.join_next().await.is_some() {} }).await;
     stop_heartbeat.cancel();
     let _ = tokio::task::spawn_blocking(move || heartbeat.join()).await;
-    if engine.held.len() == 0
-        && let Err(error) = ledger::recover::deregister(&engine.services.pool, worker).await
-    {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "could not leave the ledger in good order; it will forget this worker by itself"
-        );
+    if engine.held.len() == 0 {
+        leave(&engine).await;
     }
     if stuck.load(Ordering::Relaxed) {
         exit = Exit::Stuck;
     }
     tracing::info!(took_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX), ?exit, "stopped");
     Ok(exit)
+}
+
+/// Starts what runs beside the queues' workers, until `stop`.
+fn run_beside(
+    engine: &Arc<Engine>,
+    queues: &[Queue],
+    announcements: mpsc::Receiver<Announcement>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) {
+    tasks.spawn(announce::run(Arc::clone(engine), announcements, engine.redis.commands()));
+    let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], stop.clone());
+    tasks.spawn(recover::run(Arc::clone(engine), signals, stop.clone(), engine.redis.commands()));
+    tasks.spawn(figures::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
+    tasks.spawn(switches::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
+    tasks.spawn(canary::run(Arc::clone(engine), queues.to_vec(), engine.draining.clone(), engine.redis.commands()));
+    tasks.spawn(dispatch::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
+}
+
+/// Leaves the ledger in good order: this process holds nothing any more.
+async fn leave(engine: &Engine) {
+    let left = engine.bounded(ledger::recover::deregister(&engine.services.pool, engine.worker));
+    if let Err(error) = left.await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "could not leave the ledger in good order; it will forget this worker by itself"
+        );
+    }
 }
 
 /// Reads the switches, for as long as that takes: without the ledger there is nothing to run either.

@@ -60,13 +60,17 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lease = engine.lease.watch();
     let mut next_sweep = Instant::now() + SWEEP_EVERY;
+    let mut second_look: Option<Instant> = None;
     let mut suspected: Vec<(JobId, i64)> = Vec::new();
     loop {
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {
                 let judged = engine.bounded(judge(&engine, &mut connection)).await;
-                if Instant::now() >= next_sweep {
+                if second_look.is_some_and(|at| at <= Instant::now()) {
+                    second_look = None;
+                    judged.and(engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await)
+                } else if Instant::now() >= next_sweep {
                     // Neither waits for the other's servers: one of them being away is when they are needed.
                     let swept = engine.bounded(sweep(&engine, &mut connection, REGULAR)).await;
                     next_sweep = Instant::now() + if swept.is_ok() { SWEEP_EVERY } else { AFTER_FAULT };
@@ -78,7 +82,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
             }
             () = engine.emptied.notified() => {
                 tracing::warn!("a stream or its group was gone: Redis may have been emptied; comparing with the ledger");
-                next_sweep = Instant::now() + SECOND_LOOK;
+                second_look.get_or_insert(Instant::now() + SECOND_LOOK);
                 engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
             }
             // Back after a gap: what ran was dropped, so what the ledger says we hold is given back at once.
@@ -90,7 +94,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
                 Some(Signal::Wake(queue)) => { engine.dispatch.due(queue); Ok(()) }
                 // Redis may have been emptied.
                 Some(Signal::Subscribed) => {
-                    next_sweep = next_sweep.min(Instant::now() + SECOND_LOOK);
+                    second_look.get_or_insert(Instant::now() + SECOND_LOOK);
                     engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
                 }
                 Some(Signal::Cancel(jobs)) => engine.bounded(cancels(&engine, &jobs)).await,
@@ -117,6 +121,7 @@ async fn judge(engine: &Engine, connection: &mut Commands) -> Result<(), SweepEr
     }
     take_over(engine, connection, &dead).await?;
     recover::forget_workers(pool, &dead).await?;
+    metrics::counter!("offstage_workers_lost_total").increment(dead.len() as u64);
     tracing::warn!(workers = dead.len(), "took over from dead workers");
     Ok(())
 }
@@ -179,12 +184,12 @@ async fn sweep_all(engine: &Engine, connection: &mut Commands) -> Result<(), Swe
     if !vanished.is_empty() && engine.lease.may_judge() {
         take_over(engine, connection, &vanished).await?;
     }
-    for queue in Queue::ALL {
+    for queue in Queue::EVERY {
         sweep_queue(engine, connection, queue).await?;
     }
     if recover::take_duty(pool, "tidy", engine.worker, TIDY_EVERY).await? {
         let alive: Vec<String> = recover::living_workers(pool).await?.iter().map(Uuid::to_string).collect();
-        for queue in Queue::ALL {
+        for queue in Queue::EVERY {
             read::forget_consumers(connection, engine.redis.keys(), queue, &alive).await?;
         }
         recover::tidy(pool, engine.services.clock.now()).await?;

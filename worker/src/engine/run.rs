@@ -72,6 +72,7 @@ pub struct Claimed {
 
 /// What is on its way to the settler.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "canaries are one in thousands, and a box would cost every run")]
 pub enum Finished {
     /// A run's end.
     Run(Ended),

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::tenant::{Audience, Period};
 
 const PROMPTLOCKR: &str = r#"
 [tenant]
@@ -208,4 +209,46 @@ fn a_dataset_is_for_users_when_bound_to_its_owner_or_declared_so() {
     assert_eq!(Manifest::from_stored(stored).unwrap().datasets["prompts"].audience, Audience::Users);
     let (line, path, detail) = only_problem(&with("description = ", "audience = \"backend\"\ndescription = "));
     assert_eq!((line, path.as_str()), (11, "datasets.prompts.audience"), "{detail}");
+}
+
+#[test]
+fn the_example_declares_its_plans() {
+    let manifest = Manifest::from_toml(include_str!("../../../../examples/promptlockr/tenant.toml")).unwrap();
+    let limit = |plan: &str, metric: &str, period| manifest.plans[plan].limit(metric, period);
+    assert_eq!(limit("free", "ai_enhancements", Period::Month), Some(10));
+    assert_eq!((limit("team", "prompts", Period::Total), limit("enterprise", "prompts", Period::Total)), (Some(5_000), None));
+    assert_eq!(manifest.plans["pro"].price.as_ref().and_then(|price| price.year), Some(9_999));
+    let stored = Manifest::from_stored(manifest.to_stored()).unwrap();
+    assert_eq!((stored.plans, stored.datasets), (manifest.plans, manifest.datasets));
+}
+
+#[test]
+fn a_plan_that_says_nonsense_is_refused_with_its_line() {
+    for (line, path, said) in [
+        ("limits.prompts = { month = -1 }", "", "untagged enum"),
+        ("limits.prompts = { year = 1 }", "", "unknown variant"),
+        ("limits.prompts = {}", "plans.free.limits.prompts", "says nothing"),
+        ("limits.\"Prompts!\" = { month = 1 }", "plans.free.limits.Prompts!", "lower-case"),
+        ("features = [\"API keys\"]", "plans.free.features", "lower-case"),
+        ("price = { currency = \"dollars\" }", "plans.free.price.currency", "three letters"),
+        ("colour = \"red\"", "plans.free.colour", "not part of a manifest"),
+    ] {
+        let (number, found, detail) = only_problem(&format!("[tenant]\nname = \"a\"\n[plans.free]\n{line}\n"));
+        assert!(number >= 3 && found == path && detail.contains(said), "{line}: {number} {found}: {detail}");
+    }
+}
+
+#[test]
+fn a_keyset_names_different_columns() {
+    let with_keyset = |keyset: &str| with("description = \"All prompts of one owner\"", &format!("keyset = {keyset}"));
+    let manifest = Manifest::from_toml(&with_keyset("[\"created_at\", \"i\\\"d\"]")).unwrap();
+    let sql = manifest.datasets["prompts"].sql_after(Some(&["timestamp with time zone".to_owned(), "bigint".to_owned()]));
+    assert!(
+        sql.ends_with("WHERE (\"created_at\", \"i\"\"d\") > ((($5::text)::timestamp with time zone), (($6::text)::bigint))\nORDER BY \"created_at\", \"i\"\"d\""),
+        "{sql}"
+    );
+    for keyset in ["[\"a\", \"a\"]", "[\"\"]", "[\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\",\"h\",\"i\"]"] {
+        let (_, path, _) = only_problem(&with_keyset(keyset));
+        assert_eq!(path, "datasets.prompts.keyset");
+    }
 }

@@ -36,8 +36,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Children of one process at a time: each has a runtime and two connections of its own.
-pub const AT_ONCE: usize = 4;
+/// Children of one process at a time: each has a runtime and a connection of its own.
+pub const AT_ONCE: usize = 8;
 /// What a child may take to start, on top of its job's time.
 pub const START_WITHIN: Duration = Duration::from_secs(5);
 /// The pause before a trial that could not be started is tried again.
