@@ -63,7 +63,8 @@ impl Addressee {
                 ("Your export is ready", format!("{} can be downloaded until {until}.", file.file_name), "completed")
             }
             (State::Failed, _) => {
-                let why = error.and_then(|error| error.get("message")).and_then(Value::as_str);
+                let word = |field| error.and_then(|error| error.get(field)).and_then(Value::as_str);
+                let why = word("for_owner").or_else(|| word("message"));
                 let why = why.unwrap_or("Something went wrong; ask for it again.");
                 ("Your export failed", format!("{}: {why}", self.subject), "failed")
             }
@@ -117,6 +118,9 @@ mod tests {
         let failed = ada.told(State::Failed, None, Some(&error)).unwrap();
         assert_eq!((failed["message"].as_str(), failed["data"]["state"].as_str()), (Some("full: The source denied it."), Some("failed")));
         assert!(!failed.to_string().contains("10.0.0.7"));
+        let error = json!({"code": "c", "message": "bucket `files` at 10.0.0.7", "for_owner": "The file could not be stored."});
+        let failed = ada.told(State::Failed, None, Some(&error)).unwrap();
+        assert_eq!(failed["message"], "full: The file could not be stored.");
         for state in [State::Waiting, State::Queued, State::Running, State::Cancelled, State::Expired] {
             assert_eq!(ada.told(state, Some(&file), Some(&error)), None, "{state:?}");
         }

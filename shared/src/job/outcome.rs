@@ -59,8 +59,10 @@ pub struct Failure {
     pub class: FailureClass,
     /// Stable word for programs: `timeout`, `panic`, `payload_invalid`, `source_unavailable` …
     pub code: &'static str,
-    /// One sentence for a person: what, where, and what to do. Never a secret.
+    /// One sentence for whoever built the product: what, where, and what to do. Never a secret, never a value of somebody's data.
     pub message: String,
+    /// The same for the end user whose job it is, who knows nothing of servers and settings; the message will do where `None`.
+    pub for_owner: Option<String>,
     /// What lay beneath, outermost first; for operators, not sent to end users.
     pub causes: Vec<String>,
     /// The pause that the other side asked for (`Retry-After`).
@@ -71,7 +73,7 @@ impl Failure {
     /// May pass: tried again by the kind's policy.
     #[must_use]
     pub fn transient(code: &'static str, message: impl Into<String>) -> Self {
-        Self { class: FailureClass::Transient, code, message: message.into(), causes: Vec::new(), retry_after: None }
+        Self { class: FailureClass::Transient, code, message: message.into(), for_owner: None, causes: Vec::new(), retry_after: None }
     }
 
     /// Trying again can't help.
@@ -84,6 +86,13 @@ impl Failure {
     #[must_use]
     pub fn limited(code: &'static str, message: impl Into<String>, pause: Duration) -> Self {
         Self { class: FailureClass::Limited, retry_after: Some(pause), ..Self::transient(code, message) }
+    }
+
+    /// Says it in other words to the end user whose job it is.
+    #[must_use]
+    pub fn for_owner(mut self, words: impl Into<String>) -> Self {
+        self.for_owner = Some(words.into());
+        self
     }
 
     /// Adds the chain of an error's causes: `error` itself first, then its sources, at most eight of 1,000 characters.

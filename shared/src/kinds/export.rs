@@ -221,6 +221,13 @@ impl ExportFormat {
 /// The longest name a client may choose, in characters; with its ending it stays under the 255 bytes of common file systems.
 const LONGEST_FILENAME: usize = 60;
 
+/// Whether a character is invisible and changes how others are shown: what hides `exe` in `a\u{202e}gpj.exe`.
+/// <https://www.unicode.org/reports/tr36/#Bidirectional_Text_Spoofing>
+const fn is_formatting(character: char) -> bool {
+    // The joiners U+200C and U+200D are part of words and of emoji.
+    matches!(character, '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
 impl Kind for ExportCreate {
     const NAME: &'static str = "export.create";
     const QUEUE: Queue = Queue::Exports;
@@ -257,6 +264,16 @@ impl Kind for ExportCreate {
             }
             if name.chars().any(|c| c.is_control() || matches!(c, '/' | '\\')) {
                 violations.push(Violation::new("/filename", "must have no slash, backslash or control character"));
+            }
+            if name.chars().any(is_formatting) {
+                violations
+                    .push(Violation::new("/filename", "must have no invisible characters that change how it is read (as U+202E does)"));
+            }
+            if name.chars().all(|c| c == '.' || c.is_whitespace())
+                || name.starts_with(char::is_whitespace)
+                || name.ends_with(char::is_whitespace)
+            {
+                violations.push(Violation::new("/filename", "must be more than dots, and neither begin nor end with white space"));
             }
         }
         violations

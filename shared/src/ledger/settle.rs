@@ -107,6 +107,7 @@ impl Settlement {
                             failure.code,
                             failure.message
                         ),
+                        for_owner: failure.for_owner.map(|words| format!("it took too long; the last try: {words}")),
                         code: "deadline_exceeded",
                         ..failure
                     };
@@ -191,6 +192,12 @@ impl Settlement {
         Self { state: State::Waiting, reason, gives_back: 1, run_at, ..self }
     }
 
+    /// What went wrong, as the ledger keeps it.
+    #[must_use]
+    pub const fn error(&self) -> Option<&Value> {
+        self.error.as_ref()
+    }
+
     /// The job it settles.
     #[must_use]
     pub const fn job(&self) -> JobId {
@@ -261,6 +268,7 @@ fn error_json(failure: &Failure) -> Value {
         "code": failure.code,
         "class": failure.class,
         "message": clean(&failure.message),
+        "for_owner": failure.for_owner.as_deref().map(clean),
         "causes": failure.causes.iter().map(|cause| clean(cause)).collect::<Vec<_>>(),
     })
 }

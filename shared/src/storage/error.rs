@@ -231,7 +231,19 @@ impl From<StorageError> for Failure {
             (true, None) => FailureClass::Transient,
             (false, _) => FailureClass::Permanent,
         };
-        let failure = Self { class, code: error.code(), message: error.to_string(), causes: Vec::new(), retry_after: error.retry_after };
+        let words = if error.is_transient() {
+            "the file could not be stored for now; try again later"
+        } else {
+            "the file could not be stored; whoever runs this service has to look into it"
+        };
+        let failure = Self {
+            class,
+            code: error.code(),
+            message: error.to_string(),
+            for_owner: Some(words.to_owned()),
+            causes: Vec::new(),
+            retry_after: error.retry_after,
+        };
         match error.source() {
             Some(cause) => failure.caused_by(cause),
             None => failure,

@@ -77,7 +77,11 @@ fn count(finished: &Ended, settled: &Settled) {
     metrics::counter!("offstage_jobs_settled_total", "queue" => finished.job.queue.name(), "kind" => finished.job.kind.clone(), "outcome" => outcome)
         .increment(1);
     match settled.state {
-        State::Failed => tracing::warn!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, "job failed"),
+        State::Failed => {
+            // With its causes: they are for operators, and stand nowhere else but in the ledger.
+            let error = finished.settlement.error().map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, error, "job failed");
+        }
         state => {
             tracing::debug!(job = %settled.job, kind = finished.job.kind, attempt = finished.job.attempt, state = state.word(), "job settled");
         }

@@ -26,7 +26,7 @@ use crate::{
     extract::Json,
     problem::{Problem, ProblemBody},
     routes::{
-        jobs::{Admitted, Asked, Wish, admit, gone},
+        jobs::{Admitted, Asked, Reader, Wish, admit, gone},
         moment::Moment,
     },
 };
@@ -134,5 +134,10 @@ pub async fn create(
         }
     };
     let location = address(found.id);
-    Ok((status, [(header::LOCATION, location)], Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref()))).into_response())
+    Ok((
+        status,
+        [(header::LOCATION, location)],
+        Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref(), Reader::acting_for(acting_user))),
+    )
+        .into_response())
 }

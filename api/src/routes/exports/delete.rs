@@ -13,7 +13,7 @@ use crate::{
     app::App,
     auth::{Caller, ExportsWrite},
     problem::{Problem, ProblemBody},
-    routes::jobs::{Asked, IdOfPath, NoBody, restless, stop_job},
+    routes::jobs::{Asked, IdOfPath, NoBody, Reader, restless, stop_job},
 };
 
 /// Cancels an export, or deletes its file.
@@ -56,5 +56,5 @@ pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
     };
     let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;
-    Ok((status, Answer(Export::of(found, now, app.config.public_url.as_ref()))).into_response())
+    Ok((status, Answer(Export::of(found, now, app.config.public_url.as_ref(), Reader::acting_for(asked.owner)))).into_response())
 }

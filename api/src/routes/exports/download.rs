@@ -98,7 +98,10 @@ pub fn redirect(link: String) -> Response {
 }
 
 fn expired() -> Problem {
-    Problem::new(Code::ExportExpired, "The file has been deleted: files are kept for some days. Ask for the export again.")
+    Problem::new(
+        Code::ExportExpired,
+        "The file has been deleted: its time was over, or its owner did not want it any more. Ask for the export again.",
+    )
 }
 
 /// Only settings that can't work keep a link from being signed.

@@ -8,7 +8,7 @@ use crate::{
     app::App,
     auth::{Caller, ExportsWrite},
     problem::{Problem, ProblemBody},
-    routes::jobs::{Asked, IdOfPath, NoBody},
+    routes::jobs::{Asked, IdOfPath, NoBody, Reader},
 };
 
 /// Gives an export's page another address.
@@ -36,7 +36,7 @@ pub async fn renew(State(app): State<App>, caller: Caller<ExportsWrite>, id: IdO
     find::set_page(&mut transaction, asked, Some(&files::page_token())).await?;
     let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;
-    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
+    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref(), Reader::acting_for(asked.owner))))
 }
 
 /// Takes the address of an export's page back.
@@ -61,5 +61,5 @@ pub async fn revoke(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
     find::set_page(&mut transaction, asked, None).await?;
     let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;
-    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
+    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref(), Reader::acting_for(asked.owner))))
 }

@@ -12,7 +12,7 @@ use crate::{
     extract::Query,
     problem::{Problem, ProblemBody},
     routes::{
-        jobs::{Asked, IdOfPath, listed_owner},
+        jobs::{Asked, IdOfPath, Reader, listed_owner},
         page::Page,
     },
 };
@@ -52,6 +52,7 @@ pub async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<Answer<ExportPage>, Problem> {
     let page = Page::new(query.limit, query.cursor.as_deref())?;
+    let reader = Reader::acting_for(caller.acting_user.as_deref());
     let owner = listed_owner(&caller, query.owner)?;
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
     let found = find::list(&mut transaction, caller.tenant, owner.as_deref(), page).await?;
@@ -59,7 +60,7 @@ pub async fn list(
     let (found, next_cursor) = page.cut(found, |export| export.id);
     let now = app.clock.now();
     Ok(Answer(ExportPage {
-        items: found.into_iter().map(|export| Export::of(export, now, app.config.public_url.as_ref())).collect(),
+        items: found.into_iter().map(|export| Export::of(export, now, app.config.public_url.as_ref(), reader)).collect(),
         next_cursor,
     }))
 }
@@ -82,5 +83,5 @@ pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfP
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let found = look_up(&mut transaction, asked).await?;
     drop(transaction);
-    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref())))
+    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref(), Reader::acting_for(asked.owner))))
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::routes::{
     downloads,
-    jobs::{Outlook, Progress, Trouble, job_address},
+    jobs::{Outlook, Progress, Reader, Trouble, job_address},
 };
 
 /// How an export stands (R11).
@@ -155,10 +155,10 @@ pub struct Links {
 
 impl Export {
     /// The view of an export as found, at a time; `public` is the address under which people reach this API.
-    pub fn of(found: FoundExport, now: DateTime<Utc>, public: Option<&Url>) -> Self {
+    pub fn of(found: FoundExport, now: DateTime<Utc>, public: Option<&Url>, reader: Reader) -> Self {
         let state = found.state_at(now);
         let this = address(found.id);
-        let error = trouble(&found, state);
+        let error = trouble(&found, state, reader);
         Self {
             id: found.id,
             state,
@@ -190,11 +190,11 @@ fn page_token(found: &FoundExport, state: ExportState) -> Option<&str> {
 }
 
 /// Why there is no file.
-fn trouble(found: &FoundExport, state: ExportState) -> Option<Trouble> {
+fn trouble(found: &FoundExport, state: ExportState, reader: Reader) -> Option<Trouble> {
     let says = |code: &str, message: String| Some(Trouble { code: code.to_owned(), message });
     let day = |time: DateTime<Utc>| time.format("%FT%TZ");
     match (state, &found.file, found.start_by) {
-        (ExportState::Failed, ..) => found.error.as_ref().map(Trouble::of),
+        (ExportState::Failed, ..) => found.error.as_ref().map(|error| Trouble::of(error, reader)),
         (ExportState::Expired, Some(FoundFile { removed_at: Some(removed_at), .. }), _) => {
             says("file_deleted", format!("The file was deleted at its owner's wish at {}. Ask for the export again.", day(*removed_at)))
         }
@@ -273,7 +273,7 @@ mod tests {
             (State::Expired, "expired", Some("not_started_in_time")),
             (State::Succeeded, "expired", Some("file_missing")),
         ] {
-            let view = Export::of(found(state, now), now, None);
+            let view = Export::of(found(state, now), now, None, Reader::Backend);
             assert_eq!((view.state.word(), view.error.as_ref().map(|error| error.code.as_str())), (word, error), "{state:?}");
             assert_eq!(serde_json::to_value(view.state).unwrap(), word);
             assert_eq!((view.download_url, view.downloads), (None, 0));
@@ -284,7 +284,7 @@ mod tests {
     fn a_file_is_there_until_it_expires_or_is_deleted() {
         let now = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
         let succeeded = || FoundExport { file: Some(file(now)), ..found(State::Succeeded, now) };
-        let there = serde_json::to_value(Export::of(succeeded(), now, None)).unwrap();
+        let there = serde_json::to_value(Export::of(succeeded(), now, None, Reader::Backend)).unwrap();
         assert_eq!(there["state"], "completed");
         assert_eq!(there["download_url"], format!("/v1/exports/{}/download", Uuid::nil()));
         assert_eq!(there["page_url"], "/d/a token");
@@ -293,15 +293,15 @@ mod tests {
             serde_json::json!({"name": "prompts.csv", "size": 3, "content_type": "text/csv", "sha256": "00ff", "rows": 1})
         );
         assert!(!there.to_string().contains("secret"));
-        let later = Export::of(succeeded(), now + TimeDelta::days(7), None);
+        let later = Export::of(succeeded(), now + TimeDelta::days(7), None, Reader::Backend);
         assert_eq!((later.state, later.download_url.as_ref(), later.downloads), (ExportState::Expired, None, 2));
         assert_eq!((later.error.unwrap().code.as_str(), later.page_url), ("file_expired", None));
         let mut deleted = succeeded();
         deleted.file.as_mut().unwrap().deleted_at = Some(now);
-        assert_eq!(Export::of(deleted, now, None).state, ExportState::Expired);
+        assert_eq!(Export::of(deleted, now, None, Reader::Backend).state, ExportState::Expired);
         let mut removed = succeeded();
         removed.file.as_mut().unwrap().removed_at = Some(now);
-        let removed = Export::of(removed, now, None);
+        let removed = Export::of(removed, now, None, Reader::Backend);
         assert_eq!((removed.state, removed.error.unwrap().code.as_str()), (ExportState::Expired, "file_deleted"));
         assert_eq!((removed.download_url, removed.page_url), (None, None));
     }

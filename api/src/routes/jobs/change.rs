@@ -24,7 +24,10 @@ use shared::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::{Asked, IdOfPath, missing, not_found, view::Job};
+use super::{
+    Asked, IdOfPath, missing, not_found,
+    view::{Job, Reader},
+};
 use crate::{
     app::App,
     auth::{Caller, JobsWrite},
@@ -72,7 +75,7 @@ pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfP
         Change::TooLate(_) | Change::Missing => return Err(missing(&app, asked).await),
     }
     let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
-    answer(&app, status, found)
+    answer(&app, status, found, Reader::acting_for(asked.owner))
 }
 
 /// Cancels a job for another door that shows it in other words, and tells those who must know.
@@ -126,7 +129,7 @@ pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPa
         Change::Moved => return Err(restless()),
         Change::Asked | Change::Missing => return Err(missing(&app, asked).await),
     }
-    answer(&app, StatusCode::ACCEPTED, found)
+    answer(&app, StatusCode::ACCEPTED, found, Reader::acting_for(asked.owner))
 }
 
 /// So many changes at once that ours found no gap.
@@ -198,8 +201,8 @@ async fn change_once(app: &App, asked: Asked<'_>, wish: Wish, now: DateTime<Utc>
     Ok(Changed { change, queue, found })
 }
 
-fn answer(app: &App, status: StatusCode, found: Option<FoundJob>) -> Result<Response, Problem> {
-    let job = Job::of(found.ok_or_else(not_found)?, None, &app.kinds, app.clock.now());
+fn answer(app: &App, status: StatusCode, found: Option<FoundJob>, reader: Reader) -> Result<Response, Problem> {
+    let job = Job::of(found.ok_or_else(not_found)?, None, &app.kinds, app.clock.now(), reader);
     Ok((status, Answer(job)).into_response())
 }
 

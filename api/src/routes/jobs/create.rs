@@ -15,7 +15,7 @@ use super::{
     Asked,
     admission::{Admitted, Wish, admit},
     read,
-    view::{Job, address},
+    view::{Job, Reader, address},
 };
 use crate::{
     app::App,
@@ -95,7 +95,7 @@ pub async fn create(
         }
     };
     let location = address(found.id);
-    let job = Job::of(found, None, &app.kinds, app.clock.now());
+    let job = Job::of(found, None, &app.kinds, app.clock.now(), Reader::acting_for(acting_user));
     Ok((status, [(header::LOCATION, location)], Answer(job)).into_response())
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use shared::{job, ledger::find, queue::Queue, tenant};
 use utoipa::ToSchema;
 
-use super::view::Job;
+use super::view::{Job, Reader};
 use crate::{
     app::App,
     auth::{Caller, JobsRead, Needs},
@@ -94,7 +94,8 @@ pub async fn list(State(app): State<App>, caller: Caller<JobsRead>, Query(query)
     drop(transaction);
     let (found, next_cursor) = page.cut(found, |job| job.id);
     let now = app.clock.now();
-    let items = found.into_iter().map(|job| Job::of(job, None, &app.kinds, now)).collect();
+    let reader = Reader::acting_for(caller.acting_user.as_deref());
+    let items = found.into_iter().map(|job| Job::of(job, None, &app.kinds, now, reader)).collect();
     Ok(Answer(JobPage { items, next_cursor }))
 }
 

@@ -19,7 +19,10 @@ use shared::{
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
-use super::{Asked, IdOfPath, missing, view::Job};
+use super::{
+    Asked, IdOfPath, missing,
+    view::{Job, Reader},
+};
 use crate::{
     app::App,
     auth::{Caller, JobsRead},
@@ -115,7 +118,7 @@ pub async fn read(
     // Nothing was written: the connection goes back to its pool and is cleaned there, while the answer leaves.
     drop(transaction);
     let tag = tag(found.version);
-    let job = Job::of(found, attempts, &app.kinds, app.clock.now());
+    let job = Job::of(found, attempts, &app.kinds, app.clock.now(), Reader::acting_for(asked.owner));
     Ok(([(header::ETAG, tag)], Answer(job)).into_response())
 }
 

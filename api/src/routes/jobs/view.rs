@@ -116,10 +116,30 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Of what the ledger keeps, the part that is for the job's owner: never the causes.
-    pub fn of(error: &Value) -> Self {
-        let text = |field: &str| error.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        Self { code: text("code"), message: text("message") }
+    /// Of what the ledger keeps, the part that is for its reader: never the causes.
+    pub fn of(error: &Value, reader: Reader) -> Self {
+        let text = |field: &str| error.get(field).and_then(Value::as_str);
+        let message = match reader {
+            Reader::Backend => text("message"),
+            Reader::User => text("for_owner").or_else(|| text("message")),
+        };
+        Self { code: text("code").unwrap_or_default().to_owned(), message: message.unwrap_or_default().to_owned() }
+    }
+}
+
+/// For whom a view is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// The product's backend, whose builders know its servers and settings.
+    Backend,
+    /// One of its end users.
+    User,
+}
+
+impl Reader {
+    /// The reader of a request's answer, by the user it acts for.
+    pub const fn acting_for(user: Option<&str>) -> Self {
+        if user.is_some() { Self::User } else { Self::Backend }
     }
 }
 
@@ -144,9 +164,9 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    fn of(found: FoundAttempt) -> Self {
+    fn of(found: FoundAttempt, reader: Reader) -> Self {
         let FoundAttempt { run, attempt, started_at, finished_at, outcome, error } = found;
-        Self { run, counted_as: attempt, outcome, started_at, finished_at, error: error.as_ref().map(Trouble::of) }
+        Self { run, counted_as: attempt, outcome, started_at, finished_at, error: error.as_ref().map(|error| Trouble::of(error, reader)) }
     }
 }
 
@@ -237,7 +257,7 @@ pub fn address(id: JobId) -> String {
 
 impl Job {
     /// The view of a job as found, at a time.
-    pub fn of(found: FoundJob, attempts: Option<Vec<FoundAttempt>>, kinds: &Registry, now: DateTime<Utc>) -> Self {
+    pub fn of(found: FoundJob, attempts: Option<Vec<FoundAttempt>>, kinds: &Registry, now: DateTime<Utc>, reader: Reader) -> Self {
         let state = found.state;
         let estimate = kinds.find(&found.kind).map_or(Duration::ZERO, |entry| entry.estimate);
         let this = address(found.id);
@@ -270,10 +290,10 @@ impl Job {
             started_at: found.started_at,
             finished_at: found.finished_at,
             progress: Progress::of(found.progress_done, found.progress_total),
-            error: found.error.as_ref().map(Trouble::of),
+            error: found.error.as_ref().map(|error| Trouble::of(error, reader)),
             payload: found.payload,
             result: found.result,
-            attempts: attempts.map(|attempts| attempts.into_iter().map(Attempt::of).collect()),
+            attempts: attempts.map(|attempts| attempts.into_iter().map(|attempt| Attempt::of(attempt, reader)).collect()),
             links,
         }
     }
@@ -312,7 +332,14 @@ mod tests {
     #[test]
     fn causes_are_not_for_clients() {
         let kept = serde_json::json!({"code": "panic", "class": "permanent", "message": "It broke.", "causes": ["10.0.0.7 refused"]});
-        assert_eq!(serde_json::to_value(Trouble::of(&kept)).unwrap(), serde_json::json!({"code": "panic", "message": "It broke."}));
-        assert_eq!(serde_json::to_value(Trouble::of(&Value::Null)).unwrap()["code"], "");
+        assert_eq!(
+            serde_json::to_value(Trouble::of(&kept, Reader::Backend)).unwrap(),
+            serde_json::json!({"code": "panic", "message": "It broke."})
+        );
+        let kept =
+            serde_json::json!({"code": "c", "message": "The bucket `b` at 10.0.0.7 is gone.", "for_owner": "It could not be stored."});
+        let read = |reader| Trouble::of(&kept, reader).message;
+        assert_eq!((read(Reader::User), read(Reader::Backend).contains("10.0.0.7")), ("It could not be stored.".to_owned(), true));
+        assert_eq!(serde_json::to_value(Trouble::of(&Value::Null, Reader::User)).unwrap()["code"], "");
     }
 }

@@ -3,11 +3,11 @@
 //!
 //! Known limits of s3s-fs, which a test must not mistake for the product's: an object's key may have some 150 bytes (its
 //! name in Base64 is a file name); parts must be numbered 1, 2, 3 … without gaps; a second `CompleteMultipartUpload` of
-//! the same upload is refused with `AccessDenied`, where S3 would repeat its success; no lifecycle rules.
+//! the same upload is refused with `NoSuchUpload`, where S3 would repeat its success; no lifecycle rules.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -110,7 +110,7 @@ pub(super) fn objects(root: &Path, bucket: &str) -> std::io::Result<Vec<Object>>
 /// The S3 that clients talk to.
 #[derive(Debug)]
 pub(super) struct Store {
-    files: FileSystem,
+    files: Arc<FileSystem>,
     root: PathBuf,
     parts: Mutex<Parts>,
 }
@@ -121,11 +121,18 @@ type Parts = HashMap<String, BTreeMap<i32, (ETag, i64)>>;
 impl Store {
     pub(super) fn open(root: &Path) -> std::io::Result<Self> {
         let files = FileSystem::new(root).map_err(|error| std::io::Error::other(format!("{error:?}")))?;
-        Ok(Self { files, root: root.to_owned(), parts: Mutex::default() })
+        Ok(Self { files: Arc::new(files), root: root.to_owned(), parts: Mutex::default() })
     }
 }
 
 impl Store {
+    /// Whether an upload has been begun and neither completed nor aborted. s3s-fs denies access to those it does not know.
+    fn check(&self, upload_id: &str) -> S3Result<()> {
+        let known = self.parts().contains_key(upload_id)
+            || unfinished(&self.root).map_err(|error| s3_error!(error, InternalError))?.iter().any(|upload| upload.upload_id == upload_id);
+        if known { Ok(()) } else { Err(s3_error!(NoSuchUpload)) }
+    }
+
     fn parts(&self) -> MutexGuard<'_, Parts> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,6 +155,7 @@ macro_rules! by_files {
             async fn upload_part(&self, request: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
                 let (upload, number) = (request.input.upload_id.clone(), request.input.part_number);
                 let size = request.input.content_length.unwrap_or_default();
+                self.check(&upload)?;
                 let response = self.files.upload_part(request).await?;
                 if let Some(etag) = &response.output.e_tag {
                     self.parts().entry(upload).or_default().insert(number, (etag.clone(), size));
@@ -158,7 +166,8 @@ macro_rules! by_files {
             async fn list_parts(&self, request: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
                 let ListPartsInput { bucket, key, upload_id, part_number_marker, .. } = request.input;
                 let after = part_number_marker.unwrap_or(0);
-                let known = self.parts().get(&upload_id).cloned().ok_or_else(|| s3_error!(NoSuchUpload))?;
+                self.check(&upload_id)?;
+                let known = self.parts().get(&upload_id).cloned().unwrap_or_default();
                 let mut page: Vec<_> = known.into_iter().filter(|(number, _)| *number > after).take(PAGE + 1).collect();
                 let truncated = page.len() > PAGE;
                 page.truncate(PAGE);
@@ -180,6 +189,7 @@ macro_rules! by_files {
                 request: S3Request<CompleteMultipartUploadInput>,
             ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
                 let upload = request.input.upload_id.clone();
+                self.check(&upload)?;
                 let named = request.input.multipart_upload.as_ref().and_then(|upload| upload.parts.as_deref()).unwrap_or_default();
                 let known = self.parts().get(&upload).cloned().unwrap_or_default();
                 let is_known = |part: &CompletedPart| {
@@ -189,7 +199,10 @@ macro_rules! by_files {
                 if !named.iter().all(is_known) {
                     return Err(s3_error!(InvalidPart));
                 }
-                let response = self.files.complete_multipart_upload(request).await?;
+                // In a task of its own: a client that goes away must not leave half an object.
+                let files = Arc::clone(&self.files);
+                let completed = tokio::spawn(async move { files.complete_multipart_upload(request).await }).await;
+                let response = completed.map_err(|error| s3_error!(error, InternalError))??;
                 self.parts().remove(&upload);
                 Ok(response)
             }
@@ -199,6 +212,7 @@ macro_rules! by_files {
                 request: S3Request<AbortMultipartUploadInput>,
             ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
                 let upload = request.input.upload_id.clone();
+                self.check(&upload)?;
                 let response = self.files.abort_multipart_upload(request).await?;
                 self.parts().remove(&upload);
                 Ok(response)

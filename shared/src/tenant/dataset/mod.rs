@@ -95,15 +95,32 @@ impl Dataset {
     /// again: the order must be the one in which "behind" is meant, whatever the dataset says itself.
     #[must_use]
     pub fn sql_after(&self, types: Option<&[String]>) -> String {
-        let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
-        let keys = self.keyset.iter().map(quoted).collect::<Vec<_>>().join(", ");
-        let behind = types.map_or_else(String::new, |types| {
-            let first = self.order.len() + 1;
-            let bound = types.iter().enumerate().map(|(place, kind)| format!("((${}::text)::{kind})", first + place));
-            format!("\nWHERE ({keys}) > ({})", bound.collect::<Vec<_>>().join(", "))
-        });
+        let keys = self.keys();
+        let behind = types.map_or_else(String::new, |types| format!("\nWHERE ({keys}) > ({})", self.bound_keys(types)));
         // The line's end closes a comment that the dataset may end with.
         format!("SELECT * FROM (\n{}\n) AS dataset{behind}\nORDER BY {keys}", self.sql)
+    }
+
+    /// SQL that counts the rows with such keys, up to two; bound like [`Dataset::sql_after`].
+    #[must_use]
+    pub fn sql_at(&self, types: &[String]) -> String {
+        format!(
+            "SELECT count(*) FROM (SELECT FROM (\n{}\n) AS dataset WHERE ({}) = ({}) LIMIT 2) AS twins",
+            self.sql,
+            self.keys(),
+            self.bound_keys(types)
+        )
+    }
+
+    fn keys(&self) -> String {
+        let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
+        self.keyset.iter().map(quoted).collect::<Vec<_>>().join(", ")
+    }
+
+    fn bound_keys(&self, types: &[String]) -> String {
+        let first = self.order.len() + 1;
+        let bound = types.iter().enumerate().map(|(place, kind)| format!("((${}::text)::{kind})", first + place));
+        bound.collect::<Vec<_>>().join(", ")
     }
 
     /// Whether a job of `owner`, or of the backend where there is none, may read it.

@@ -9,7 +9,7 @@ use sqlx::error::DatabaseError;
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// No connection, or it broke, or the server is full, starting, stopping.
-    #[error("the database of source `{name}` is not available now")]
+    #[error("the database of source `{name}` is not available now{}", reason(source))]
     Unavailable {
         /// The source's name in the manifest.
         name: String,
@@ -64,8 +64,11 @@ pub enum SourceError {
     Refused {
         /// The dataset's name.
         dataset: String,
-        /// What the server said, with its code.
+        /// What the server said, with its code, as far as it can hold nobody's data.
         said: String,
+        /// All that it said.
+        #[source]
+        source: sqlx::Error,
     },
     /// The server says what we don't understand.
     #[error("reading the dataset `{dataset}` failed; this is a fault in the product")]
@@ -115,7 +118,7 @@ impl SourceError {
             Step::Connect | Step::Begin => Self::Login { name, said: words(said) },
             // query_canceled: by the timeout, or by an administrator, who should not have to do it three times.
             Step::Dataset(dataset) if code == "57014" => Self::StatementTimeout { name, dataset, timeout: statement_timeout },
-            Step::Dataset(dataset) => Self::Refused { dataset, said: words(said) },
+            Step::Dataset(dataset) => Self::Refused { dataset, said: public_words(said), source: error },
         }
     }
 
@@ -143,11 +146,34 @@ impl SourceError {
 impl From<SourceError> for Failure {
     fn from(error: SourceError) -> Self {
         let new = if error.is_transient() { Self::transient } else { Self::permanent };
-        let failure = new(error.code(), error.to_string());
+        let words = match &error {
+            SourceError::Unavailable { .. } | SourceError::Silent { .. } => "the data can't be read for now; try again later".to_owned(),
+            SourceError::StatementTimeout { dataset, .. } => format!("reading `{dataset}` took too long; ask for less of it"),
+            SourceError::Refused { dataset, .. } => {
+                format!(
+                    "`{dataset}` can't be read as it was asked for; ask for something else, or whoever runs this service has to look into it"
+                )
+            }
+            SourceError::Address { .. } | SourceError::Login { .. } | SourceError::Protocol { .. } => {
+                "the data can't be read; whoever runs this service has to look into it".to_owned()
+            }
+        };
+        let failure = new(error.code(), error.to_string()).for_owner(words);
         match std::error::Error::source(&error) {
             Some(cause) => failure.caused_by(cause),
             None => failure,
         }
+    }
+}
+
+/// Why there is no connection, where it is plain.
+fn reason(error: &sqlx::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match error {
+        sqlx::Error::Tls(_) => ": it does not speak TLS as the source's URL wants it (`sslmode`)",
+        sqlx::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => ": it refuses connections",
+        sqlx::Error::Io(error) if error.to_string().contains("lookup address") => ": its host's name is not known",
+        _ => "",
     }
 }
 
@@ -164,6 +190,22 @@ fn is_passing(code: &str) -> bool {
             | "72000"                   // snapshot too old
             | "XX000" // internal: a relation that was dropped meanwhile shows so
         )
+}
+
+/// The server's message where it is about the statement (class 42: syntax, names, rights; 25: a statement that would write),
+/// which its author wrote. Others may quote a row, which is for operators only; those are told by their code's class.
+fn public_words(said: &dyn DatabaseError) -> String {
+    let code = said.code().unwrap_or(Cow::Borrowed(""));
+    let class = match code.as_ref() {
+        "22012" => "division by zero",
+        "21000" => "a subquery for one value brought more rows",
+        code if code.starts_with("42") || code.starts_with("25") => return words(said),
+        code if code.starts_with("22") => "a value is not what the statement needs",
+        code if code.starts_with("54") => "the statement is too large or too complex",
+        code if code.starts_with("P0") || code.starts_with("38") || code.starts_with("39") => "a function of the product's failed",
+        _ => "see the causes in the worker's log, or `api jobs show`",
+    };
+    format!("{class} (SQLSTATE {code})")
 }
 
 /// The server's message with its code, at most so long.

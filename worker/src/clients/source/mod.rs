@@ -30,7 +30,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    AssertSqlSafe, Column as _, ConnectOptions, Connection, Either, Executor, PgConnection, Row as _, SqlSafeStr, Statement, ValueRef,
+    AssertSqlSafe, Column as _, ConnectOptions, Connection, Either, Executor, PgConnection, Row as _, ValueRef,
     postgres::{PgConnectOptions, PgQueryResult, PgRow, types::Oid},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -185,7 +185,7 @@ impl Snapshot {
     pub async fn read(&mut self, dataset: &str, sql: &str, values: &[Option<String>]) -> Result<Cursor<'_>, SourceError> {
         let patience = self.statement_timeout + GRACE;
         let step = Step::Dataset(dataset.to_owned());
-        let columns = tokio::time::timeout(patience, self.describe(sql, values.len()))
+        let columns = tokio::time::timeout(patience, self.describe(sql, values))
             .await
             .map_err(|_| SourceError::silent(&self.name, patience))?
             .map_err(|error| self.fault(step.clone(), error))?;
@@ -208,12 +208,50 @@ impl Snapshot {
         Ok(Cursor { snapshot: self, columns, step })
     }
 
-    /// The columns of a statement, which are known though it may yield no row.
-    async fn describe(&mut self, sql: &str, parameters: usize) -> sqlx::Result<Vec<Column>> {
-        let text = <String as sqlx::Type<sqlx::Postgres>>::type_info();
-        let statement = self.connection.prepare_with(AssertSqlSafe(sql).into_sql_str(), &vec![text; parameters]).await?;
+    /// The one value of a statement that brings one.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn value(&mut self, dataset: &str, sql: &str, values: &[Option<String>]) -> Result<Option<String>, SourceError> {
+        let mut cursor = self.read(dataset, sql, values).await?;
+        let mut batch = cursor.fetch(1);
+        Ok(batch.next().await?.and_then(|row| row.cell(0).ok().flatten().map(str::to_owned)))
+    }
+
+    /// How many rows the planner expects of a statement: cheap, and as good as the statistics of its tables. `None` where it does not say, which is
+    /// nothing to fail of.
+    pub async fn estimate(&mut self, sql: &str, values: &[Option<String>]) -> Option<u64> {
+        // A refused statement would end the transaction with it, so the plan is asked for in one that can be taken back.
+        let mut query = sqlx::query(AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) {sql}"))).persistent(false);
+        for value in values {
+            query = query.bind(value);
+        }
+        let explain = async {
+            self.connection.execute("SAVEPOINT offstage_estimate").await?;
+            let plan = query.fetch_one(&mut self.connection).await;
+            self.connection.execute("ROLLBACK TO SAVEPOINT offstage_estimate").await?;
+            plan
+        };
+        let plan = tokio::time::timeout(self.statement_timeout + GRACE, explain).await.ok()?.ok()?;
+        let plan: serde_json::Value = plan.try_get(0).ok()?;
+        let rows = plan.pointer("/0/Plan/Plan Rows")?.as_u64()?;
+        // What a planner says that knows nothing of a table or a function.
+        (rows > 1).then_some(rows)
+    }
+
+    /// The columns of a statement, which are known though it may yield no row: joined to one row that matches none of its rows, which
+    /// the planner sees and does not run it. `sqlx` has a description of its own; it fails on types that it does not know (multiranges).
+    async fn describe(&mut self, sql: &str, values: &[Option<String>]) -> sqlx::Result<Vec<Column>> {
+        let joined = format!("SELECT dataset.* FROM (SELECT) AS one LEFT JOIN (\n{sql}\n) AS dataset ON false");
+        let mut query = sqlx::query(AssertSqlSafe(format!("DECLARE {COLUMNS} NO SCROLL CURSOR FOR {joined}"))).persistent(false);
+        for value in values {
+            query = query.bind(value);
+        }
+        query.execute(&mut self.connection).await?;
+        let row = self.connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(format!("FETCH 1 FROM {COLUMNS}")))).await?;
+        self.connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("CLOSE {COLUMNS}")))).await?;
         let named: Vec<_> =
-            statement.columns().iter().map(|column| (column.name().to_owned(), column.type_info().oid().unwrap_or_default())).collect();
+            row.columns().iter().map(|column| (column.name().to_owned(), column.type_info().oid().unwrap_or_default())).collect();
         let types: HashMap<Oid, shape::Type> = shape::types(&mut self.connection, named.iter().map(|(_, oid)| *oid)).await?;
         let column = |(name, oid): (String, Oid)| Column {
             name,
@@ -233,8 +271,9 @@ impl Snapshot {
     }
 }
 
-/// The cursor's name in the session, which is ours alone.
+/// The cursors' names in the session, which is ours alone.
 const CURSOR: &str = "offstage_export";
+const COLUMNS: &str = "offstage_columns";
 
 /// A column of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -310,6 +349,17 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether its cells have more than so many bytes together.
+    #[must_use]
+    pub fn is_heavy(&self, bytes: usize) -> bool {
+        let mut left = bytes;
+        (0..self.row.len()).any(|index| {
+            let length = self.cell(index).ok().flatten().map_or(0, str::len);
+            left = left.saturating_sub(length);
+            left == 0
+        })
+    }
+
     /// A cell as Postgres writes it; `None` is NULL.
     ///
     /// # Errors

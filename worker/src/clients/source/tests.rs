@@ -239,10 +239,17 @@ async fn faults_are_sorted_by_what_helps() {
         // Only while rows are fetched, behind some that are fine.
         ("SELECT 10 / (5 - n) FROM generate_series(1, 10) AS n", "dataset_refused", "division by zero (SQLSTATE 22012)"),
         ("SELECT 'x'::text::uuid", "dataset_refused", "SQLSTATE 22P02"),
+        ("SELECT ('a value of somebody' || n)::integer FROM generate_series(1, 2) AS n", "dataset_refused", "SQLSTATE 22P02"),
     ] {
         let failure = shared::job::Failure::from(world.fault(sql).await);
         assert_eq!((failure.class, failure.code), (FailureClass::Permanent, code), "{sql}: {failure:?}");
-        assert!(failure.message.contains("`test`") && failure.message.contains(says), "{sql}: {}", failure.message);
+        assert!(failure.message.contains("`test`"), "{sql}: {}", failure.message);
+        let (operator, author) = (failure.causes.join("; "), &failure.message);
+        let code = says.split("SQLSTATE ").nth(1).map_or("", |code| code.trim_end_matches(')'));
+        assert!(operator.contains(says.split(" (SQLSTATE").next().unwrap()) || says.starts_with("SQLSTATE"), "{sql}: {operator}");
+        assert!(author.contains(code), "{sql}: {author}");
+        let owner = failure.for_owner.as_deref().unwrap();
+        assert!(!author.contains("somebody") && !owner.contains("somebody") && !owner.contains("SQLSTATE"), "{author}; {owner}");
     }
 
     let slow = source(&world.url, Duration::from_millis(200));

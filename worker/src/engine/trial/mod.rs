@@ -63,6 +63,7 @@ struct Told {
     class: FailureClass,
     code: String,
     message: String,
+    for_owner: Option<String>,
     causes: Vec<String>,
     retry_after: Option<Duration>,
 }
@@ -71,8 +72,8 @@ impl Verdict {
     fn of(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Succeeded(success) => Self::Succeeded(success),
-            Outcome::Failed(Failure { class, code, message, causes, retry_after }) => {
-                Self::Failed(Told { class, code: code.to_owned(), message, causes, retry_after })
+            Outcome::Failed(Failure { class, code, message, for_owner, causes, retry_after }) => {
+                Self::Failed(Told { class, code: code.to_owned(), message, for_owner, causes, retry_after })
             }
             Outcome::Snoozed(pause) => Self::Snoozed(pause),
             Outcome::SwitchedOff => Self::SwitchedOff,
@@ -84,8 +85,8 @@ impl Verdict {
     fn outcome(self) -> Outcome {
         match self {
             Self::Succeeded(success) => Outcome::Succeeded(success),
-            Self::Failed(Told { class, code, message, causes, retry_after }) => {
-                Outcome::Failed(Failure { class, code: known(code), message, causes, retry_after })
+            Self::Failed(Told { class, code, message, for_owner, causes, retry_after }) => {
+                Outcome::Failed(Failure { class, code: known(code), message, for_owner, causes, retry_after })
             }
             Self::Snoozed(pause) => Outcome::Snoozed(pause),
             Self::SwitchedOff => Outcome::SwitchedOff,

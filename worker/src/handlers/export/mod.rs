@@ -47,6 +47,12 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(5);
 /// The longest row, in bytes of the file. Longer ones would let a few exports at a time outgrow a small worker.
 const LONGEST_ROW: usize = 64 * 1024 * 1024;
 
+/// From here on, in bytes, writing a row may take so long that other tasks should not wait for it.
+const HEAVY_ROW: usize = 256 * 1024;
+
+/// How long a cancelled export's owner waits for its file to be removed; what takes longer is done behind their back.
+const DISCARD_WITHIN: Duration = Duration::from_millis(500);
+
 /// Runs an export.
 pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Success, Failure> {
     let tenant = tenant(&context).await?;
@@ -57,12 +63,12 @@ pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Su
         None => None,
     };
     let mut draft = draft(&context, name, payload.content_type(), trail.as_mut()).await?;
-    let rows = AtomicU64::new(trail.as_ref().map_or(0, Trail::rows));
+    let progress = Progress::new(trail.as_ref().map_or(0, Trail::rows));
     let written = tokio::select! {
         biased;
         () = context.cancelled.cancelled() => Err(Failure::transient("cancelled", "the export was cancelled")),
-        failure = report(&context, &rows) => Err(failure),
-        written = export.write(&mut draft, &rows, trail.as_mut()) => written,
+        failure = report(&context, &progress) => Err(failure),
+        written = export.write(&mut draft, &progress, trail.as_mut()) => written,
     };
     match written {
         Ok((receipt, parts)) => Ok(success(&payload, &context, draft.publish(), &receipt, &parts, trail.as_ref())),
@@ -99,8 +105,36 @@ async fn give_up(context: &JobContext, draft: Draft, failure: &Failure) {
     // Another run may be going on with it by now: only a live claim may take it away.
     if draft.is_kept() && (again || !matches!(context.forget_checkpoint().await, Ok(true))) {
         draft.leave();
+    } else if context.cancelled.is_cancelled() {
+        // In a task of its own, which goes on when the wait is over.
+        let _ = tokio::time::timeout(DISCARD_WITHIN, tokio::spawn(draft.discard())).await;
     } else {
         draft.discard().await;
+    }
+}
+
+/// How far an export is.
+struct Progress {
+    /// Rows written.
+    done: AtomicU64,
+    /// Rows that the source's planner expects; 0 where it does not say.
+    expected: AtomicU64,
+}
+
+impl Progress {
+    fn new(done: u64) -> Self {
+        Self { done: AtomicU64::new(done), expected: AtomicU64::new(0) }
+    }
+
+    /// So many rows are still to come, or nobody knows.
+    fn expect_more(&self, rows: Option<u64>) {
+        let expected = rows.map_or(0, |rows| self.done.load(Ordering::Relaxed).saturating_add(rows));
+        self.expected.store(expected, Ordering::Relaxed);
+    }
+
+    /// Of how many rows so many are, as far as is known. An estimate that was passed is none any more.
+    fn total(&self, done: u64) -> Option<u64> {
+        Some(self.expected.load(Ordering::Relaxed)).filter(|expected| *expected > 0 && *expected >= done)
     }
 }
 
@@ -154,8 +188,8 @@ impl<'a> Export<'a> {
         }
     }
 
-    /// Streams the rows into the draft; `rows` counts them.
-    async fn write(&self, draft: &mut Draft, rows: &AtomicU64, mut trail: Option<&mut Trail>) -> Result<(Receipt, Vec<Part>), Failure> {
+    /// Streams the rows into the draft; `progress` counts them.
+    async fn write(&self, draft: &mut Draft, progress: &Progress, mut trail: Option<&mut Trail>) -> Result<(Receipt, Vec<Part>), Failure> {
         let style =
             Style { format: self.payload.format, bom: self.payload.bom, escape_formulas: self.payload.escape_formulas.unwrap_or(true) };
         let mut document = match self.payload.wanted() {
@@ -165,7 +199,7 @@ impl<'a> Export<'a> {
         for (source, group) in &self.groups {
             let mut snapshot = self.context.services.clients.sources.open(source).await?;
             for selected in group {
-                table(&mut snapshot, selected, &mut document, draft, rows, trail.as_deref_mut()).await?;
+                table(&mut snapshot, selected, &mut document, draft, progress, trail.as_deref_mut()).await?;
             }
             snapshot.close().await;
         }
@@ -180,18 +214,25 @@ async fn table(
     selected: &Selected<'_>,
     document: &mut Document,
     draft: &mut Draft,
-    all_rows: &AtomicU64,
+    progress: &Progress,
     mut trail: Option<&mut Trail>,
 ) -> Result<(), Failure> {
     let (name, taken_at) = (selected.name, snapshot.taken_at().to_owned());
     let mut rows = trail.as_ref().map_or(0, |trail| trail.rows());
-    let mut cursor = match &trail {
-        Some(trail) => {
-            let (sql, values) = trail.statement(selected);
-            snapshot.read(name, &sql, &values).await?
-        }
-        None => snapshot.read(name, selected.dataset.sql(), &selected.values).await?,
+    if let Some((sql, values)) = trail.as_ref().and_then(|trail| trail.twins(selected))
+        && matches!(snapshot.value(name, &sql, &values).await?.as_deref(), Some(count) if count != "0" && count != "1")
+    {
+        return Err(trail::twins_found(name));
+    }
+    let (sql, values) = match &trail {
+        Some(trail) => trail.statement(selected),
+        // In the order of its keys in every format, so that a dataset has one order.
+        None if !selected.dataset.keyset.is_empty() => (selected.dataset.sql_after(None), selected.values.clone()),
+        None => (selected.dataset.sql().to_owned(), selected.values.clone()),
     };
+    let total = snapshot.estimate(&sql, &values).await;
+    progress.expect_more(total);
+    let mut cursor = snapshot.read(name, &sql, &values).await?;
     if let Some(trail) = &mut trail {
         trail.open(name, cursor.columns(), &taken_at)?;
     }
@@ -209,11 +250,13 @@ async fn table(
             if let Some(trail) = &mut trail {
                 trail.pass(name, rows, &row)?;
             }
-            let length = document.row(&row, draft.buffer()).map_err(|error| unwritable(name, rows, &error))?;
+            let written =
+                if row.is_heavy(HEAVY_ROW) { aside(|| document.row(&row, draft.buffer())) } else { document.row(&row, draft.buffer()) };
+            let length = written.map_err(|error| unwritable(name, rows, &error))?;
             if length > LONGEST_ROW {
                 return Err(too_long(name, rows, length));
             }
-            all_rows.fetch_add(1, Ordering::Relaxed);
+            progress.done.fetch_add(1, Ordering::Relaxed);
             read += 1;
             bytes += length as u64;
             // Between fetches if it can wait: the server's statement timeout must not count the time that S3 takes.
@@ -235,6 +278,14 @@ async fn table(
         }
     }
     document.end(draft.buffer()).map_err(|error| unwritable(name, rows, &error))
+}
+
+/// Computes something long without holding up the other tasks of this thread; they move to another one.
+fn aside<T>(compute: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(compute),
+        _ => compute(),
+    }
 }
 
 /// How many rows to ask for at a time: about as many as make [`Pace::TARGET`] bytes, so that a fetch is soon done however
@@ -271,17 +322,17 @@ async fn tenant(context: &JobContext) -> Result<Arc<Tenant>, Failure> {
 }
 
 /// Tells the ledger how far the export is, for as long as it is polled; ends when the claim is gone.
-async fn report(context: &JobContext, rows: &AtomicU64) -> Failure {
+async fn report(context: &JobContext, progress: &Progress) -> Failure {
     let mut told = 0;
     let mut ticks = tokio::time::interval(PROGRESS_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let now = rows.load(Ordering::Relaxed);
+        let now = progress.done.load(Ordering::Relaxed);
         if now == told {
             continue;
         }
-        match tokio::time::timeout(PROGRESS_WITHIN, context.progress(now, None)).await {
+        match tokio::time::timeout(PROGRESS_WITHIN, context.progress(now, progress.total(now))).await {
             Ok(Ok(true)) => told = now,
             Ok(Ok(false)) => return Failure::transient("claim_lost", "another worker took this job over; this run stops"),
             // A courtesy: the next one may get through.
@@ -300,7 +351,10 @@ fn success(
     trail: Option<&Trail>,
 ) -> Success {
     let name = payload.filename.as_deref().unwrap_or(payload.subject());
-    let file_name = format!("{name}.{}", payload.extension());
+    let extension = payload.extension();
+    // Who gives the ending too does not want it twice.
+    let given = name.len() > extension.len() && name.to_ascii_lowercase().ends_with(&format!(".{extension}"));
+    let file_name = if given { name.to_owned() } else { format!("{name}.{extension}") };
     let content_type = payload.content_type();
     let mut result = json!({
         "rows": parts.iter().map(|part| part.rows).sum::<u64>(),

@@ -125,13 +125,23 @@ impl Trail {
     /// The statement for the rows that are still to come, and its values.
     pub(super) fn statement(&self, selected: &Selected<'_>) -> (String, Vec<Option<String>>) {
         let Some(saved) = &self.earlier else { return (selected.dataset.sql_after(None), selected.values.clone()) };
-        let types: Vec<String> = self
-            .keyset
-            .iter()
-            .map(|key| saved.columns.iter().find(|(name, _)| name == key).map_or_else(|| "text".into(), |(_, kind)| kind.clone()))
-            .collect();
-        let keys = saved.place.keys.iter().cloned().map(Some);
-        (selected.dataset.sql_after(Some(&types)), selected.values.iter().cloned().chain(keys).collect())
+        (selected.dataset.sql_after(Some(&self.types(saved))), Self::values(selected, saved))
+    }
+
+    /// A statement that tells how many rows have the keys where the earlier attempt stopped, up to two, and its values. Whether two
+    /// keys are the same is Postgres' to say: `1.0` is `1.00`, and for some types `ab` is `AB`.
+    pub(super) fn twins(&self, selected: &Selected<'_>) -> Option<(String, Vec<Option<String>>)> {
+        let saved = self.earlier.as_ref()?;
+        Some((selected.dataset.sql_at(&self.types(saved)), Self::values(selected, saved)))
+    }
+
+    fn types(&self, saved: &Saved) -> Vec<String> {
+        let of = |key: &String| saved.columns.iter().find(|(name, _)| name == key).map_or("text", |(_, kind)| kind);
+        self.keyset.iter().map(|key| without_length(of(key))).collect()
+    }
+
+    fn values(selected: &Selected<'_>, saved: &Saved) -> Vec<Option<String>> {
+        selected.values.iter().cloned().chain(saved.place.keys.iter().cloned().map(Some)).collect()
     }
 
     /// Takes note of the columns and the moment.
@@ -213,6 +223,25 @@ impl Trail {
         let moments = self.moments.iter().zip(ends);
         moments.map(|(moment, end)| json!({"read_at": moment.read_at, "rows": end.saturating_sub(moment.after_rows)})).collect()
     }
+}
+
+/// The failure of an export whose keys don't tell its rows apart, found where it would go on.
+pub(super) fn twins_found(dataset: &str) -> Failure {
+    let message = format!(
+        "more than one row of the dataset `{dataset}` has the same keyset, as Postgres compares them; name columns in its manifest that tell each row from all others"
+    );
+    Failure::permanent("keyset_not_unique", message)
+}
+
+/// A type as a cast takes it without cutting the value: alone, `character` and `bit` are of length 1.
+fn without_length(kind: &str) -> String {
+    let (element, array) = kind.strip_suffix("[]").map_or((kind, ""), |element| (element, "[]"));
+    let element = match element {
+        "character" => "bpchar",
+        "bit" => "bit varying",
+        other => other,
+    };
+    format!("{element}{array}")
 }
 
 /// The code of a failure after which the file begins anew.

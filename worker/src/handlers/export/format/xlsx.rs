@@ -63,12 +63,15 @@ struct Cell {
     letters: String,
 }
 
+/// A name that Excel keeps for itself, and refuses a workbook for.
+const RESERVED: &str = "history";
+
 impl Xlsx {
     pub(super) fn new(name: &str, columns: &[Column]) -> Self {
         let cell =
             |(index, column): (usize, &Column)| Cell { name: column.name.clone(), shape: column.shape.clone(), letters: letters(index) };
         Self {
-            name: name.chars().take(25).collect(),
+            name: if name == RESERVED { format!("{name} 1") } else { name.chars().take(25).collect() },
             columns: columns.iter().enumerate().map(cell).collect(),
             archive: Archive::new(),
             xml: Vec::new(),
@@ -141,7 +144,8 @@ impl Xlsx {
         };
         for (name, rest) in long {
             let pieces = pieces(&rest);
-            next(&format!("{name} continued in {} cells", pieces.len()), &mut self.xml);
+            let cells = if pieces.len() == 1 { "cell" } else { "cells" };
+            next(&format!("{name} continued in {} {cells}", pieces.len()), &mut self.xml);
             for piece in pieces {
                 next(piece, &mut self.xml);
             }
