@@ -10,7 +10,6 @@ use std::{
 };
 
 use axum::{Router, body::Body, http::Request};
-use futures_util::FutureExt;
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -78,12 +77,9 @@ pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, gra
             }
         }
     }
-    // Who has got through to us is served: a socket that closes resets those that it has not accepted.
-    for _ in 0..MOST_CONNECTIONS {
-        let Some(Ok(accepted)) = accept(&listener, &room).now_or_never() else { break };
+    for accepted in last_ones(listener, &room) {
         connections.spawn(serve(accepted, router.clone(), closing.clone()));
     }
-    drop(listener);
     take_leave(&connections, LAST_REQUESTS, shutdown).await;
     closing.cancel();
     connections.close();
@@ -97,6 +93,22 @@ pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, gra
         }
         () = shutdown.forced().cancelled() => Exit::Forced,
     }
+}
+
+/// Closes the listener. Those who have got through to it by then are served: a socket that closes resets whom it has not
+/// accepted.
+fn last_ones(listener: TcpListener, room: &Arc<Semaphore>) -> Vec<(TcpStream, Place)> {
+    let mut accepted = Vec::new();
+    // The socket itself is asked: the runtime would answer by what it last heard of it.
+    let Ok(listener) = listener.into_std() else { return accepted };
+    while let Ok(place) = Arc::clone(room).try_acquire_owned()
+        && let Ok((stream, _)) = listener.accept()
+        && let Ok(()) = stream.set_nonblocking(true)
+        && let Ok(stream) = TcpStream::from_std(stream)
+    {
+        accepted.push((stream, place));
+    }
+    accepted
 }
 
 /// Returns when no connection is left, or after so long.

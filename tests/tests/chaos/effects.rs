@@ -19,13 +19,18 @@ pub struct Arrived {
     pub finished: Vec<Instant>,
 }
 
-type Jobs = Arc<Mutex<BTreeMap<String, Arrived>>>;
+#[derive(Debug, Default)]
+struct Jobs {
+    arrived: BTreeMap<String, Arrived>,
+    /// How many of them finished: clients ask before each job, so it is not counted anew each time.
+    finished: usize,
+}
 
 /// The receiver. It ends with this.
 #[derive(Debug)]
 pub struct Effects {
     url: String,
-    jobs: Jobs,
+    jobs: Arc<Mutex<Jobs>>,
     server: JoinHandle<()>,
 }
 
@@ -34,7 +39,7 @@ impl Effects {
     pub async fn listen() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("the address of an open listener");
-        let jobs = Jobs::default();
+        let jobs = Arc::new(Mutex::new(Jobs::default()));
         let router = Router::new().route("/", post(note)).with_state(Arc::clone(&jobs));
         let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("serving loopback") });
         Self { url: format!("http://{address}/"), jobs, server }
@@ -47,15 +52,15 @@ impl Effects {
 
     /// All that arrived, by job.
     pub fn arrived(&self) -> BTreeMap<String, Arrived> {
-        self.jobs().clone()
+        self.jobs().arrived.clone()
     }
 
     /// How many jobs finished.
     pub fn finished(&self) -> usize {
-        self.jobs().values().filter(|arrived| !arrived.finished.is_empty()).count()
+        self.jobs().finished
     }
 
-    fn jobs(&self) -> MutexGuard<'_, BTreeMap<String, Arrived>> {
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,14 +71,17 @@ impl Drop for Effects {
     }
 }
 
-async fn note(State(jobs): State<Jobs>, Json(body): Json<Value>) -> StatusCode {
+async fn note(State(jobs): State<Arc<Mutex<Jobs>>>, Json(body): Json<Value>) -> StatusCode {
     let now = Instant::now();
     let (Some(job), Some(phase)) = (body["job_id"].as_str(), body["phase"].as_str()) else { return StatusCode::BAD_REQUEST };
     let mut jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
-    let arrived = jobs.entry(job.to_owned()).or_default();
+    let arrived = jobs.arrived.entry(job.to_owned()).or_default();
     match phase {
         "started" => arrived.started.push(now),
-        "finished" => arrived.finished.push(now),
+        "finished" => {
+            arrived.finished.push(now);
+            jobs.finished += usize::from(arrived.finished.len() == 1);
+        }
         _ => return StatusCode::BAD_REQUEST,
     }
     StatusCode::NO_CONTENT

@@ -88,9 +88,9 @@ async fn soak() {
         report.line(format!("fault: {kind}"), faults.iter().filter(|fault| *fault == &kind).count());
     }
     report.line("jobs that failed, panicked or were cancelled as they should", others.posted.len());
+    let grown = samples.report(&mut report);
     count::every_job_succeeded(&arena, &sent, &mut report).await;
     assert!([&arena.apis[0], &arena.workers[0]].iter().all(|process| process.exits().is_empty()), "nobody killed these two");
-    let grown = samples.report(&mut report);
     assert!(grown.is_empty(), "grew from the middle third to the last one: {grown:?}");
 }
 
