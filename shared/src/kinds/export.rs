@@ -269,10 +269,8 @@ impl Kind for ExportCreate {
                 violations
                     .push(Violation::new("/filename", "must have no invisible characters that change how it is read (as U+202E does)"));
             }
-            if name.chars().all(|c| c == '.' || c.is_whitespace())
-                || name.starts_with(char::is_whitespace)
-                || name.ends_with(char::is_whitespace)
-            {
+            let nothing = length > 0 && name.chars().all(|c| c == '.' || c.is_whitespace());
+            if nothing || name.starts_with(char::is_whitespace) || name.ends_with(char::is_whitespace) {
                 violations.push(Violation::new("/filename", "must be more than dots, and neither begin nor end with white space"));
             }
         }

@@ -104,6 +104,11 @@ impl Reader {
         self.read_or_connect(None).await
     }
 
+    /// Gives the connection up, whose answers don't come: the next read makes a new one, and first asks again for what this one was given.
+    pub fn disconnect(&mut self) {
+        self.connection = None;
+    }
+
     async fn read_or_connect(&mut self, room: Option<usize>) -> Result<Found, QueueError> {
         // The first read of a connection does not wait: it tells at once that the queue is served, idle as it may be.
         let is_new = self.connection.is_none();

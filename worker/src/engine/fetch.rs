@@ -26,6 +26,9 @@ use super::{
     run::{Claimed, Work},
 };
 
+/// How long a canary that Redis took may need to its reader, on a machine that is busy.
+const ARRIVES_WITHIN: Duration = Duration::from_millis(1_500);
+
 /// Fetches until the engine drains. Ending drops the feed, which lets the apalis worker finish and end.
 pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>, feed: mpsc::Sender<Work>, mut connection: Commands) {
     let mut reader = Reader::new(engine.redis.clone(), queue, engine.worker.to_string());
@@ -50,6 +53,13 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
         let read = tokio::select! {
             () = engine.draining.cancelled() => return,
             read = reading => read,
+            () = canary_overdue(&engine, queue), if room.is_some() => {
+                // Redis took it and this connection did not bring it: whatever was swallowed was on the way to it.
+                tracing::warn!(queue = queue.name(), "a canary did not arrive where jobs do; connecting anew");
+                reader.disconnect();
+                failures += 1;
+                continue;
+            }
         };
         let Found { deliveries, canaries, emptied } = match read {
             Ok(found) => {
@@ -117,6 +127,17 @@ async fn canary_sent(engine: &Engine, queue: Queue) {
     match engine.canary_waits.get(&queue) {
         Some(sent) => sent.notified().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Returns when a canary has been sent and, for [`ARRIVES_WITHIN`], not read.
+async fn canary_overdue(engine: &Engine, queue: Queue) {
+    loop {
+        canary_sent(engine, queue).await;
+        tokio::time::sleep(ARRIVES_WITHIN).await;
+        if engine.health.is_under_way(queue, ARRIVES_WITHIN) {
+            return;
+        }
     }
 }
 

@@ -100,6 +100,14 @@ impl Health {
         }
     }
 
+    /// Whether the newest canary was sent at least so long ago and has not been read.
+    pub(super) fn is_under_way(&self, queue: Queue, least: Duration) -> bool {
+        let standing = self.lock();
+        let Some(proof) = standing.queues.get(&queue) else { return false };
+        let (sent, read) = (proof.reached.get(&Stage::Sent), proof.reached.get(&Stage::Read));
+        sent.is_some_and(|sent| sent.elapsed() >= least && read.is_none_or(|read| read < sent))
+    }
+
     /// How long ago the newest canary that came through was sent; `None` where none did yet.
     pub(super) fn proved(&self, queue: Queue) -> Option<Duration> {
         self.lock().queues.get(&queue)?.reached.get(&Stage::Settled).map(Instant::elapsed)
