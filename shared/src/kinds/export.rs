@@ -370,6 +370,24 @@ sql = "SELECT 1"
     }
 
     #[test]
+    fn file_names_are_what_they_look_like() {
+        let of = |name: &str| asked_for(serde_json::json!({"dataset": "catalogue", "format": "csv", "filename": name}), None).len();
+        for good in [
+            "prompts",
+            "R\u{e9}sum\u{e9} <1>",
+            "a.b",
+            ".hidden",
+            "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467}",
+            "\u{645}\u{6cc}\u{200c}\u{62e}",
+        ] {
+            assert_eq!(of(good), 0, "{good:?}");
+        }
+        for bad in ["", "..", " . ", " a", "a ", "a/b", "a\\b", "a\u{7}", "a\u{202e}gpj.exe", "\u{feff}a"] {
+            assert_eq!(of(bad), 1, "{bad:?}");
+        }
+    }
+
+    #[test]
     fn full_is_what_the_caller_may_read() {
         let manifest = Manifest::from_toml(MANIFEST).unwrap();
         let full: ExportCreate = serde_json::from_value(serde_json::json!({"type": "full", "format": "csv"})).unwrap();

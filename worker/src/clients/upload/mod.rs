@@ -12,6 +12,7 @@
 //! is the rule, and starting a ten-gigabyte file anew for it would never end. Everything else is the job's policy's.
 
 mod buffers;
+mod part;
 mod parts;
 mod resume;
 
@@ -33,19 +34,11 @@ use tokio::{
 };
 
 use buffers::Buffers;
+use part::{FIRST_PAUSE, Part, TRIES, deadline, is_worth_sending_again, retried};
 pub use resume::Stop;
 
 /// Parts that travel at a time.
 const IN_FLIGHT: usize = 2;
-
-/// The slowest a body may travel, bytes a second; slower counts as hanging.
-const SLOWEST: u64 = 32 * 1024;
-
-/// How often a part is sent before its fault is the upload's.
-const TRIES: u32 = 4;
-
-/// The pause before a part is sent again; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long a server may take to put many parts together before its answer.
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html> speaks of several minutes.
@@ -410,58 +403,6 @@ impl Multipart {
         }
         Ok(())
     }
-}
-
-/// One part.
-struct Part {
-    storage: Storage,
-    key: String,
-    upload: String,
-    number: i32,
-}
-
-impl Part {
-    async fn send(self, body: Bytes) -> Result<CompletedPart, StorageError> {
-        const ACTION: &str = "sending a part";
-        let Self { storage, key, upload, number } = self;
-        let put = || {
-            let request = storage.client().upload_part().bucket(storage.bucket()).key(&key).upload_id(&upload).part_number(number);
-            let request = request.body(ByteStream::from(body.clone()));
-            storage.call(ACTION, deadline(&storage, body.len()), request.send())
-        };
-        let answer = retried(put).await?;
-        let etag = answer.e_tag.ok_or_else(|| storage.unexpected(ACTION, "the answer has no ETag"))?;
-        Ok(CompletedPart::builder().part_number(number).e_tag(etag).build())
-    }
-}
-
-/// Sends again what met a fault that passes within seconds.
-async fn retried<T, F>(send: impl Fn() -> F) -> Result<T, StorageError>
-where
-    F: Future<Output = Result<T, StorageError>>,
-{
-    let mut pause = FIRST_PAUSE;
-    for _ in 1..TRIES {
-        match send().await {
-            Err(error) if is_worth_sending_again(&error) => {
-                tracing::info!(error = &error as &dyn std::error::Error, "sending again");
-                tokio::time::sleep(pause.mul_f64(0.5 + random::fraction())).await;
-                pause *= 2;
-            }
-            ended => return ended,
-        }
-    }
-    send().await
-}
-
-/// A fault that passes within seconds. What hung once is not waited for again: that is the job's to decide.
-fn is_worth_sending_again(error: &StorageError) -> bool {
-    matches!(error.fault(), StorageFault::Unavailable | StorageFault::Unreachable)
-}
-
-/// A body's total deadline: what any call may take, and the body at its slowest.
-fn deadline(storage: &Storage, bytes: usize) -> Duration {
-    storage.deadline() + Duration::from_secs(bytes as u64 / SLOWEST)
 }
 
 /// Whether the server let us do nothing at all, so that nothing can be left of it.

@@ -10,12 +10,10 @@
 
 mod draft;
 mod format;
+mod progress;
 mod trail;
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use chrono::TimeDelta;
 use serde_json::json;
@@ -33,16 +31,11 @@ use crate::clients::{
 };
 use draft::Draft;
 use format::{Document, Part, Style, Unwritable};
+use progress::{Pace, Progress, report};
 use trail::{BEGIN_ANEW, Trail};
 
 /// R11: how long a file is kept after its export is done.
 const KEPT: TimeDelta = TimeDelta::days(7);
-
-/// How often the ledger hears how far an export is.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-
-/// The longest that a note of progress may take; a ledger that is slow must not slow the export down.
-const PROGRESS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The longest row, in bytes of the file. Longer ones would let a few exports at a time outgrow a small worker.
 const LONGEST_ROW: usize = 64 * 1024 * 1024;
@@ -110,31 +103,6 @@ async fn give_up(context: &JobContext, draft: Draft, failure: &Failure) {
         let _ = tokio::time::timeout(DISCARD_WITHIN, tokio::spawn(draft.discard())).await;
     } else {
         draft.discard().await;
-    }
-}
-
-/// How far an export is.
-struct Progress {
-    /// Rows written.
-    done: AtomicU64,
-    /// Rows that the source's planner expects; 0 where it does not say.
-    expected: AtomicU64,
-}
-
-impl Progress {
-    fn new(done: u64) -> Self {
-        Self { done: AtomicU64::new(done), expected: AtomicU64::new(0) }
-    }
-
-    /// So many rows are still to come, or nobody knows.
-    fn expect_more(&self, rows: Option<u64>) {
-        let expected = rows.map_or(0, |rows| self.done.load(Ordering::Relaxed).saturating_add(rows));
-        self.expected.store(expected, Ordering::Relaxed);
-    }
-
-    /// Of how many rows so many are, as far as is known. An estimate that was passed is none any more.
-    fn total(&self, done: u64) -> Option<u64> {
-        Some(self.expected.load(Ordering::Relaxed)).filter(|expected| *expected > 0 && *expected >= done)
     }
 }
 
@@ -288,30 +256,6 @@ fn aside<T>(compute: impl FnOnce() -> T) -> T {
     }
 }
 
-/// How many rows to ask for at a time: about as many as make [`Pace::TARGET`] bytes, so that a fetch is soon done however
-/// long its rows are.
-struct Pace {
-    rows: u32,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { rows: 100 }
-    }
-}
-
-impl Pace {
-    const TARGET: u64 = 1024 * 1024;
-    const MOST: u64 = 10_000;
-
-    fn learn(&mut self, rows: u32, bytes: u64) {
-        let a_row = (bytes / u64::from(rows.max(1))).max(1);
-        // Rows that were short so far prove little: grow in steps.
-        let next = (Self::TARGET / a_row).clamp(1, Self::MOST).min(u64::from(rows) * 10);
-        self.rows = u32::try_from(next).unwrap_or(rows).max(1);
-    }
-}
-
 /// The tenant of the job, with its manifest.
 async fn tenant(context: &JobContext) -> Result<Arc<Tenant>, Failure> {
     let found = context.services.tenants.get(context.job.tenant).await.map_err(|error: TenantError| {
@@ -319,27 +263,6 @@ async fn tenant(context: &JobContext) -> Result<Arc<Tenant>, Failure> {
         new("manifest_unavailable", "the product's manifest could not be read from the job database").caused_by(&error)
     })?;
     found.ok_or_else(|| Failure::permanent("tenant_unknown", "the product that this job belongs to does not exist any more"))
-}
-
-/// Tells the ledger how far the export is, for as long as it is polled; ends when the claim is gone.
-async fn report(context: &JobContext, progress: &Progress) -> Failure {
-    let mut told = 0;
-    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let now = progress.done.load(Ordering::Relaxed);
-        if now == told {
-            continue;
-        }
-        match tokio::time::timeout(PROGRESS_WITHIN, context.progress(now, progress.total(now))).await {
-            Ok(Ok(true)) => told = now,
-            Ok(Ok(false)) => return Failure::transient("claim_lost", "another worker took this job over; this run stops"),
-            // A courtesy: the next one may get through.
-            Ok(Err(failure)) => tracing::debug!(job = %context.job.id, code = failure.code, "progress was not noted"),
-            Err(_) => tracing::debug!(job = %context.job.id, "progress was not noted in time"),
-        }
-    }
 }
 
 fn success(
