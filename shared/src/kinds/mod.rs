@@ -157,7 +157,6 @@ const MOST_UNKNOWN: usize = 50;
 
 /// Reads a payload to the letter: every unknown field and the first ill-typed one is named by its pointer.
 fn check<K: Kind>(payload: &Value, tenant: &Manifest, owner: Option<&str>) -> Result<Checked, Vec<Violation>> {
-    // serde would also read an array as a struct, field by field.
     // Serde would read a list as the fields in their order.
     if !payload.is_object() {
         return Err(vec![Violation::new("", format!("must be an object, the payload of `{}`", K::NAME))]);

@@ -64,22 +64,8 @@ impl Settlement {
     #[must_use]
     pub fn decide(job: &ClaimedJob, policy: &Policy, outcome: Outcome, now: DateTime<Utc>) -> Self {
         let claim = Claim { id: job.id, token: job.token, handover: Handover { job: job.id, queue: job.queue, priority: job.priority } };
-        let plain = Self {
-            claim,
-            state: State::Succeeded,
-            reason: Reason::None,
-            gives_back: 0,
-            crashes: 0,
-            died: 0,
-            run_at: None,
-            snoozed: None,
-            outcome: None,
-            error: None,
-            result: None,
-            file: None,
-            addressee: Addressee::of(job.id, &job.kind, job.owner.as_deref(), &job.payload),
-            finished_at: now,
-        };
+        let addressee = Addressee::of(job.id, &job.kind, job.owner.as_deref(), &job.payload);
+        let plain = Self { addressee, ..Self::plain(claim, now) };
         match outcome {
             Outcome::Succeeded(success) => {
                 let size = success.result.as_ref().map_or(0, |result| result.to_string().len());
@@ -151,8 +137,13 @@ impl Settlement {
     pub fn of_nothing(id: JobId) -> Self {
         // Any queue and priority will do: there is no row to take them.
         let handover = Handover { job: id, queue: Queue::Analytics, priority: Priority::Normal };
+        Self::plain(Claim { id, token: 0, handover }, DateTime::UNIX_EPOCH)
+    }
+
+    /// A success that says nothing, which the others differ from.
+    const fn plain(claim: Claim, now: DateTime<Utc>) -> Self {
         Self {
-            claim: Claim { id, token: 0, handover },
+            claim,
             state: State::Succeeded,
             reason: Reason::None,
             gives_back: 0,
@@ -165,7 +156,7 @@ impl Settlement {
             result: None,
             file: None,
             addressee: None,
-            finished_at: DateTime::UNIX_EPOCH,
+            finished_at: now,
         }
     }
 

@@ -30,8 +30,9 @@ use std::{
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    AssertSqlSafe, Column as _, ConnectOptions, Connection, Either, Executor, PgConnection, Row as _, ValueRef,
-    postgres::{PgConnectOptions, PgQueryResult, PgRow, types::Oid},
+    AssertSqlSafe, Column as _, ConnectOptions, Connection, Either, Executor, PgConnection, Postgres, Row as _, ValueRef,
+    postgres::{PgArguments, PgConnectOptions, PgQueryResult, PgRow, types::Oid},
+    query::Query,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -189,11 +190,7 @@ impl Snapshot {
             .await
             .map_err(|_| SourceError::silent(&self.name, patience))?
             .map_err(|error| self.fault(step.clone(), error))?;
-        let declare = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {sql}");
-        let mut query = sqlx::query(AssertSqlSafe(declare)).persistent(false);
-        for value in values {
-            query = query.bind(value);
-        }
+        let query = bound(format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR {sql}"), values);
         let opened = std::mem::replace(&mut self.opened, true);
         let open = async {
             if opened {
@@ -222,10 +219,7 @@ impl Snapshot {
     /// nothing to fail of.
     pub async fn estimate(&mut self, sql: &str, values: &[Option<String>]) -> Option<u64> {
         // A refused statement would end the transaction with it, so the plan is asked for in one that can be taken back.
-        let mut query = sqlx::query(AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) {sql}"))).persistent(false);
-        for value in values {
-            query = query.bind(value);
-        }
+        let query = bound(format!("EXPLAIN (FORMAT JSON) {sql}"), values);
         let explain = async {
             self.connection.execute("SAVEPOINT offstage_estimate").await?;
             let plan = query.fetch_one(&mut self.connection).await;
@@ -243,11 +237,7 @@ impl Snapshot {
     /// the planner sees and does not run it. `sqlx` has a description of its own; it fails on types that it does not know (multiranges).
     async fn describe(&mut self, sql: &str, values: &[Option<String>]) -> sqlx::Result<Vec<Column>> {
         let joined = format!("SELECT dataset.* FROM (SELECT) AS one LEFT JOIN (\n{sql}\n) AS dataset ON false");
-        let mut query = sqlx::query(AssertSqlSafe(format!("DECLARE {COLUMNS} NO SCROLL CURSOR FOR {joined}"))).persistent(false);
-        for value in values {
-            query = query.bind(value);
-        }
-        query.execute(&mut self.connection).await?;
+        bound(format!("DECLARE {COLUMNS} NO SCROLL CURSOR FOR {joined}"), values).execute(&mut self.connection).await?;
         let row = self.connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(format!("FETCH 1 FROM {COLUMNS}")))).await?;
         self.connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("CLOSE {COLUMNS}")))).await?;
         let named: Vec<_> =
@@ -269,6 +259,11 @@ impl Snapshot {
     pub async fn close(self) {
         let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close()).await;
     }
+}
+
+/// A statement with its values, which is not kept prepared: it runs once.
+fn bound(sql: String, values: &[Option<String>]) -> Query<'_, Postgres, PgArguments> {
+    values.iter().fold(sqlx::query(AssertSqlSafe(sql)).persistent(false), Query::bind)
 }
 
 /// The cursors' names in the session, which is ours alone.
@@ -354,7 +349,8 @@ impl Row {
     pub fn is_heavy(&self, bytes: usize) -> bool {
         let mut left = bytes;
         (0..self.row.len()).any(|index| {
-            let length = self.cell(index).ok().flatten().map_or(0, str::len);
+            // As bytes: whoever writes the row reads it as text.
+            let length = self.row.try_get_raw(index).ok().and_then(|value| value.as_bytes().ok().map(<[u8]>::len)).unwrap_or(0);
             left = left.saturating_sub(length);
             left == 0
         })

@@ -292,6 +292,18 @@ async fn faults_are_sorted_by_what_helps() {
 }
 
 #[tokio::test]
+async fn the_planner_is_asked_how_many_and_a_refusal_harms_nothing() {
+    let world = World::start().await;
+    let mut snapshot = world.open().await.unwrap();
+    let least = Some("1".to_owned());
+    assert_eq!(snapshot.estimate("SELECT n FROM generate_series(1, 180) AS n", &[]).await, Some(180));
+    assert!(snapshot.estimate("SELECT n FROM generate_series(1, 180) AS n WHERE n > ($1::text)::integer", &[least]).await.is_some());
+    assert_eq!(snapshot.estimate("SELECT nothing_here", &[]).await, None);
+    let mut cursor = snapshot.read("test", "SELECT 'still there'", &[]).await.unwrap();
+    assert_eq!(all(&mut cursor).await.unwrap(), [[Some("still there".to_owned())]]);
+}
+
+#[tokio::test]
 async fn a_dropped_snapshot_ends_its_query_and_frees_its_slot() {
     let world = World::start().await;
     let superuser = PgPool::connect(&world.sandbox.postgres.superuser_url()).await.unwrap();

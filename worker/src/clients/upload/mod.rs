@@ -16,7 +16,7 @@ mod part;
 mod parts;
 mod resume;
 
-use std::{collections::VecDeque, mem, time::Duration};
+use std::{mem, time::Duration};
 
 use aws_sdk_s3::{
     primitives::ByteStream,
@@ -93,10 +93,8 @@ struct Multipart {
     /// Parts begun.
     begun: i32,
     in_flight: JoinSet<Result<CompletedPart, StorageError>>,
-    /// The parts begun and not yet known to have arrived with all before them.
-    ends: VecDeque<i32>,
-    /// All parts up to this one have arrived.
-    confirmed: i32,
+    /// The parts begun that are not known to have arrived: no more than travel.
+    under_way: Vec<i32>,
 }
 
 /// What became of a finished upload.
@@ -185,14 +183,7 @@ impl Upload {
             self.stage = Stage::Unknown;
         }
         let id = created?.upload_id.filter(|id| !id.is_empty()).ok_or_else(|| storage.unexpected(ACTION, "the answer has no upload id"))?;
-        self.stage = Stage::Multipart(Multipart {
-            id,
-            arrived: Vec::new(),
-            begun: 0,
-            in_flight: JoinSet::new(),
-            ends: VecDeque::new(),
-            confirmed: 0,
-        });
+        self.stage = Stage::Multipart(Multipart { id, arrived: Vec::new(), begun: 0, in_flight: JoinSet::new(), under_way: Vec::new() });
         Ok(self.id().unwrap_or_default())
     }
 
@@ -217,7 +208,7 @@ impl Upload {
         let body = self.buffers.lend(mem::replace(&mut self.buffer, next));
         self.sent += body.len() as u64;
         self.hashed = 0;
-        multipart.ends.push_back(multipart.begun);
+        multipart.under_way.push(multipart.begun);
         let part = Part { storage: self.storage.clone(), key: self.key.clone(), upload: multipart.id.clone(), number: multipart.begun };
         multipart.in_flight.spawn(part.send(body));
         Ok(())
@@ -396,7 +387,11 @@ impl Multipart {
 
     fn note(&mut self, ended: Result<Result<CompletedPart, StorageError>, JoinError>, storage: &Storage) -> Result<(), StorageError> {
         match ended {
-            Ok(part) => self.arrived.push(part?),
+            Ok(part) => {
+                let part = part?;
+                self.under_way.retain(|number| part.part_number != Some(*number));
+                self.arrived.push(part);
+            }
             // Ours to mend: the run panics too and is settled as such.
             Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
             Err(_) => return Err(storage.unexpected("sending a part", "its task was ended")),

@@ -55,13 +55,7 @@ impl Upload {
         while let Some(ended) = multipart.in_flight.try_join_next() {
             multipart.note(ended, &self.storage)?;
         }
-        while let Some(number) = multipart.ends.front()
-            && multipart.arrived.iter().rev().take(64).any(|part| part.part_number == Some(*number))
-        {
-            multipart.confirmed = *number;
-            multipart.ends.pop_front();
-        }
-        Ok(multipart.confirmed)
+        Ok(multipart.under_way.iter().min().map_or(multipart.begun, |first| first - 1))
     }
 
     /// Goes on with an upload from a stop. `None` when the server has not what it takes: the upload is gone, or others are its parts.
@@ -108,8 +102,7 @@ impl Upload {
             arrived,
             begun: stop.part,
             in_flight: JoinSet::new(),
-            ends: std::collections::VecDeque::new(),
-            confirmed: stop.part,
+            under_way: Vec::new(),
         });
         Ok(Some(upload))
     }
