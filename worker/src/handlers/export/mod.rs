@@ -56,7 +56,7 @@ pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Su
         None => None,
     };
     let mut draft = draft(&context, name, payload.content_type(), trail.as_mut()).await?;
-    let progress = Progress::new(trail.as_ref().map_or(0, Trail::rows));
+    let progress = Progress::new(trail.as_ref().map_or(0, Trail::rows), export.only().is_some());
     let written = tokio::select! {
         biased;
         () = context.cancelled.cancelled() => Err(Failure::transient("cancelled", "the export was cancelled")),
@@ -198,8 +198,9 @@ async fn table(
         None if !selected.dataset.keyset.is_empty() => (selected.dataset.sql_after(None), selected.values.clone()),
         None => (selected.dataset.sql().to_owned(), selected.values.clone()),
     };
-    let total = snapshot.estimate(&sql, &values).await;
-    progress.expect_more(total);
+    if progress.is_of_one_dataset {
+        progress.expect_more(snapshot.estimate(&sql, &values).await);
+    }
     let mut cursor = snapshot.read(name, &sql, &values).await?;
     if let Some(trail) = &mut trail {
         trail.open(name, cursor.columns(), &taken_at)?;

@@ -21,11 +21,13 @@ pub(super) struct Progress {
     pub(super) done: AtomicU64,
     /// Rows that the source's planner expects; 0 where it does not say.
     expected: AtomicU64,
+    /// Else each would have to be asked before the first is read, and a total that grows misleads.
+    pub(super) is_of_one_dataset: bool,
 }
 
 impl Progress {
-    pub(super) fn new(done: u64) -> Self {
-        Self { done: AtomicU64::new(done), expected: AtomicU64::new(0) }
+    pub(super) fn new(done: u64, is_of_one_dataset: bool) -> Self {
+        Self { done: AtomicU64::new(done), expected: AtomicU64::new(0), is_of_one_dataset }
     }
 
     /// So many rows are still to come, or nobody knows.

@@ -43,6 +43,10 @@ sql = "SELECT lpad(n::text, 7, '0')::char(9) AS k, repeat(md5(n::text), 1000) AS
 source = "main"
 keyset = ["k"]
 sql = "SELECT n::bit(24) AS k, repeat(md5(n::text), 1000) AS text FROM generate_series(1, 1500) AS n"
+[datasets.wide]
+source = "main"
+keyset = ["k"]
+sql = "SELECT n AS k, repeat(md5(n::text), 1000) AS text, WIDE FROM generate_series(1, 1500) AS n"
 [datasets.twins]
 source = "main"
 keyset = ["k"]
@@ -72,7 +76,7 @@ async fn ended(running: tokio::task::JoinHandle<Result<Success, Failure>>) -> Re
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dataset_becomes_a_file() {
-    let bench = Workbench::start(MANIFEST).await;
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
     let mut payload = export("few");
     payload.params.insert("most".into(), Value::from(4));
     payload.filename = Some("Größe".into());
@@ -118,7 +122,7 @@ async fn a_dataset_becomes_a_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_exported_says_why_and_leaves_nothing() {
-    let bench = Workbench::start(MANIFEST).await;
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
     for (payload, owner, code, says) in [
         (export("gone"), None, "dataset_unknown", "`gone` is not in the product's manifest any more; it has: bits, chars, few, large"),
         (export("wrong"), Some("ada"), "dataset_unknown", "`wrong` is not in the product's manifest any more; it has: few"),
@@ -149,7 +153,7 @@ async fn what_can_not_be_exported_says_why_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_shows_and_a_cancelled_export_stops() {
-    let bench = Workbench::start(MANIFEST).await;
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
     let context = bench.claimed(&export("slow"), None).await;
     let running = tokio::spawn(run(export("slow"), context.clone()));
     wait("progress shows", async || {
@@ -170,7 +174,7 @@ async fn progress_shows_and_a_cancelled_export_stops() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_dropped_leaves_nothing() {
-    let bench = Workbench::start(MANIFEST).await;
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
     // In the middle of its parts.
     bench.sandbox.s3.faults().add(Rule::from(Fault::Hang).on("UploadPart").skip(1));
     let context = bench.claimed(&export("large"), None).await;
@@ -195,7 +199,7 @@ async fn a_run_that_is_dropped_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_whose_claim_is_gone_stops_before_it_does_harm() {
-    let bench = Workbench::start(MANIFEST).await;
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
     let lose = async |context: &JobContext| {
         let taken_over = "UPDATE job_state SET token = token + 1 WHERE job_id = $1";
         sqlx::query(taken_over).bind(context.job.id.0).execute(bench.sandbox.pool()).await.unwrap();
@@ -386,8 +390,10 @@ async fn gone_on(bench: &Workbench, dataset: &'static str) -> (JobContext, Resul
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_goes_on_behind_keys_of_any_type() {
-    let bench = Workbench::start(MANIFEST).await;
-    for dataset in ["chars", "bits"] {
+    // Names and types that together are longer than a checkpoint may be.
+    let wide: Vec<String> = (0..1_200).map(|number| format!("NULL::timestamptz AS a_column_with_a_name_of_some_length_{number}")).collect();
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", &wide.join(", "))).await;
+    for dataset in ["chars", "bits", "wide"] {
         let (_, ended) = gone_on(&bench, dataset).await;
         let success = ended.unwrap();
         let result = success.result.unwrap();
@@ -403,7 +409,7 @@ async fn an_export_goes_on_behind_keys_of_any_type() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_postgres_takes_for_the_same_lose_no_row() {
-    let bench = Workbench::start(MANIFEST).await;
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
     let (context, ended) = gone_on(&bench, "twins").await;
     let failure = ended.unwrap_err();
     assert_eq!((failure.class, failure.code), (FailureClass::Permanent, "keyset_not_unique"), "{failure:?}");

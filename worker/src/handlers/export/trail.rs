@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use shared::{
     job::Failure,
     kinds::{ExportCreate, ExportFormat, Selected, Wanted},
+    ledger::checkpoint::CHECKPOINT_LIMIT,
 };
 
 use super::{JobContext, draft::Draft};
@@ -32,7 +33,7 @@ use crate::clients::{
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Written into the checkpoint; another number is another program's.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What an attempt saves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,7 +41,10 @@ struct Saved {
     version: u32,
     /// The SHA-256 of the statement and its values: what was asked, to the letter.
     question: String,
-    columns: Vec<(String, String)>,
+    /// The SHA-256 of the columns' names and types: a thousand of them would not fit.
+    columns: String,
+    /// The keys' types, as a cast takes them.
+    types: Vec<String>,
     place: Place,
     /// The moments whose rows the file has, with their rows.
     moments: Vec<Moment>,
@@ -71,7 +75,8 @@ pub(super) struct Trail {
     earlier: Option<Saved>,
     /// The keys' places among the columns, once those are known.
     keys: Vec<usize>,
-    columns: Vec<(String, String)>,
+    columns: String,
+    types: Vec<String>,
     /// The keys of the row before; none before the first.
     last: Vec<String>,
     moments: Vec<Moment>,
@@ -88,7 +93,7 @@ impl Trail {
             return Ok(None);
         }
         let question = json!([selected.dataset.sql_after(None), selected.values, payload]).to_string();
-        let question = hex::encode(digest::digest(&SHA256, question.as_bytes()).as_ref());
+        let question = sha256(&question);
         let earlier = match context.saved().await? {
             Some(saved) => serde_json::from_value::<Saved>(saved).ok(),
             None => None,
@@ -99,7 +104,8 @@ impl Trail {
             question,
             earlier,
             keys: Vec::new(),
-            columns: Vec::new(),
+            columns: String::new(),
+            types: Vec::new(),
             last: Vec::new(),
             moments: Vec::new(),
             ahead: VecDeque::new(),
@@ -125,19 +131,14 @@ impl Trail {
     /// The statement for the rows that are still to come, and its values.
     pub(super) fn statement(&self, selected: &Selected<'_>) -> (String, Vec<Option<String>>) {
         let Some(saved) = &self.earlier else { return (selected.dataset.sql_after(None), selected.values.clone()) };
-        (selected.dataset.sql_after(Some(&self.types(saved))), Self::values(selected, saved))
+        (selected.dataset.sql_after(Some(&saved.types)), Self::values(selected, saved))
     }
 
     /// A statement that tells how many rows have the keys where the earlier attempt stopped, up to two, and its values. Whether two
     /// keys are the same is Postgres' to say: `1.0` is `1.00`, and for some types `ab` is `AB`.
     pub(super) fn twins(&self, selected: &Selected<'_>) -> Option<(String, Vec<Option<String>>)> {
         let saved = self.earlier.as_ref()?;
-        Some((selected.dataset.sql_at(&self.types(saved)), Self::values(selected, saved)))
-    }
-
-    fn types(&self, saved: &Saved) -> Vec<String> {
-        let of = |key: &String| saved.columns.iter().find(|(name, _)| name == key).map_or("text", |(_, kind)| kind);
-        self.keyset.iter().map(|key| without_length(of(key))).collect()
+        Some((selected.dataset.sql_at(&saved.types), Self::values(selected, saved)))
     }
 
     fn values(selected: &Selected<'_>, saved: &Saved) -> Vec<Option<String>> {
@@ -146,7 +147,7 @@ impl Trail {
 
     /// Takes note of the columns and the moment.
     pub(super) fn open(&mut self, dataset: &str, columns: &[Column], read_at: &str) -> Result<(), Failure> {
-        self.columns = columns.iter().map(|column| (column.name.clone(), column.type_name.clone())).collect();
+        self.columns = sha256(&json!(columns.iter().map(|column| (&column.name, &column.type_name)).collect::<Vec<_>>()).to_string());
         let place = |key: &String| {
             columns.iter().position(|column| column.name == *key).ok_or_else(|| {
                 let message = format!("the dataset `{dataset}` names `{key}` in its keyset and has no such column; correct its manifest");
@@ -154,6 +155,7 @@ impl Trail {
             })
         };
         self.keys = self.keyset.iter().map(place).collect::<Result<_, _>>()?;
+        self.types = self.keys.iter().filter_map(|place| columns.get(*place)).map(|column| without_length(&column.type_name)).collect();
         if let Some(saved) = &self.earlier {
             if saved.columns != self.columns {
                 let message = format!("the columns of the dataset `{dataset}` changed since the attempt before; the file begins anew");
@@ -208,11 +210,15 @@ impl Trail {
             version: VERSION,
             question: self.question.clone(),
             columns: self.columns.clone(),
+            types: self.types.clone(),
             moments: self.moments.clone(),
             place,
         };
         let state = serde_json::to_value(&saved).unwrap_or(Value::Null);
-        draft.save(&state, &saved.place.stop.key).await?;
+        // Keys of many kilobytes: then it can't be gone on with from here, which is no reason to fail.
+        if state.to_string().len() <= CHECKPOINT_LIMIT {
+            draft.save(&state, &saved.place.stop.key).await?;
+        }
         self.saved = Some(Instant::now());
         Ok(())
     }
@@ -231,6 +237,10 @@ pub(super) fn twins_found(dataset: &str) -> Failure {
         "more than one row of the dataset `{dataset}` has the same keyset, as Postgres compares them; name columns in its manifest that tell each row from all others"
     );
     Failure::permanent("keyset_not_unique", message)
+}
+
+fn sha256(text: &str) -> String {
+    hex::encode(digest::digest(&SHA256, text.as_bytes()).as_ref())
 }
 
 /// A type as a cast takes it without cutting the value: alone, `character` and `bit` are of length 1.
