@@ -49,8 +49,11 @@ impl Epoch {
         Self(Instant::now())
     }
 
-    fn mark(self, at: Instant) -> u64 {
-        u64::try_from(at.duration_since(self.0).as_micros()).unwrap_or(u64::MAX)
+    /// A mark for what is sent now, and the moment to which it leads back: to the microsecond. Whoever compares moments of
+    /// sending compares these.
+    fn mark(self) -> (u64, Instant) {
+        let mark = u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX);
+        (mark, self.0 + Duration::from_micros(mark))
     }
 
     /// When the canary of a mark was sent; `None` for what we can't have sent.
@@ -87,8 +90,7 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
 }
 
 async fn send(engine: &Engine, queue: Queue, mut connection: Commands) {
-    let sent = Instant::now();
-    let mark = engine.canaries.mark(sent);
+    let (mark, sent) = engine.canaries.mark();
     match canary::send(&mut connection, engine.redis.keys(), queue, &engine.worker.to_string(), mark).await {
         Ok(()) => {
             engine.health.reached(queue, Stage::Sent, sent);
@@ -103,5 +105,20 @@ async fn send(engine: &Engine, queue: Queue, mut connection: Commands) {
             }
             engine.health.not_sent(queue, cause);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_leads_back_to_its_very_moment() {
+        let epoch = Epoch::now();
+        for _ in 0..1_000 {
+            let (mark, sent) = epoch.mark();
+            assert_eq!(epoch.sent(mark), Some(sent), "or a canary that arrived looks older than itself, and its reader connects anew");
+        }
+        assert_eq!(epoch.sent(u64::MAX), None);
     }
 }
