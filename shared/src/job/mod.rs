@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use options::{Limit, Options, Rate};
+pub use options::{Limit, Options, Rate, ScheduledBy};
 pub use outcome::{Failure, FailureClass, Interrupt, Outcome, PublishedFile, Success};
 pub use policy::{Backoff, Policy, SnoozeBounds};
 

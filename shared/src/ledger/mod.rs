@@ -24,6 +24,7 @@ pub mod find;
 pub mod insert;
 pub mod recover;
 pub mod retention;
+pub mod schedule;
 pub mod settle;
 pub mod switches;
 

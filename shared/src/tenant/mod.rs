@@ -9,9 +9,11 @@ mod manifest;
 mod plan;
 mod retention;
 mod store;
+mod user;
 
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, transaction};
+pub use user::check_user;

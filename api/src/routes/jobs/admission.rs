@@ -135,7 +135,7 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
         start_by: wish.start_by,
         state: Arrival::Queued,
         idempotency: key.map(|key| IdempotencyKey { key: key.to_owned(), body_hash, expires_at: now + app.config.idempotency }),
-        options: Options { limit: wish.limit },
+        options: Options { limit: wish.limit, ..Options::default() },
     };
     let accepted = accepted_as(&job, now);
     match app.acceptor.accept(job).await {
