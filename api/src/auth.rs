@@ -47,6 +47,10 @@ needs! {
     ExportsRead;
     /// Needs `exports:write`.
     ExportsWrite;
+    /// Needs `schedules:read`.
+    SchedulesRead;
+    /// Needs `schedules:write`.
+    SchedulesWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

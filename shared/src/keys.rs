@@ -43,11 +43,25 @@ pub enum Scope {
     /// Create exports.
     #[serde(rename = "exports:write")]
     ExportsWrite,
+    /// Read schedules and what became of their ticks.
+    #[serde(rename = "schedules:read")]
+    SchedulesRead,
+    /// Create, change, pause, run and delete schedules.
+    #[serde(rename = "schedules:write")]
+    SchedulesWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 5] = [Self::All, Self::JobsRead, Self::JobsWrite, Self::ExportsRead, Self::ExportsWrite];
+    pub const ALL: [Self; 7] = [
+        Self::All,
+        Self::JobsRead,
+        Self::JobsWrite,
+        Self::ExportsRead,
+        Self::ExportsWrite,
+        Self::SchedulesRead,
+        Self::SchedulesWrite,
+    ];
 
     /// Its word in commands, rows and answers.
     #[must_use]
@@ -58,6 +72,8 @@ impl Scope {
             Self::JobsWrite => "jobs:write",
             Self::ExportsRead => "exports:read",
             Self::ExportsWrite => "exports:write",
+            Self::SchedulesRead => "schedules:read",
+            Self::SchedulesWrite => "schedules:write",
         }
     }
 }

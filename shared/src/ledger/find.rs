@@ -5,9 +5,9 @@ use serde_json::Value;
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, claim::options_of};
 use crate::{
-    job::{JobId, Priority, Reason, State},
+    job::{JobId, Options, Priority, Reason, State},
     queue::Queue,
 };
 
@@ -56,6 +56,8 @@ pub struct FoundJob {
     pub result: Option<Value>,
     /// What went wrong at the latest run: `{code, class, message, causes}`.
     pub error: Option<Value>,
+    /// What it carries beside its payload.
+    pub options: Options,
 }
 
 /// A run of a job.
@@ -109,7 +111,7 @@ macro_rules! job_columns {
         concat!("NULL::jsonb AS payload, NULL::jsonb AS result, ", job_columns!(narrow))
     };
     (narrow) => {
-        "j.id, j.kind, j.queue, j.priority, j.owner, j.created_at, j.start_by,
+        "j.id, j.kind, j.queue, j.priority, j.owner, j.created_at, j.start_by, j.options::text AS options,
          s.state, s.reason, s.version, s.attempt, s.attempts_allowed, s.cancel_requested, s.run_at, s.started_at, s.finished_at,
          s.progress_done, s.progress_total,
          (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state IN (0, 1, 2, 4) ORDER BY a.run DESC LIMIT 1) AS error"
@@ -354,5 +356,6 @@ fn found(row: &PgRow) -> Result<FoundJob, LedgerError> {
         payload: row.try_get("payload")?,
         result: row.try_get("result")?,
         error: row.try_get("error")?,
+        options: row.try_get::<Option<String>, _>("options")?.map(|options| options_of(&options)).transpose()?.unwrap_or_default(),
     })
 }

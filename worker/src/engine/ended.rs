@@ -8,6 +8,7 @@ use shared::{
     ledger::{
         LedgerError,
         ended::{self, Ended},
+        schedule,
     },
     queue::Queue,
 };
@@ -60,11 +61,13 @@ async fn follow(engine: &Engine, limit: i64) -> Result<usize, LedgerError> {
     let mut transaction = engine.services.pool.begin().await?;
     let ends = ended::take(&mut transaction, limit).await?;
     let mut due = BTreeSet::new();
+    let notices = schedule::follow::ended(&mut transaction, &ends, engine.services.clock.now()).await?;
     for end in &ends {
         due.extend(act(engine, &mut transaction, end).await?);
     }
     transaction.commit().await?;
     metrics::counter!("offstage_ends_followed_total").increment(ends.len() as u64);
+    metrics::counter!("offstage_schedule_notices_total").increment(notices);
     due.into_iter().for_each(|queue| engine.dispatch.due(queue));
     Ok(ends.len())
 }

@@ -312,6 +312,7 @@ fn accepted_as(job: &NewJob, now: DateTime<Utc>) -> Accepted {
         payload: None,
         result: None,
         error: None,
+        options: job.options.clone(),
     })
 }
 

@@ -30,7 +30,7 @@ pub use admission::{Admitted, Wish, admit};
 pub use change::{NoBody, restless, stop_job};
 pub use create::gone;
 pub use list::listed_owner;
-pub use view::{Outlook, Progress, Reader, Trouble, address as job_address};
+pub use view::{Job, Outlook, Progress, Reader, Trouble, address as job_address};
 
 use crate::{
     app::App,

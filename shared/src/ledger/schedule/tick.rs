@@ -139,6 +139,17 @@ pub async fn next_due(pool: &PgPool) -> Result<Option<DateTime<Utc>>, LedgerErro
     Ok(sqlx::query_scalar("SELECT s.next_at FROM schedule s WHERE s.next_at IS NOT NULL ORDER BY s.next_at LIMIT 1").fetch_optional(pool).await?)
 }
 
+/// The schedule that a [`tick`] of one would take first.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn first_due(pool: &PgPool, kinds: &Registry, aside: &[Uuid], now: DateTime<Utc>) -> Result<Option<Uuid>, LedgerError> {
+    let first = sqlx::query_scalar(
+        "SELECT s.id FROM schedule s WHERE s.next_at <= $1 AND (s.kind = ANY ($2) OR s.next_at < $3) AND s.id <> ALL ($4) ORDER BY s.next_at LIMIT 1",
+    );
+    Ok(first.bind(now).bind(names(kinds)).bind(now - UNKNOWN_FOR).bind(aside).fetch_optional(pool).await?)
+}
+
 /// The names of all kinds that this program knows, former ones too.
 pub(super) fn names(kinds: &Registry) -> Vec<&'static str> {
     kinds.entries().flat_map(|entry| entry.aliases.iter().copied().chain([entry.name])).collect()
