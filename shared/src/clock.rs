@@ -57,7 +57,8 @@ impl Clock {
 
     fn read(path: &Path) -> Result<i64, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
-        let time = DateTime::parse_from_rfc3339(text.trim()).map_err(|error| format!("{} holds no RFC 3339 time: {error}", path.display()))?;
+        let time =
+            DateTime::parse_from_rfc3339(text.trim()).map_err(|error| format!("{} holds no RFC 3339 time: {error}", path.display()))?;
         Ok(time.timestamp_micros())
     }
 

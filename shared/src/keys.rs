@@ -53,15 +53,8 @@ pub enum Scope {
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 7] = [
-        Self::All,
-        Self::JobsRead,
-        Self::JobsWrite,
-        Self::ExportsRead,
-        Self::ExportsWrite,
-        Self::SchedulesRead,
-        Self::SchedulesWrite,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::All, Self::JobsRead, Self::JobsWrite, Self::ExportsRead, Self::ExportsWrite, Self::SchedulesRead, Self::SchedulesWrite];
 
     /// Its word in commands, rows and answers.
     #[must_use]

@@ -117,7 +117,11 @@ impl ScheduleTrouble {
             }
             Self::Missed { due_at } => {
                 let due = due_at.format("%-d %B %Y, %H:%M:%S UTC");
-                (format!("Schedule {name} was missed"), format!("It did not run in time at {due}; its history tells what became of it."), "missed")
+                (
+                    format!("Schedule {name} was missed"),
+                    format!("It did not run in time at {due}; its history tells what became of it."),
+                    "missed",
+                )
             }
         };
         ScheduleTold { title, message, data: json!({ "schedule_id": schedule, "schedule": name, "trouble": word }) }

@@ -48,7 +48,10 @@ fn a_time_of_day_that_the_clock_skips_comes_just_after_the_gap() {
     // Berlin goes from 02:00 to 03:00 on 29 March 2026 at 01:00Z.
     let night = ("2026-03-27T23:00:00Z", "2026-03-30T22:00:00Z");
     assert_eq!(shown("30 2 * * *", BERLIN, night.0, night.1), ["28 02:30+01:00", "29 03:00+02:00", "30 02:30+02:00"]);
-    assert_eq!(shown("15,45 2 * * *", BERLIN, night.0, night.1), ["28 02:15+01:00", "28 02:45+01:00", "29 03:00+02:00", "30 02:15+02:00", "30 02:45+02:00"]);
+    assert_eq!(
+        shown("15,45 2 * * *", BERLIN, night.0, night.1),
+        ["28 02:15+01:00", "28 02:45+01:00", "29 03:00+02:00", "30 02:15+02:00", "30 02:45+02:00"]
+    );
     // Where it comes at that moment anyhow, it comes once.
     assert_eq!(shown("0 2,3 29 3 *", BERLIN, night.0, night.1), ["29 03:00+02:00"]);
     // Lord Howe goes from 02:00 to 02:30 on 4 October 2026 at 15:30Z of the third.
@@ -67,7 +70,10 @@ fn a_time_of_day_that_the_clock_shows_twice_comes_once_at_the_first() {
     // Berlin goes from 03:00 back to 02:00 on 25 October 2026 at 01:00Z.
     let night = ("2026-10-23T22:00:00Z", "2026-10-26T22:00:00Z");
     assert_eq!(shown("30 2 * * *", BERLIN, night.0, night.1), ["24 02:30+02:00", "25 02:30+02:00", "26 02:30+01:00"]);
-    assert_eq!(shown("0,30 2,3 25 * *", BERLIN, night.0, night.1), ["25 02:00+02:00", "25 02:30+02:00", "25 03:00+01:00", "25 03:30+01:00"]);
+    assert_eq!(
+        shown("0,30 2,3 25 * *", BERLIN, night.0, night.1),
+        ["25 02:00+02:00", "25 02:30+02:00", "25 03:00+01:00", "25 03:30+01:00"]
+    );
     // From any moment of the second time round, the next one is the next day's.
     for minute in ["00", "10", "30", "59"] {
         let timing = cron("30 2 * * *", BERLIN);
@@ -147,15 +153,37 @@ fn by_the_rules(expression: &str, zone: &str, from: DateTime<Utc>, minutes: i64)
 #[test]
 fn searched_and_looked_up_are_the_same_in_every_zone_around_every_change() {
     let expressions = [
-        "* * * * *", "*/7 * * * *", "0 * * * *", "30 */2 * * *", "*/15 1-3 * * *", "* 2 * * *", "30 2 * * *", "0 2 * * *", "59 1 * * *",
-        "0 3 * * *", "0,15,30,45 0,1,2,3 * * *", "10-50 2 * * *", "0 0 * * *", "5 0-23 * * *", "45 1 * * SUN", "30 2 L * *", "0 2 * * SUN#1",
+        "* * * * *",
+        "*/7 * * * *",
+        "0 * * * *",
+        "30 */2 * * *",
+        "*/15 1-3 * * *",
+        "* 2 * * *",
+        "30 2 * * *",
+        "0 2 * * *",
+        "59 1 * * *",
+        "0 3 * * *",
+        "0,15,30,45 0,1,2,3 * * *",
+        "10-50 2 * * *",
+        "0 0 * * *",
+        "5 0-23 * * *",
+        "45 1 * * SUN",
+        "30 2 L * *",
+        "0 2 * * SUN#1",
     ];
     let changes = [
-        (BERLIN, "2026-03-29T01:00:00Z"), (BERLIN, "2026-10-25T01:00:00Z"), (NEW_YORK, "2026-03-08T07:00:00Z"),
-        (NEW_YORK, "2026-11-01T06:00:00Z"), (LORD_HOWE, "2026-04-04T15:00:00Z"), (LORD_HOWE, "2026-10-03T15:30:00Z"),
+        (BERLIN, "2026-03-29T01:00:00Z"),
+        (BERLIN, "2026-10-25T01:00:00Z"),
+        (NEW_YORK, "2026-03-08T07:00:00Z"),
+        (NEW_YORK, "2026-11-01T06:00:00Z"),
+        (LORD_HOWE, "2026-04-04T15:00:00Z"),
+        (LORD_HOWE, "2026-10-03T15:30:00Z"),
         // A gap at midnight, a change of a quarter past, none at all, and one of three hours.
-        ("America/Santiago", "2026-09-06T04:00:00Z"), ("Asia/Kathmandu", "2026-03-29T01:00:00Z"), ("Antarctica/Troll", "2026-03-29T01:00:00Z"),
-        ("Antarctica/Troll", "2026-10-25T01:00:00Z"), ("Africa/Casablanca", "2026-02-15T02:00:00Z"),
+        ("America/Santiago", "2026-09-06T04:00:00Z"),
+        ("Asia/Kathmandu", "2026-03-29T01:00:00Z"),
+        ("Antarctica/Troll", "2026-03-29T01:00:00Z"),
+        ("Antarctica/Troll", "2026-10-25T01:00:00Z"),
+        ("Africa/Casablanca", "2026-02-15T02:00:00Z"),
     ];
     let (mut state, mut compared) = (0x2545_f491_4f6c_dd1d_u64, 0);
     for (zone, change) in changes {
@@ -165,7 +193,11 @@ fn searched_and_looked_up_are_the_same_in_every_zone_around_every_change() {
             let from = at(change) - TimeDelta::minutes(i64::try_from(state >> 33).unwrap() % 400 - 100);
             let timing = cron(expression, zone);
             let (from_text, until) = (from.to_rfc3339(), (from + TimeDelta::minutes(700)).to_rfc3339());
-            assert_eq!(between(&timing, &from_text, &until), by_the_rules(expression, zone, from, 700), "{expression} in {zone} from {from}");
+            assert_eq!(
+                between(&timing, &from_text, &until),
+                by_the_rules(expression, zone, from, 700),
+                "{expression} in {zone} from {from}"
+            );
             compared += 1;
         }
     }
@@ -192,7 +224,22 @@ fn the_dialect() {
     ] {
         assert_eq!(next(expression), due, "{expression}");
     }
-    for expression in ["", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "*/0 * * * *", "a b c d e", "@midday", "5-1 * * * *", "é * * * *", "\u{0}", "1 1 1 1 1 1 1"] {
+    for expression in [
+        "",
+        "* * * *",
+        "* * * * * *",
+        "60 * * * *",
+        "* 24 * * *",
+        "* * 0 * *",
+        "* * * 13 *",
+        "*/0 * * * *",
+        "a b c d e",
+        "@midday",
+        "5-1 * * * *",
+        "é * * * *",
+        "\u{0}",
+        "1 1 1 1 1 1 1",
+    ] {
         let said = wrong(expression);
         assert!(said.contains("is not a cron expression"), "{expression}: {said}");
     }
@@ -246,7 +293,10 @@ fn what_is_wrong_is_named() {
         base.as_object_mut().unwrap().extend(says.as_object().unwrap().clone());
         definition(base).violations(&kinds, &tenant).into_iter().map(|violation| violation.pointer).collect::<Vec<_>>()
     };
-    assert_eq!(pointers(json!({"cron": "0 2 * * *", "time_zone": "europe/berlin", "jitter_seconds": 86_400, "owner": "ada"})), Vec::<String>::new());
+    assert_eq!(
+        pointers(json!({"cron": "0 2 * * *", "time_zone": "europe/berlin", "jitter_seconds": 86_400, "owner": "ada"})),
+        Vec::<String>::new()
+    );
     for (says, expected) in [
         (json!({}), "/cron"),
         (json!({"cron": "0 2 * * *", "every_seconds": 60}), "/every_seconds"),
@@ -287,9 +337,15 @@ fn missed_ticks_go_by_policy() {
     let timing = cron("0 * * * *", "UTC");
     let (next, now) = (at("2026-01-01T01:00:00Z"), at("2026-01-01T05:30:00Z"));
     let hours = |run: &[DateTime<Utc>]| run.iter().map(|due| due.format("%H").to_string()).collect::<Vec<_>>();
-    for (policy, ran, skipped) in [(Missed::Skip, vec![], 5), (Missed::Latest, vec!["05"], 4), (Missed::All, vec!["01", "02", "03", "04", "05"], 0)] {
+    for (policy, ran, skipped) in
+        [(Missed::Skip, vec![], 5), (Missed::Latest, vec!["05"], 4), (Missed::All, vec!["01", "02", "03", "04", "05"], 0)]
+    {
         let found = round(&timing, policy, next, now);
-        assert_eq!((hours(&found.run), found.skipped.map_or(0, |skipped| skipped.count), found.missed), (ran.iter().map(ToString::to_string).collect(), skipped, true), "{policy:?}");
+        assert_eq!(
+            (hours(&found.run), found.skipped.map_or(0, |skipped| skipped.count), found.missed),
+            (ran.iter().map(ToString::to_string).collect(), skipped, true),
+            "{policy:?}"
+        );
         assert_eq!(found.next, Some(at("2026-01-01T06:00:00Z")));
     }
     // The one that is in time runs, and `latest` needs none beside it.

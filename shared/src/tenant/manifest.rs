@@ -161,7 +161,14 @@ impl Manifest {
             }
         }
         let plans = declaration.plans.clone();
-        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, plans, schedules: BTreeMap::new(), declaration })
+        (datasets.len() == declaration.datasets.len()).then_some(Self {
+            name,
+            sources,
+            datasets,
+            plans,
+            schedules: BTreeMap::new(),
+            declaration,
+        })
     }
 }
 

@@ -13,5 +13,6 @@ mod queues;
 mod recovery;
 mod refusals;
 mod retention;
+mod schedules;
 mod storage;
 mod switches;

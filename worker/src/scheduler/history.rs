@@ -31,7 +31,10 @@ pub(super) async fn run(services: Arc<Services>, stop: CancellationToken) {
         };
         if let Err(error) = done {
             metrics::counter!("offstage_prune_failures_total").increment(1);
-            tracing::debug!(error = &error as &dyn std::error::Error, "the history of schedules could not be pruned; the next round goes on");
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "the history of schedules could not be pruned; the next round goes on"
+            );
         }
     }
 }

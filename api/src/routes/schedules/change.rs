@@ -134,7 +134,9 @@ pub async fn pause(
     let by = match pause.by {
         None => format!("key {}", caller.key),
         Some(by) if (1..=255).contains(&by.chars().count()) && !by.chars().any(char::is_control) => by,
-        Some(_) => return Err(Problem::invalid(vec![Violation::new("/by", "must have 1 to 255 characters, none of them a control character")])),
+        Some(_) => {
+            return Err(Problem::invalid(vec![Violation::new("/by", "must have 1 to 255 characters, none of them a control character")]));
+        }
     };
     set_pause(&app, caller.tenant, id.schedule()?, Some(&by)).await
 }

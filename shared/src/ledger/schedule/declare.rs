@@ -15,7 +15,9 @@ pub enum DeclareError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// A schedule of that name was made over the API.
-    #[error("schedules.{name}: there is a schedule of this name that was made over the API; delete that one, or declare it by another name")]
+    #[error(
+        "schedules.{name}: there is a schedule of this name that was made over the API; delete that one, or declare it by another name"
+    )]
     NameTaken {
         /// The name.
         name: String,

@@ -8,14 +8,7 @@ use super::{
     FoundSchedule, LedgerError, Notice, found, insert, notify, schedule_columns,
     tick::{Looked, busy, names, save, tenant_of},
 };
-use crate::{
-    clock::Clock,
-    job::State,
-    kinds::Registry,
-    ledger::ended::Ended,
-    schedule::TickOutcome,
-    tenant::Tenants,
-};
+use crate::{clock::Clock, job::State, kinds::Registry, ledger::ended::Ended, schedule::TickOutcome, tenant::Tenants};
 
 /// Schedules of one transaction.
 const BATCH: i64 = 50;
@@ -43,7 +36,9 @@ pub async fn ended(connection: &mut PgConnection, ends: &[Ended], now: DateTime<
         // What a newer program wrote is left to newer programs; its failures go uncounted until they run.
         match found(row) {
             Ok(schedule) => schedules.push(schedule),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "a schedule can't be read; a failure of it is not counted"),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a schedule can't be read; a failure of it is not counted")
+            }
         }
     }
     let mut notices = Vec::new();
@@ -75,13 +70,7 @@ pub async fn ended(connection: &mut PgConnection, ends: &[Ended], now: DateTime<
 ///
 /// # Errors
 /// [`LedgerError`]: nothing was done.
-pub async fn next_queued(
-    pool: &PgPool,
-    clock: &Clock,
-    kinds: &Registry,
-    tenants: &Tenants,
-    aside: &[Uuid],
-) -> Result<Looked, LedgerError> {
+pub async fn next_queued(pool: &PgPool, clock: &Clock, kinds: &Registry, tenants: &Tenants, aside: &[Uuid]) -> Result<Looked, LedgerError> {
     let mut looked = Looked::default();
     let mut transaction = pool.begin().await?;
     let rows = sqlx::query(concat!(

@@ -114,7 +114,10 @@ impl FoundSchedule {
             start_by: tick.start_by,
             state: arrival,
             idempotency: None,
-            options: Options { schedule: Some(ScheduledBy { id: self.id, name: self.name.clone(), due_at: tick.due }), ..Options::default() },
+            options: Options {
+                schedule: Some(ScheduledBy { id: self.id, name: self.name.clone(), due_at: tick.due }),
+                ..Options::default()
+            },
         })
     }
 

@@ -136,7 +136,9 @@ pub async fn tick(
 /// # Errors
 /// [`LedgerError`].
 pub async fn next_due(pool: &PgPool) -> Result<Option<DateTime<Utc>>, LedgerError> {
-    Ok(sqlx::query_scalar("SELECT s.next_at FROM schedule s WHERE s.next_at IS NOT NULL ORDER BY s.next_at LIMIT 1").fetch_optional(pool).await?)
+    Ok(sqlx::query_scalar("SELECT s.next_at FROM schedule s WHERE s.next_at IS NOT NULL ORDER BY s.next_at LIMIT 1")
+        .fetch_optional(pool)
+        .await?)
 }
 
 /// The schedule that a [`tick`] of one would take first.
