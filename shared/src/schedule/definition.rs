@@ -118,7 +118,7 @@ impl Definition {
                 match (Cron::parse(text), zone) {
                     (Err(detail), _) => violate("/cron", &detail),
                     (Ok(cron), Some(zone)) if wrong.is_empty() => {
-                        let timing = Timing::Cron { cron, zone };
+                        let timing = Timing::Cron { cron: Box::new(cron), zone };
                         if timing.next(anchor).is_some() {
                             return Ok(timing);
                         }

@@ -29,6 +29,7 @@ pub const MOST_QUEUED: i32 = 100;
 /// What becomes of ticks that nobody handled in time, because no worker ran: those found more than a minute late.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ScheduleMissed)]
 pub enum Missed {
     /// They do not run.
     Skip,
@@ -42,6 +43,7 @@ pub enum Missed {
 /// What becomes of a tick while the job of one before it has not ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ScheduleOverlap)]
 pub enum Overlap {
     /// Its job is made all the same.
     #[default]
@@ -55,6 +57,7 @@ pub enum Overlap {
 /// What became of a tick. The numeric codes stand in Postgres and are permanent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ScheduleTickOutcome)]
 pub enum TickOutcome {
     /// A job was made.
     Job,

@@ -15,7 +15,7 @@ pub enum Timing {
     /// By a cron expression, on the clock of a zone.
     Cron {
         /// The expression.
-        cron: Cron,
+        cron: Box<Cron>,
         /// Whose clock.
         zone: Zone,
     },

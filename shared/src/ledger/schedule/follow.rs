@@ -37,7 +37,7 @@ pub async fn ended(connection: &mut PgConnection, ends: &[Ended], now: DateTime<
         match found(row) {
             Ok(schedule) => schedules.push(schedule),
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "a schedule can't be read; a failure of it is not counted")
+                tracing::error!(error = &error as &dyn std::error::Error, "a schedule can't be read; a failure of it is not counted");
             }
         }
     }
