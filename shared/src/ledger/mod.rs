@@ -22,6 +22,7 @@ pub mod ended;
 pub mod files;
 pub mod find;
 pub mod insert;
+pub mod limits;
 pub mod recover;
 pub mod retention;
 pub mod settle;
