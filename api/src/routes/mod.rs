@@ -7,6 +7,7 @@ mod jobs;
 mod moment;
 mod openapi;
 mod page;
+mod queues;
 
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ pub fn router(app: App) -> Router {
         .route("/openapi.json", get(openapi::serve))
         .merge(jobs::routes())
         .merge(exports::routes())
+        .merge(queues::routes())
         .merge(downloads::routes());
     dress(routes, app, edge::DEADLINE)
 }
