@@ -7,6 +7,7 @@ mod jobs;
 mod moment;
 mod openapi;
 mod page;
+mod queues;
 mod schedules;
 
 use std::time::Duration;
@@ -44,6 +45,7 @@ pub fn router(app: App) -> Router {
         .merge(jobs::routes())
         .merge(exports::routes())
         .merge(schedules::routes())
+        .merge(queues::routes())
         .merge(downloads::routes());
     dress(routes, app, edge::DEADLINE)
 }
