@@ -90,7 +90,13 @@ pub async fn next_queued(pool: &PgPool, clock: &Clock, kinds: &Registry, tenants
     if rows.is_empty() {
         return Ok(looked);
     }
-    let mut schedules = rows.iter().filter_map(|row| found(row).ok()).collect::<Vec<_>>();
+    let mut schedules = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match found(row) {
+            Ok(schedule) => schedules.push(schedule),
+            Err(_) => looked.aside.push(row.try_get("id")?),
+        }
+    }
     let ids: Vec<Uuid> = schedules.iter().map(|one| one.id).collect();
     // Asked anew once the rows are held: another replica may have made one's job between the look and the lock.
     let busy = busy(&mut transaction, &ids).await?;
