@@ -76,7 +76,7 @@ pub struct Definition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 31_622_400)]
     pub start_by_seconds: Option<u32>,
-    /// After so many failed ticks in a row somebody is told; 0: never.
+    /// After so many failed ticks in a row somebody is told; 0: never. Of a missed tick somebody is told in any case.
     #[serde(default = "three")]
     #[schema(maximum = 1_000, default = 3)]
     pub notify_after_failures: u16,

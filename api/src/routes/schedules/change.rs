@@ -11,7 +11,6 @@ use serde_json::{Map, Value};
 use shared::{
     kinds::Violation,
     ledger::schedule::{self, FoundSchedule},
-    schedule::Definition,
     tenant,
 };
 use std::time::Duration;
@@ -23,7 +22,7 @@ use super::{
     Backend, IdOfPath, check_changeable,
     create::{BODY_LIMIT, read},
     tenant as tenant_of,
-    view::Schedule,
+    view::{Schedule, fields_of},
 };
 use crate::{
     app::App,
@@ -67,11 +66,7 @@ pub async fn change(
 
 /// What a schedule says, with a patch applied. The payload is one field: it is replaced as a whole.
 fn merged(held: &FoundSchedule, patch: Map<String, Value>) -> Map<String, Value> {
-    let mut fields = match serde_json::to_value::<&Definition>(&held.definition) {
-        Ok(Value::Object(fields)) => fields,
-        // A definition is a struct, which becomes an object.
-        _ => Map::new(),
-    };
+    let mut fields = fields_of(&held.definition);
     fields.insert("name".to_owned(), Value::String(held.name.clone()));
     for (field, value) in patch {
         if value.is_null() {

@@ -3,7 +3,6 @@
 use axum::{Json as Answer, extract::State};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use shared::{
     job::JobId,
     ledger::schedule::{self, Filter, FoundSchedule, ScheduleError, history},
@@ -47,7 +46,7 @@ pub struct ListQuery {
 /// A page of schedules, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SchedulePage {
-    /// The schedules, their payloads left empty.
+    /// The schedules, without their payloads.
     items: Vec<Schedule>,
     /// Send it as `cursor` for the next page; `null` at the end.
     #[schema(required)]
@@ -75,14 +74,8 @@ pub async fn list(
     let found = schedule::list(&mut transaction, caller.tenant, &filter, page.to_read()).await?;
     drop(transaction);
     let (found, next_cursor) = page.cut(found, |schedule| JobId(schedule.id));
-    let items = found.into_iter().map(without_payload).map(Schedule::of).collect();
+    let items = found.into_iter().map(Schedule::listed).collect();
     Ok(Answer(SchedulePage { items, next_cursor }))
-}
-
-/// A page of payloads could be tens of megabytes.
-fn without_payload(mut found: FoundSchedule) -> FoundSchedule {
-    found.definition.payload = Value::Object(serde_json::Map::new());
-    found
 }
 
 async fn look_up(app: &App, tenant: i32, id: Uuid) -> Result<FoundSchedule, Problem> {

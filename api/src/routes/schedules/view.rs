@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, FixedOffset, Utc};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use shared::{
     job::{JobId, State},
     ledger::schedule::{FoundSchedule, history::FoundTick},
@@ -34,7 +35,8 @@ pub struct Schedule {
     source: Source,
     /// What it does, and when.
     #[serde(flatten)]
-    definition: Definition,
+    #[schema(value_type = Definition)]
+    definition: Map<String, Value>,
     /// The next tick's due time, before jitter; `null` while it is paused, or where none comes any more.
     #[schema(required)]
     next_due_at: Option<DateTime<Utc>>,
@@ -87,7 +89,14 @@ pub fn address(id: Uuid) -> String {
 }
 
 impl Schedule {
-    /// The view of a schedule as found. In a list without its payload, which could be large.
+    /// The view of a schedule in a list: without its payload, since a page of those could be tens of megabytes.
+    pub fn listed(found: FoundSchedule) -> Self {
+        let mut view = Self::of(found);
+        view.definition.remove("payload");
+        view
+    }
+
+    /// The view of a schedule as found.
     pub fn of(found: FoundSchedule) -> Self {
         let this = address(found.id);
         let next_due_local = found.next_at.and_then(|next| Some(found.timing()?.local(next)));
@@ -96,7 +105,7 @@ impl Schedule {
             id: found.id,
             name: found.name,
             source: if found.declared { Source::Manifest } else { Source::Api },
-            definition: found.definition,
+            definition: fields_of(&found.definition),
             next_due_at: found.next_at,
             next_due_local,
             paused,
@@ -107,6 +116,15 @@ impl Schedule {
             updated_at: found.updated_at,
             links: Links { history: format!("{this}/history"), preview: format!("{this}/preview"), this },
         }
+    }
+}
+
+/// A definition, field by field.
+pub fn fields_of(definition: &Definition) -> Map<String, Value> {
+    match serde_json::to_value(definition) {
+        Ok(Value::Object(fields)) => fields,
+        // A definition is a struct, which becomes an object.
+        _ => Map::new(),
     }
 }
 

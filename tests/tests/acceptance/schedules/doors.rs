@@ -46,7 +46,7 @@ async fn a_schedule_is_kept_shown_changed_and_removed() {
         .await;
     let listed = client.get("/v1/schedules").await.expect(200);
     let names: Vec<_> = listed["items"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect();
-    assert_eq!((names, &listed["items"][1]["payload"]), (vec!["every_hour".to_owned(), "nightly".to_owned()], &json!({})));
+    assert_eq!((names, &listed["items"][1]["payload"]), (vec!["every_hour".to_owned(), "nightly".to_owned()], &Value::Null));
     for (query, expected) in [("name=nightly", 1), ("kind=probe.run", 2), ("kind=export.create", 0), ("paused=true", 0), ("limit=1", 1)] {
         let page = client.get(&format!("/v1/schedules?{query}")).await.expect(200);
         assert_eq!(page["items"].as_array().unwrap().len(), expected, "{query}: {page}");
