@@ -344,7 +344,7 @@ mod tests {
         assert!(!Scopes::default().allow(Scope::JobsRead));
         assert_eq!(
             "jobs".parse::<Scope>().unwrap_err().to_string(),
-            "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write"
+            "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write"
         );
     }
 
