@@ -114,7 +114,9 @@ impl Room {
 
     /// Redis did not take these.
     pub fn not_pushed(&self, handovers: &[Handover]) {
-        handovers.iter().for_each(|handover| self.learn(handover.queue, None));
+        for handover in handovers {
+            self.learn(handover.queue, None);
+        }
         self.left(handovers.iter().map(|handover| handover.job));
     }
 
@@ -145,7 +147,9 @@ impl Known {
         self.swept = now;
         let old = |(_, _, since): &(Queue, i32, Instant)| now.duration_since(*since) > FORGOTTEN_AFTER;
         let forgotten: Vec<JobId> = self.first.iter().filter(|(_, entry)| old(entry)).map(|(job, _)| *job).collect();
-        forgotten.into_iter().for_each(|job| self.forget(job));
+        for job in forgotten {
+            self.forget(job);
+        }
         self.standings
             .retain(|_, standing| standing.first > 0 || standing.backlog.is_some_and(|since| now.duration_since(since) < HAS_BACKLOG));
     }

@@ -68,7 +68,9 @@ async fn follow(engine: &Engine, limit: i64) -> Result<usize, LedgerError> {
     transaction.commit().await?;
     metrics::counter!("offstage_ends_followed_total").increment(ends.len() as u64);
     metrics::counter!("offstage_schedule_notices_total").increment(notices);
-    due.into_iter().for_each(|queue| engine.dispatch.due(queue));
+    for queue in due {
+        engine.dispatch.due(queue);
+    }
     Ok(ends.len())
 }
 

@@ -1,7 +1,7 @@
 //! What becomes of ticks: jobs, skips, waits, notices.
 
-use acceptance::{id_of, until};
-use chrono::TimeDelta;
+use acceptance::{World, id_of, until};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use super::{Planned, outcomes};
@@ -47,6 +47,28 @@ async fn a_tick_is_a_job_that_shows_where_it_comes_from() {
     let both: Vec<Value> = [&first, &second].iter().flat_map(|page| page["items"].as_array().unwrap().clone()).collect();
     assert_eq!((both.len(), &second["next_cursor"]), (5, &Value::Null));
     assert!(planned.world.figure(&worker, "offstage_schedule_ticks_total", &["outcome=\"job\""]).await >= 4.0);
+}
+
+#[tokio::test]
+async fn by_the_system_s_clock_too() {
+    let (world, worker) = World::with_worker().await;
+    let client = &world.client;
+    let id = id_of(&client.post("/v1/schedules", &json!({"name": "often", "kind": "probe.run", "every_seconds": 1})).await.expect(201));
+    let ticks = until("four ticks have succeeded", async || {
+        let page = client.get(&format!("/v1/schedules/{id}/history")).await.expect(200);
+        let ticks = page["items"].as_array().unwrap().clone();
+        let done = ticks.iter().filter(|tick| tick["job_state"] == "succeeded").count();
+        if done >= 4 { Ok(ticks) } else { Err(page) }
+    })
+    .await;
+    let mut due: Vec<DateTime<Utc>> = ticks.iter().map(|tick| tick["due_at"].as_str().unwrap().parse().unwrap()).collect();
+    due.sort_unstable();
+    assert!(due.windows(2).all(|pair| pair[1] - pair[0] == TimeDelta::seconds(1)), "none is left out: {due:?}");
+    let (late, counted) = (
+        world.figure(&worker, "offstage_schedule_late_seconds_sum", &[]).await,
+        world.figure(&worker, "offstage_schedule_late_seconds_count", &[]).await,
+    );
+    println!("ticks were {:.0} ms late at the mean", late / counted * 1_000.0);
 }
 
 #[tokio::test]
