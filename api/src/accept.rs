@@ -177,6 +177,9 @@ impl Gatherer {
         for entry in &mut batch {
             entry.job.state = if entry.job.run_at > now {
                 Arrival::Waiting(Reason::NotDue)
+            } else if entry.job.options.limit.is_some() {
+                // Its key is asked by those who dispatch.
+                Arrival::Waiting(Reason::Limited)
             } else if self.depths.admit(entry.job.queue, self.window) {
                 Arrival::Queued
             } else {

@@ -81,7 +81,7 @@ impl World {
 
     async fn settle(&self, claimed: &ClaimedJob, outcome: Outcome) {
         let settlement = Settlement::decide(claimed, &Policy::DEFAULT, outcome, self.now().await);
-        assert_eq!(settle::settle(self.sandbox.pool(), &[settlement]).await.unwrap().len(), 1);
+        assert_eq!(settle::settle(&mut self.sandbox.pool().acquire().await.unwrap(), &[settlement]).await.unwrap().len(), 1);
     }
 
     async fn now(&self) -> DateTime<Utc> {

@@ -88,7 +88,7 @@ impl World {
     /// Ends a run as a worker would.
     async fn settle(&self, claimed: &ClaimedJob, outcome: Outcome) {
         let settlement = Settlement::decide(claimed, &Policy::DEFAULT, outcome, self.now().await);
-        assert_eq!(settle::settle(self.sandbox.pool(), &[settlement]).await.unwrap().len(), 1);
+        assert_eq!(settle::settle(&mut self.sandbox.pool().acquire().await.unwrap(), &[settlement]).await.unwrap().len(), 1);
     }
 
     async fn now(&self) -> DateTime<Utc> {
@@ -321,7 +321,7 @@ async fn cancels_retries_and_dispatches_that_meet_all_end_well() {
                 let failed =
                     |job: &ClaimedJob| Settlement::decide(job, &Policy::DEFAULT, Outcome::Failed(Failure::permanent("x", "y")), now);
                 let settlements: Vec<_> = claimed.iter().map(failed).collect();
-                settle::settle(world.sandbox.pool(), &settlements).await.unwrap();
+                settle::settle(&mut world.sandbox.pool().acquire().await.unwrap(), &settlements).await.unwrap();
             }
         })
     };

@@ -130,7 +130,7 @@ impl Walk {
             16 => {
                 let claims = self.claims.lock().unwrap().clone();
                 let lost: Vec<_> = (0..3).filter_map(|_| dice.pick(&claims)).map(|claim| (claim.id, claim.token)).collect();
-                let returned = recover::give_back(&self.engine, &lost, self.now()).await?;
+                let returned = recover::give_back(&mut *self.engine.acquire().await?, &lost, self.now()).await?;
                 Ok(format!("give back: {} of {}", returned.len(), lost.len()))
             }
             17 => {
@@ -173,6 +173,7 @@ impl Walk {
             start_by: dice.one_in(4).then(|| run_at + TimeDelta::seconds(20)),
             state,
             idempotency: None,
+            options: shared::job::Options::default(),
         };
         let inserted = insert(&self.engine, now, &[job]).await.remove(0).map_err(|error| Arc::try_unwrap(error).unwrap())?;
         assert_eq!(inserted, Inserted::Accepted);
@@ -201,7 +202,7 @@ impl Walk {
             batch.insert(job.id, Settlement::decide(&job, &Policy::DEFAULT, outcome, self.now()));
         }
         let batch: Vec<Settlement> = batch.into_values().collect();
-        let written = settle(&self.engine, &batch).await?;
+        let written = settle(&mut *self.engine.acquire().await?, &batch).await?;
         for settled in &written {
             let is_first = self.settled.lock().unwrap().insert((settled.job, tokens[&settled.job]));
             assert!(is_first, "{}: its token settled a second time", settled.job);
@@ -280,7 +281,7 @@ impl Walk {
             let jobs: Vec<JobId> = jobs.into_iter().map(JobId).collect();
             let claimed = claim(&self.engine, &jobs, self.workers[0], self.now()).await.unwrap();
             let succeed = |job| Settlement::decide(job, &Policy::DEFAULT, Outcome::Succeeded(Success::with(json!(1))), self.now());
-            settle(&self.engine, &claimed.iter().map(succeed).collect::<Vec<_>>()).await.unwrap();
+            settle(&mut self.engine.acquire().await.unwrap(), &claimed.iter().map(succeed).collect::<Vec<_>>()).await.unwrap();
             let open: i64 = sqlx::query_scalar("SELECT count(*) FROM job_state WHERE state < 3").fetch_one(&self.engine).await.unwrap();
             if open == 0 {
                 break;

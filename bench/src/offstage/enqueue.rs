@@ -96,6 +96,7 @@ impl Offstage {
                         Arrival::Waiting(Reason::Window)
                     },
                     idempotency: None,
+                    options: shared::job::Options::default(),
                 })
                 .collect();
             for outcome in insert::insert(pool, now, &batch).await {

@@ -2,6 +2,7 @@
 //!
 //! The numeric codes are what stands in Postgres (`migrations/`); they are permanent.
 
+mod options;
 mod outcome;
 mod policy;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use options::{Limit, Options, Rate};
 pub use outcome::{Failure, FailureClass, Interrupt, Outcome, PublishedFile, Success};
 pub use policy::{Backoff, Policy, SnoozeBounds};
 
@@ -113,6 +115,8 @@ coded! {
         Snoozed = 4, "snoozed";
         /// An operator has switched outward effects off that it would have; it goes on once they are on again.
         SwitchedOff = 5, "switched_off";
+        /// Its key allows no more to run, or to start, at the moment.
+        Limited = 6, "limited";
     }
 }
 

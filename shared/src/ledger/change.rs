@@ -63,8 +63,9 @@ pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now:
             )
             .bind(job.0)
             .bind(now)
-            .execute(connection)
+            .execute(&mut *connection)
             .await?;
+            super::leave(connection, vec![job.0], now).await?;
             Ok(Change::Done)
         }
         State::Running => {
@@ -154,7 +155,8 @@ pub async fn retry(
     ))
     .bind(job.0)
     .bind(now)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
+    super::limit(connection, vec![job.0], now).await?;
     Ok((Change::Done, Queue::from_name(&queue)))
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::LedgerError;
 use crate::{
-    job::{JobId, Priority},
+    job::{JobId, Options, Priority},
     queue::Queue,
     random,
 };
@@ -60,6 +60,9 @@ pub struct ClaimedJob {
     pub snoozes: u16,
     /// How long in all.
     pub snoozed: Duration,
+    /// What it carries beside its payload; `None` for most jobs.
+    #[serde(default)]
+    pub options: Option<Box<Options>>,
 }
 
 /// Claims those of `jobs` that are still queued.
@@ -92,7 +95,7 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                CASE WHEN c.crashes > 0 THEN (
                    SELECT extract(epoch FROM clock_timestamp() - d.lost_at)::float8 FROM job_dispatched d WHERE d.job_id = c.job_id
                ) END AS lost_seconds,
-               j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by
+               j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by, j.options::text AS options
         FROM claimed c JOIN job j ON j.id = c.job_id",
     )
     .bind(&ids)
@@ -106,6 +109,7 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
         .map(|row| {
             let queue: String = row.try_get("queue")?;
             let priority: i16 = row.try_get("priority")?;
+            let options: Option<String> = row.try_get("options")?;
             let count = |column: &str| row.try_get::<i16, _>(column).map(|value| u16::try_from(value).unwrap_or(0));
             Ok(ClaimedJob {
                 id: JobId(row.try_get("job_id")?),
@@ -129,7 +133,13 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
                 counted_from: row.try_get("counted_from")?,
                 snoozes: count("snoozes")?,
                 snoozed: Duration::from_secs(u64::try_from(row.try_get::<i32, _>("snoozed_seconds")?).unwrap_or(0)),
+                options: options.map(|options| options_of(&options)).transpose()?.map(Box::new),
             })
         })
         .collect()
+}
+
+/// What a row says of a job's options.
+pub(super) fn options_of(text: &str) -> Result<Options, LedgerError> {
+    serde_json::from_str(text).map_err(|_| LedgerError::Unknown { what: "options", value: text.chars().take(200).collect() })
 }

@@ -188,7 +188,9 @@ pub async fn redrive(
         SELECT job_id, tenant_id, $9, priority, 3, queue FROM again
         RETURNING job_id, queue"
     );
-    let rows = bind(query, tenant, filter, Some(now), limit).fetch_all(connection).await?;
+    let rows = bind(query, tenant, filter, Some(now), limit).fetch_all(&mut *connection).await?;
+    let jobs = rows.iter().map(|row| row.try_get("job_id")).collect::<Result<Vec<Uuid>, _>>()?;
+    super::limit(connection, jobs, now).await?;
     rows.into_iter()
         .map(|row| {
             let queue: String = row.try_get("queue")?;

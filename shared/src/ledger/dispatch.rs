@@ -29,6 +29,7 @@ pub struct Dispatched {
 /// # Errors
 /// [`LedgerError`].
 pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usize) -> Result<Dispatched, LedgerError> {
+    let mut transaction = pool.begin().await?;
     let rows = sqlx::query(
         "WITH due AS (
             SELECT job_id FROM job_waiting WHERE queue = $1 AND run_at <= $2 ORDER BY run_at, job_id LIMIT $3 FOR UPDATE SKIP LOCKED
@@ -54,7 +55,7 @@ pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usi
     .bind(queue.name())
     .bind(now)
     .bind(i64::try_from(room.min(BATCH)).unwrap_or(0))
-    .fetch_all(pool)
+    .fetch_all(&mut *transaction)
     .await?;
 
     let mut dispatched = Dispatched::default();
@@ -68,6 +69,8 @@ pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usi
             dispatched.expired.push(job);
         }
     }
+    super::leave(&mut transaction, dispatched.expired.iter().map(|job| job.0).collect(), now).await?;
+    transaction.commit().await?;
     Ok(dispatched)
 }
 

@@ -12,7 +12,7 @@ use super::{
     insert::{Arrival, NewJob, insert},
 };
 use crate::{
-    job::{JobId, Priority, Reason},
+    job::{JobId, Options, Priority, Reason},
     kinds::{Kind, ProbeRun},
     queue::Queue,
 };
@@ -45,6 +45,7 @@ pub async fn put(pool: &PgPool, jobs: &[JobId], payload: &str, now: DateTime<Utc
                 start_by: None,
                 state: Arrival::Waiting(Reason::Window),
                 idempotency: None,
+                options: Options::default(),
             })
             .collect();
         for inserted in insert(pool, now, &batch).await {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::LedgerError;
 use crate::{
-    job::{JobId, Priority, Reason, State},
+    job::{JobId, Options, Priority, Reason, State},
     queue::{Queue, push::Handover},
     random,
 };
@@ -52,6 +52,8 @@ pub struct NewJob {
     pub state: Arrival,
     /// The key that makes it happen once.
     pub idempotency: Option<IdempotencyKey>,
+    /// What it carries beside its payload.
+    pub options: Options,
 }
 
 /// How a job enters the ledger.
@@ -102,6 +104,17 @@ pub enum Inserted {
 }
 
 impl NewJob {
+    /// What became of it, by who holds its key.
+    fn became(&self, holder: Holder) -> Inserted {
+        if holder.job == self.id {
+            Inserted::Accepted
+        } else if holder.body_hash == self.idempotency.as_ref().map(|key| key.body_hash) {
+            Inserted::Duplicate(holder.job)
+        } else {
+            Inserted::Conflict(holder.job)
+        }
+    }
+
     fn key(&self) -> Option<(i32, &str, &str)> {
         let key = self.idempotency.as_ref()?;
         Some((self.tenant, self.owner.as_deref().unwrap_or(""), key.key.as_str()))
@@ -155,11 +168,7 @@ pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<R
     jobs.iter()
         .zip(stands_for)
         .map(|(job, first)| match holders.get(&first) {
-            Some(Ok(holder)) if holder.job == job.id => Ok(Inserted::Accepted),
-            Some(Ok(holder)) if holder.body_hash == job.idempotency.as_ref().map(|key| key.body_hash) => {
-                Ok(Inserted::Duplicate(holder.job))
-            }
-            Some(Ok(holder)) => Ok(Inserted::Conflict(holder.job)),
+            Some(Ok(holder)) => Ok(job.became(*holder)),
             Some(Err(error)) => Err(Arc::clone(error)),
             // Every offered member got an answer above.
             None => Err(Arc::new(LedgerError::Unavailable(sqlx::Error::WorkerCrashed))),
@@ -186,6 +195,16 @@ async fn insert_patiently(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]
     }
 }
 
+/// Stores jobs in a transaction of the caller's, with whatever else it writes; at most [`BATCH`], no two with one key.
+///
+/// # Errors
+/// [`LedgerError`]: the transaction is of no use any more.
+pub async fn insert_within(connection: &mut PgConnection, now: DateTime<Utc>, jobs: &[NewJob]) -> Result<Vec<Inserted>, LedgerError> {
+    let members: Vec<&NewJob> = jobs.iter().collect();
+    let holders = insert_once(connection, now, &members).await?;
+    Ok(jobs.iter().zip(holders).map(|(job, holder)| job.became(holder)).collect())
+}
+
 /// Proves that jobs can be stored, by storing none: the function runs, with its rights and its locks.
 ///
 /// # Errors
@@ -200,7 +219,7 @@ async fn insert_once(executor: impl PgExecutor<'_>, now: DateTime<Utc>, members:
     }
     // In order of id, so that no two batches wait for each other's keys crosswise is the function's affair (it sorts by key).
     let lost = sqlx::query(
-        "SELECT lost_id, winner_id, winner_hash FROM accept_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+        "SELECT lost_id, winner_id, winner_hash FROM accept_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
     )
     .bind(now)
     .bind(column(members, |job| job.id.0))
@@ -220,6 +239,8 @@ async fn insert_once(executor: impl PgExecutor<'_>, now: DateTime<Utc>, members:
     .bind(column(members, |job| job.idempotency.as_ref().map(|key| key.key.as_str())))
     .bind(column(members, |job| job.idempotency.as_ref().map(|key| key.body_hash.as_slice())))
     .bind(column(members, |job| job.idempotency.as_ref().map(|key| key.expires_at)))
+    .bind(column(members, |job| job.options.to_json()))
+    .bind(column(members, |job| job.options.is_followed()))
     .fetch_all(executor)
     .await?;
 

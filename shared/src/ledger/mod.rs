@@ -18,6 +18,7 @@ pub mod dead;
 pub mod dispatch;
 pub mod drill;
 pub mod effects;
+pub mod ended;
 pub mod files;
 pub mod find;
 pub mod insert;
@@ -28,12 +29,14 @@ pub mod switches;
 
 use std::{str::FromStr, time::Duration};
 
+use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use uuid::Uuid;
 
 use crate::job::Failure;
 
@@ -50,6 +53,23 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a connection may lie idle and still be used unasked. Busy ones are not asked, which would cost each statement a
 /// round trip.
 const TRUSTED: Duration = Duration::from_secs(1);
+
+/// Tells of jobs that are neither queued nor running any more, behind the statement that made them so and in its transaction: their
+/// limiting keys have room again, and who follows their end hears of it. Harmless for jobs without options.
+async fn leave(connection: &mut PgConnection, jobs: Vec<Uuid>, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    if !jobs.is_empty() {
+        sqlx::query("SELECT leave_jobs($1, $2)").bind(jobs).bind(now).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Puts those of some jobs that wait, and have a limiting key, behind it; in the transaction that made them wait.
+async fn limit(connection: &mut PgConnection, jobs: Vec<Uuid>, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    if !jobs.is_empty() {
+        sqlx::query("SELECT limit_jobs($1, $2)").bind(jobs).bind(now).execute(connection).await?;
+    }
+    Ok(())
+}
 
 /// A fault between us and the ledger.
 #[derive(Debug, thiserror::Error)]

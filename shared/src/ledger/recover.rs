@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgExecutor, PgPool, Row};
+use sqlx::{Connection, PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 use super::LedgerError;
@@ -187,6 +187,7 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
     if !poisoned.is_empty() {
         tell_owners(&mut transaction, &poisoned, now).await?;
     }
+    super::leave(&mut transaction, ended(&recovered), now).await?;
     transaction.commit().await?;
     Ok(recovered)
 }
@@ -256,7 +257,8 @@ pub async fn claims_of(pool: &PgPool, worker: Uuid) -> Result<Vec<(JobId, i64)>,
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn give_back(executor: impl PgExecutor<'_>, claims: &[(JobId, i64)], now: DateTime<Utc>) -> Result<Vec<Recovered>, LedgerError> {
+pub async fn give_back(connection: &mut PgConnection, claims: &[(JobId, i64)], now: DateTime<Utc>) -> Result<Vec<Recovered>, LedgerError> {
+    let mut transaction = connection.begin().await?;
     let jobs: Vec<Uuid> = claims.iter().map(|(job, _)| job.0).collect();
     let tokens: Vec<i64> = claims.iter().map(|(_, token)| *token).collect();
     let rows = sqlx::query(
@@ -280,9 +282,17 @@ pub async fn give_back(executor: impl PgExecutor<'_>, claims: &[(JobId, i64)], n
     .bind(jobs)
     .bind(tokens)
     .bind(now)
-    .fetch_all(executor)
+    .fetch_all(&mut *transaction)
     .await?;
-    rows.iter().map(recovered).collect()
+    let recovered: Vec<Recovered> = rows.iter().map(recovered).collect::<Result<_, _>>()?;
+    super::leave(&mut transaction, ended(&recovered), now).await?;
+    transaction.commit().await?;
+    Ok(recovered)
+}
+
+/// Those that nobody will run again.
+fn ended(recovered: &[Recovered]) -> Vec<Uuid> {
+    recovered.iter().filter(|recovered| recovered.state != State::Queued).map(|recovered| recovered.job.0).collect()
 }
 
 fn recovered(row: &sqlx::postgres::PgRow) -> Result<Recovered, LedgerError> {

@@ -1,11 +1,11 @@
 //! Step 7, settle: the one place where a run's outcome becomes the job's state. In batches; each member counts only if its
 //! token still holds the claim.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
-use sqlx::{PgExecutor, Row, postgres::PgRow};
+use sqlx::{Connection, PgConnection, PgExecutor, Row, postgres::PgRow};
 
 use super::{
     LedgerError,
@@ -48,6 +48,8 @@ pub struct Settlement {
     file: Option<PublishedFile>,
     /// Who is told, should the job end by this.
     addressee: Option<Addressee>,
+    /// Whether what becomes of it may matter to others.
+    has_options: bool,
     finished_at: DateTime<Utc>,
 }
 
@@ -65,7 +67,7 @@ impl Settlement {
     pub fn decide(job: &ClaimedJob, policy: &Policy, outcome: Outcome, now: DateTime<Utc>) -> Self {
         let claim = Claim { id: job.id, token: job.token, handover: Handover { job: job.id, queue: job.queue, priority: job.priority } };
         let addressee = Addressee::of(job.id, &job.kind, job.owner.as_deref(), &job.payload);
-        let plain = Self { addressee, ..Self::plain(claim, now) };
+        let plain = Self { addressee, has_options: job.options.is_some(), ..Self::plain(claim, now) };
         match outcome {
             Outcome::Succeeded(success) => {
                 let size = success.result.as_ref().map_or(0, |result| result.to_string().len());
@@ -156,6 +158,7 @@ impl Settlement {
             result: None,
             file: None,
             addressee: None,
+            has_options: false,
             finished_at: now,
         }
     }
@@ -281,10 +284,25 @@ pub struct Settled {
 
 /// Writes a batch. Who is missing in the answer had lost its claim; its outcome changed nothing.
 ///
+/// Jobs with options cost a second statement, in one transaction with the first: what they mean to others.
+///
 /// # Errors
 /// [`LedgerError`]: nothing of the batch is known to be written; settling again is harmless, since the token is gone with
 /// the first time.
-pub async fn settle(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
+pub async fn settle(connection: &mut PgConnection, batch: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
+    let Some(now) = batch.iter().filter(|settlement| settlement.has_options).map(|settlement| settlement.finished_at).max() else {
+        return write(connection, batch).await;
+    };
+    let mut transaction = connection.begin().await?;
+    let settled = write(&mut *transaction, batch).await?;
+    let optioned: HashSet<JobId> = batch.iter().filter(|settlement| settlement.has_options).map(Settlement::job).collect();
+    let left = settled.iter().filter(|settled| settled.state != State::Queued && optioned.contains(&settled.job));
+    super::leave(&mut transaction, left.map(|settled| settled.job.0).collect(), now).await?;
+    transaction.commit().await?;
+    Ok(settled)
+}
+
+async fn write(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
     fn column<'a, T>(batch: &[&'a Settlement], value: impl Fn(&'a Settlement) -> T) -> Vec<T> {
         batch.iter().map(|settlement| value(settlement)).collect()
     }

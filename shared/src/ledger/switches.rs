@@ -152,6 +152,7 @@ pub async fn list(pool: &PgPool, all: bool) -> Result<Vec<Switch>, LedgerError> 
 /// # Errors
 /// [`LedgerError`].
 pub async fn release(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<Vec<JobId>, LedgerError> {
+    let mut transaction = pool.begin().await?;
     let rows: Vec<Uuid> = sqlx::query_scalar(
         // One probe of the index for each tenant and kind that has jobs here, however many they are.
         "WITH RECURSIVE sorts (tenant_id, kind) AS (
@@ -184,8 +185,10 @@ pub async fn release(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<
     .bind(queue.name())
     .bind(now)
     .bind(BATCH)
-    .fetch_all(pool)
+    .fetch_all(&mut *transaction)
     .await?;
+    super::limit(&mut transaction, rows.clone(), now).await?;
+    transaction.commit().await?;
     Ok(rows.into_iter().map(JobId).collect())
 }
 

@@ -74,6 +74,7 @@ impl Ledger {
             start_by: None,
             state: Arrival::Waiting(shared::job::Reason::Window),
             idempotency: None,
+            options: shared::job::Options::default(),
         };
         assert_eq!(insert(&self.engine, now, &[job]).await.remove(0).unwrap(), Inserted::Accepted);
         id
@@ -98,7 +99,7 @@ impl Ledger {
 
     async fn settle(&self, job: &ClaimedJob, policy: &Policy, outcome: Outcome) -> Settled {
         let settlement = Settlement::decide(job, policy, outcome, self.now());
-        settle(&self.engine, &[settlement]).await.unwrap().remove(0)
+        settle(&mut self.engine.acquire().await.unwrap(), &[settlement]).await.unwrap().remove(0)
     }
 
     /// The latest run's error.

@@ -18,6 +18,7 @@ mod announce;
 mod canary;
 mod credits;
 mod dispatch;
+mod ended;
 mod fetch;
 mod figures;
 mod heartbeat;
@@ -111,6 +112,8 @@ struct Engine {
     canary_waits: BTreeMap<Queue, Notify>,
     /// Told when Redis seems to have been emptied.
     emptied: Notify,
+    /// Told when a job was settled whose end may be followed.
+    ended: Notify,
     switches: Switches,
     window: u64,
     /// The turns of jobs under which workers were lost.
@@ -181,6 +184,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         canaries: canary::Epoch::now(),
         canary_waits: queues.iter().map(|queue| (*queue, Notify::new())).collect(),
         emptied: Notify::new(),
+        ended: Notify::new(),
         switches: Switches::default(),
         window: parts.window,
         suspects: Arc::new(Semaphore::new(trial::AT_ONCE)),
@@ -280,6 +284,7 @@ fn run_beside(
     tasks.spawn(figures::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
     tasks.spawn(switches::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
     tasks.spawn(canary::run(Arc::clone(engine), queues.to_vec(), engine.draining.clone(), engine.redis.commands()));
+    tasks.spawn(ended::run(Arc::clone(engine), stop.clone()));
     tasks.spawn(dispatch::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
 }
 

@@ -244,7 +244,9 @@ async fn give_back(engine: &Engine, connection: &mut Commands, lost: &[(JobId, i
     if lost.is_empty() {
         return Ok(());
     }
-    let returned = recover::give_back(&engine.services.pool, lost, engine.services.clock.now()).await?;
+    let mut ledger = engine.services.pool.acquire().await.map_err(LedgerError::from)?;
+    let returned = recover::give_back(&mut ledger, lost, engine.services.clock.now()).await?;
+    drop(ledger);
     metrics::counter!("offstage_claims_given_back_total").increment(returned.len() as u64);
     tracing::warn!(jobs = returned.len(), "gave back claims whose answer was lost");
     put_back(engine, connection, returned).await

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 
 use shared::{
     job::{JobId, Reason, State},
-    ledger::settle::{self, Settled, Settlement},
+    ledger::{
+        LedgerError,
+        settle::{self, Settled, Settlement},
+    },
     queue::read::reconnect_pause,
     random,
 };
@@ -53,6 +56,9 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
         for finished in &batch {
             if let Some(settled) = settled.iter().find(|settled| settled.job == finished.job.id) {
                 count(finished, settled);
+                if settled.state.is_terminal() && finished.job.options.is_some() {
+                    engine.ended.notify_one();
+                }
                 if settled.state == State::Waiting && settled.reason != Reason::SwitchedOff {
                     engine.dispatch.due(finished.job.queue);
                 }
@@ -88,6 +94,10 @@ fn count(finished: &Ended, settled: &Settled) {
     }
 }
 
+async fn write(engine: &Engine, settlements: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
+    settle::settle(&mut *engine.services.pool.acquire().await?, settlements).await
+}
+
 /// Writes a batch, for as long as it takes. A batch refused for its data is written one by one, and a member that is refused
 /// alone fails its job instead. `None` when forced to stop.
 async fn write_patiently(engine: &Engine, settlements: Vec<Settlement>, forced: &CancellationToken) -> Option<Vec<Settled>> {
@@ -95,7 +105,7 @@ async fn write_patiently(engine: &Engine, settlements: Vec<Settlement>, forced: 
     let mut parts: Vec<Vec<Settlement>> = vec![settlements];
     let mut settled = Vec::new();
     while let Some(part) = parts.pop() {
-        let error = match engine.bounded(settle::settle(&engine.services.pool, &part)).await {
+        let error = match engine.bounded(write(engine, &part)).await {
             Ok(written) => {
                 settled.extend(written);
                 continue;

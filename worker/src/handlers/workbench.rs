@@ -70,6 +70,7 @@ impl Workbench {
             start_by: None,
             state: Arrival::Queued,
             idempotency: None,
+            options: shared::job::Options::default(),
         };
         insert(&self.services.pool, Self::noon(), &[job]).await.remove(0).unwrap();
         let job = claim(&self.services.pool, &[id], self.services.clock.new_id(), Self::noon()).await.unwrap().remove(0);

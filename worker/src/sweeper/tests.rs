@@ -73,7 +73,7 @@ impl Bench {
     /// Its claim is lost, and the job claimed anew.
     async fn claim_again(&self, run: &JobContext) -> ClaimedJob {
         let services = self.services();
-        give_back(&services.pool, &[(run.job.id, run.job.token)], services.clock.now()).await.unwrap();
+        give_back(&mut services.pool.acquire().await.unwrap(), &[(run.job.id, run.job.token)], services.clock.now()).await.unwrap();
         claim(&services.pool, &[run.job.id], services.clock.new_id(), services.clock.now()).await.unwrap().remove(0)
     }
 
@@ -89,7 +89,7 @@ impl Bench {
         };
         let outcome = Outcome::Succeeded(Success { result: None, file: Some(file) });
         let settlement = Settlement::decide(&run.job, &Policy::DEFAULT, outcome, services.clock.now());
-        assert_eq!(settle(&services.pool, &[settlement]).await.unwrap().len(), 1);
+        assert_eq!(settle(&mut services.pool.acquire().await.unwrap(), &[settlement]).await.unwrap().len(), 1);
     }
 
     async fn sweep(&self) -> Result<(), SweepError> {

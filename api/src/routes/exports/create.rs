@@ -94,6 +94,7 @@ impl NewExport {
             start_by: self.start_by.map(|moment| moment.0),
             priority: self.priority,
             owner: self.owner,
+            limit: None,
         };
         (export, wish)
     }

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use shared::{
-    job::{JobId, Priority, Reason, State},
+    job::{JobId, Limit, Options, Priority, Reason, State},
     kinds::{Entry, PAYLOAD_LIMIT, Violation},
     ledger::{
         LedgerError,
@@ -62,6 +62,8 @@ pub struct Wish {
     pub priority: Option<Priority>,
     /// See the request.
     pub owner: Option<String>,
+    /// See the request.
+    pub limit: Option<Limit>,
 }
 
 /// What became of a wish.
@@ -93,6 +95,7 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
     // The rest is looked at as if the owner were right, so that no mistake is named that is none.
     let owner = named.unwrap_or(acting_user.or(wish.owner.as_deref()));
     check_times(&wish, now, &mut violations);
+    check_limit(wish.limit.as_ref(), &mut violations);
     let entry = app.kinds.find(&wish.kind);
     let mut queue = None;
     match entry {
@@ -132,6 +135,7 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
         start_by: wish.start_by,
         state: Arrival::Queued,
         idempotency: key.map(|key| IdempotencyKey { key: key.to_owned(), body_hash, expires_at: now + app.config.idempotency }),
+        options: Options { limit: wish.limit },
     };
     let accepted = accepted_as(&job, now);
     match app.acceptor.accept(job).await {
@@ -200,6 +204,32 @@ fn check_times(wish: &Wish, now: DateTime<Utc>, violations: &mut Vec<Violation>)
             wrong("/start_by", format!("must be after run_at, {}", shown(due)));
         } else if start_by - due.max(now) > HORIZON {
             wrong("/start_by", format!("is more than {} days after the job is due; leave it out", HORIZON.num_days()));
+        }
+    }
+}
+
+/// The bounds of a limit: wide enough for any product, and none that would make its jobs wait for ever.
+fn check_limit(limit: Option<&Limit>, violations: &mut Vec<Violation>) {
+    let Some(limit) = limit else { return };
+    let mut wrong = |pointer: &'static str, message: &str| violations.push(Violation::new(pointer, message));
+    if !is_key(&limit.key) {
+        wrong("/limit/key", KEY_RULE);
+    }
+    if limit.running.is_none() && limit.rate.is_none() {
+        wrong("/limit", "limits nothing; say how many may be `running`, or their `rate`");
+    }
+    if limit.running.is_some_and(|running| !(1..=10_000).contains(&running)) {
+        wrong("/limit/running", "must be 1 to 10000");
+    }
+    if let Some(rate) = limit.rate {
+        if !(1..=1_000_000).contains(&rate.jobs) {
+            wrong("/limit/rate/jobs", "must be 1 to 1000000");
+        }
+        if !(1..=86_400).contains(&rate.seconds) {
+            wrong("/limit/rate/seconds", "must be 1 to 86400, a day");
+        }
+        if !(1..=10_000).contains(&rate.burst) {
+            wrong("/limit/rate/burst", "must be 1 to 10000");
         }
     }
 }
@@ -377,6 +407,7 @@ mod tests {
                 start_by: at(start_by),
                 priority: None,
                 owner: None,
+                limit: None,
             };
             let mut violations = Vec::new();
             check_times(&wish, now, &mut violations);

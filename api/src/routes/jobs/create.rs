@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::Value;
-use shared::job::{JobId, Priority};
+use shared::job::{JobId, Limit, Priority};
 use utoipa::ToSchema;
 
 use super::{
@@ -50,6 +50,8 @@ pub struct NewJob {
     /// without spaces.
     #[schema(min_length = 1, max_length = 255)]
     owner: Option<String>,
+    /// A key that it shares with other jobs, and how many of those may run or start at a time.
+    limit: Option<Limit>,
 }
 
 /// Asks for a job.
@@ -85,6 +87,7 @@ pub async fn create(
         start_by: new.start_by.map(|moment| moment.0),
         priority: new.priority,
         owner: new.owner,
+        limit: new.limit,
     };
     let acting_user = caller.acting_user.as_deref();
     let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {

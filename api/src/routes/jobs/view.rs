@@ -244,6 +244,9 @@ const fn explanation(reason: Reason) -> Option<&'static str> {
         Reason::BackingOff => Some("Its last run failed in passing, as `error` says; it is tried again at `run_at`."),
         Reason::Window => Some("Its queue has as many jobs in hand as it may; this one follows when there is room."),
         Reason::Snoozed => Some("It could not go on yet and is called again at `run_at`; that uses no attempt."),
+        Reason::Limited => Some(
+            "Its key, `limit.key`, allows no more jobs to run or to start just now; it follows when one of them has ended or the time has come.",
+        ),
         Reason::SwitchedOff => Some(
             "Outward effects are switched off by the operator. Nothing is lost and no attempt is used: it goes on by itself when they are on again.",
         ),

@@ -1,0 +1,100 @@
+//! What a job may carry beside its payload: who else it has to wait for, and what follows its end.
+//!
+//! Stored with the job and never changed. Most jobs have none of it, and then it costs them nothing.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A job's options. Every field has a default, so that old rows and old programs stay readable.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Options {
+    /// The key that limits it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+}
+
+impl Options {
+    /// Whether there is nothing in it: then the job is stored without.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// As the ledger keeps them: JSON, or nothing.
+    #[must_use]
+    pub fn to_json(&self) -> Option<String> {
+        // A struct of plain fields always becomes JSON.
+        if self.is_empty() { None } else { serde_json::to_string(self).ok() }
+    }
+
+    /// Whether somebody acts upon the job's end: it then leaves a row for [`crate::ledger::ended`].
+    #[must_use]
+    pub const fn is_followed(&self) -> bool {
+        false
+    }
+}
+
+/// Jobs of one tenant that name the same key share these limits; what the newest of them says counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Limit {
+    /// What they have in common: an endpoint, a credential, a customer. 1 to 255 visible ASCII characters.
+    #[schema(min_length = 1, max_length = 255, example = "endpoint:42")]
+    pub key: String,
+    /// How many of them run at a time, at most; any number when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 10_000)]
+    pub running: Option<u32>,
+    /// How many of them start in a time, at most; any number when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+}
+
+/// So many starts in so many seconds, evenly, after a pause a burst at once.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Rate {
+    /// Starts in the time.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub jobs: u32,
+    /// The time in seconds.
+    #[serde(default = "one_second")]
+    #[schema(minimum = 1, maximum = 86_400)]
+    pub seconds: u32,
+    /// Starts at once after a pause; 1 when absent, which spaces them evenly.
+    #[serde(default = "one")]
+    #[schema(minimum = 1, maximum = 10_000)]
+    pub burst: u32,
+}
+
+const fn one_second() -> u32 {
+    1
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_empty_until_something_is_set_and_survive_json() {
+        assert!(Options::default().is_empty());
+        assert_eq!(serde_json::to_string(&Options::default()).unwrap(), "{}");
+        let rate = Some(Rate { jobs: 10, seconds: 1, burst: 1 });
+        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }) };
+        assert!(!options.is_empty());
+        let text = serde_json::to_string(&options).unwrap();
+        assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);
+        assert_eq!(
+            serde_json::from_str::<Options>(r#"{"limit": {"key": "k", "rate": {"jobs": 3}}}"#)
+                .unwrap()
+                .limit
+                .unwrap()
+                .rate
+                .unwrap()
+                .seconds,
+            1
+        );
+    }
+}
