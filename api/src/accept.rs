@@ -12,12 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     clock::Clock,
     job::Reason,
     ledger::{
         LedgerError,
+        batch::store::{self, NewBatch, Stored},
         insert::{self, Arrival, Inserted, NewJob},
     },
     queue::{
@@ -62,6 +63,7 @@ struct Entry {
 }
 
 /// What is to be told to Redis after an insert.
+#[derive(Debug)]
 struct Told {
     handovers: Vec<Handover>,
     wake: Vec<Queue>,
@@ -109,6 +111,7 @@ impl Depths {
 #[derive(Debug, Clone)]
 pub struct Acceptor {
     entries: mpsc::Sender<Entry>,
+    gatherer: Arc<Gatherer>,
 }
 
 impl Acceptor {
@@ -120,12 +123,13 @@ impl Acceptor {
         let (tell, told) = mpsc::channel(HANDOVERS);
         let depths = Arc::new(Depths::default());
         let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&depths), told));
-        let gathering = Gatherer { pool, clock, window, depths, tell };
+        let gatherer = Arc::new(Gatherer { pool, clock, window, depths, tell });
+        let gathering = Arc::clone(&gatherer);
         let handle = tokio::spawn(async move {
             gathering.run(waiting).await;
             let _ = announcing.await;
         });
-        (Self { entries }, handle)
+        (Self { entries, gatherer }, handle)
     }
 
     /// Stores a job durably, unless its idempotency key says that it was asked for before. `state` is decided here, and told
@@ -144,6 +148,48 @@ impl Acceptor {
     }
 }
 
+impl Acceptor {
+    /// Stores a batch with its jobs, each with its place in the request, in an insert of its own. How each arrives is decided here.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub async fn accept_batch(
+        &self,
+        batch: &NewBatch,
+        jobs: &mut [NewJob],
+        places: &[usize],
+    ) -> Result<Stored, LedgerError> {
+        let Gatherer { pool, clock, .. } = &*self.gatherer;
+        let now = clock.now();
+        for job in &mut *jobs {
+            job.options.batch = Some(batch.id);
+            job.state = self.gatherer.arrival(job, now);
+        }
+        let began = Instant::now();
+        let stored = store::store(pool, now, batch, jobs, places).await?;
+        metrics::histogram!("offstage_batch_store_seconds").record(began.elapsed().as_secs_f64());
+        if let Stored::Accepted(outcomes) = &stored {
+            let mut told = Told { handovers: Vec::new(), wake: Vec::new() };
+            jobs.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Inserted::Accepted).for_each(|(job, _)| told.add(job, now));
+            self.gatherer.tell(told);
+        }
+        Ok(stored)
+    }
+}
+
+impl Told {
+    /// What must be told of a job that was stored.
+    fn add(&mut self, job: &NewJob, now: DateTime<Utc>) {
+        metrics::counter!("offstage_jobs_accepted_total", "queue" => job.queue.name(), "kind" => job.kind).increment(1);
+        if let Some(handover) = job.handover() {
+            self.handovers.push(handover);
+        } else if job.run_at - now < DISPATCHER_LOOKS && !self.wake.contains(&job.queue) {
+            self.wake.push(job.queue);
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Gatherer {
     pool: PgPool,
     clock: Clock,
@@ -153,16 +199,15 @@ struct Gatherer {
 }
 
 impl Gatherer {
-    async fn run(self, mut waiting: mpsc::Receiver<Entry>) {
+    async fn run(self: Arc<Self>, mut waiting: mpsc::Receiver<Entry>) {
         let inserts = Arc::new(Semaphore::new(INSERTS));
-        let gatherer = Arc::new(self);
         loop {
             let Ok(turn) = Arc::clone(&inserts).acquire_owned().await else { return };
             let mut batch = Vec::new();
             if waiting.recv_many(&mut batch, BATCH).await == 0 {
                 break;
             }
-            let gatherer = Arc::clone(&gatherer);
+            let gatherer = Arc::clone(&self);
             tokio::spawn(async move {
                 gatherer.store(batch).await;
                 drop(turn);
@@ -175,16 +220,7 @@ impl Gatherer {
     async fn store(&self, mut batch: Vec<Entry>) {
         let now = self.clock.now();
         for entry in &mut batch {
-            entry.job.state = if entry.job.run_at > now {
-                Arrival::Waiting(Reason::NotDue)
-            } else if entry.job.options.limit.is_some() {
-                // Its key is asked by those who dispatch.
-                Arrival::Waiting(Reason::Limited)
-            } else if self.depths.admit(entry.job.queue, self.window) {
-                Arrival::Queued
-            } else {
-                Arrival::Waiting(Reason::Window)
-            };
+            entry.job.state = self.arrival(&entry.job, now);
         }
         let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
         metrics::histogram!("offstage_accept_batch_jobs").record(jobs.len() as f64);
@@ -195,16 +231,29 @@ impl Gatherer {
         let mut told = Told { handovers: Vec::new(), wake: Vec::new() };
         for ((job, outcome), answer) in jobs.iter().zip(outcomes).zip(answers) {
             if matches!(outcome, Ok(Inserted::Accepted)) {
-                metrics::counter!("offstage_jobs_accepted_total", "queue" => job.queue.name(), "kind" => job.kind).increment(1);
-                if let Some(handover) = job.handover() {
-                    told.handovers.push(handover);
-                } else if job.run_at - now < DISPATCHER_LOOKS && !told.wake.contains(&job.queue) {
-                    told.wake.push(job.queue);
-                }
+                told.add(job, now);
             }
             // Who went away keeps an accepted job all the same.
             let _ = answer.send(outcome.map(|inserted| (inserted, job.state)));
         }
+        self.tell(told);
+    }
+
+    /// How a job enters the ledger.
+    fn arrival(&self, job: &NewJob, now: DateTime<Utc>) -> Arrival {
+        if job.run_at > now {
+            Arrival::Waiting(Reason::NotDue)
+        } else if job.options.limit.is_some() {
+            // Its key is asked by those who dispatch.
+            Arrival::Waiting(Reason::Limited)
+        } else if self.depths.admit(job.queue, self.window) {
+            Arrival::Queued
+        } else {
+            Arrival::Waiting(Reason::Window)
+        }
+    }
+
+    fn tell(&self, told: Told) {
         if self.tell.try_send(told).is_err() {
             metrics::counter!("offstage_handovers_dropped_total").increment(1);
         }

@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::error::Category;
+use serde_json::{Value, error::Category};
 use serde_path_to_error::Track;
 use shared::kinds::{Violation, pointer_of_ignored};
 
@@ -132,6 +132,32 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
             Err(Problem::invalid(unknown))
         }
         Category::Syntax | Category::Eof | Category::Io => Err(malformed(bytes, &error)),
+    }
+}
+
+/// Reads JSON that was read before, an object, as a `T`: all that is wrong, by its place in it.
+///
+/// # Errors
+/// The violations.
+pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, Vec<Violation>> {
+    if !value.is_object() {
+        return Err(vec![Violation::new("", "must be an object")]);
+    }
+    let mut track = Track::new();
+    let mut unknown = Vec::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let read: Result<T, _> = serde_ignored::deserialize(tracked, |path| {
+        if unknown.len() < MOST_VIOLATIONS {
+            unknown.push(Violation::new(pointer_of_ignored(&path), UNKNOWN_FIELD));
+        }
+    });
+    match read {
+        Ok(value) if unknown.is_empty() => Ok(value),
+        Ok(_) => Err(unknown),
+        Err(error) => {
+            unknown.push(Violation::unreadable(&track.path(), &error.to_string()));
+            Err(unknown)
+        }
     }
 }
 
