@@ -40,11 +40,12 @@ CREATE TABLE job_limited (
     job_id    uuid PRIMARY KEY,
     key_id    bigint NOT NULL,
     tenant_id integer NOT NULL,
-    priority  smallint NOT NULL,
     admitted  boolean NOT NULL,
-    run_at    timestamptz NOT NULL
+    run_at    timestamptz NOT NULL,
+    -- Its place: when it was due, and half a minute later for each priority below high, so that low is not starved.
+    turn_at   timestamptz NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
-CREATE INDEX job_limited_turn ON job_limited (key_id, admitted, priority, run_at, job_id);
+CREATE INDEX job_limited_turn ON job_limited (key_id, admitted, turn_at, job_id);
 
 DO $$
 DECLARE
@@ -89,10 +90,10 @@ BEGIN
                 rate_burst = excluded.rate_burst, look_at = least(k.look_at, p_now), used_at = p_now
         RETURNING k.id, k.tenant_id, k.name
     ), limited AS (
-        INSERT INTO job_limited AS l (job_id, key_id, tenant_id, priority, admitted, run_at)
-        SELECT w.id, k.id, w.tenant_id, w.priority, false, w.run_at
+        INSERT INTO job_limited AS l (job_id, key_id, tenant_id, admitted, run_at, turn_at)
+        SELECT w.id, k.id, w.tenant_id, false, w.run_at, w.run_at + w.priority * interval '30 seconds'
         FROM wanted w JOIN keys k ON k.tenant_id = w.tenant_id AND k.name = w.key
-        ON CONFLICT (job_id) DO UPDATE SET admitted = false, run_at = excluded.run_at
+        ON CONFLICT (job_id) DO UPDATE SET admitted = false, run_at = excluded.run_at, turn_at = excluded.turn_at
     )
     UPDATE job_waiting b SET run_at = 'infinity' FROM wanted w WHERE b.job_id = w.id;
 END

@@ -20,7 +20,13 @@ use shared::{
 use sqlx::PgPool;
 use tokio::{sync::Semaphore, task::JoinHandle};
 
-use crate::{accept::Acceptor, auth::KeyCache, backlog::Backlogs, follow::Follow, routes::Health};
+use crate::{
+    accept::{Acceptor, Room},
+    auth::KeyCache,
+    backlog::Backlogs,
+    follow::Follow,
+    routes::Health,
+};
 
 /// Batches that are read and stored at a time; further ones wait for their turn.
 pub const BATCHES: usize = 4;
@@ -105,8 +111,9 @@ impl App {
         metrics::gauge!("offstage_http_requests_waiting").increment(0.0);
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
         let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
-        let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into());
-        let follow = Follow::start(pool.clone(), &redis, shutdown.asked().clone());
+        let room = Arc::new(Room::new(config.window.into()));
+        let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), Arc::clone(&room));
+        let follow = Follow::start(pool.clone(), &redis, room, shutdown.asked().clone());
         Ok(Self(Arc::new(Parts {
             tenants: Tenants::new(pool.clone()),
             keys: KeyCache::new(pool.clone(), clock.clone()),

@@ -36,7 +36,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::server::MOST_CONNECTIONS;
+use crate::{accept::Room, server::MOST_CONNECTIONS};
 
 /// Requests that may wait at a time. A request occupies its connection, so a quarter of those stays free.
 pub const MOST_WAITING: usize = MOST_CONNECTIONS / 4 * 3;
@@ -84,12 +84,12 @@ struct Telling {
 impl Follow {
     /// Starts listening, looking and telling, until `stop`. Needs a Tokio runtime.
     #[must_use]
-    pub fn start(pool: PgPool, redis: &Redis, stop: CancellationToken) -> Self {
+    pub fn start(pool: PgPool, redis: &Redis, room: Arc<Room>, stop: CancellationToken) -> Self {
         let registry = Arc::new(Registry::new(MOST_WAITING, MOST_WAITING_OF_TENANT));
         let (tell, tellings) = mpsc::channel(TELLINGS);
         tokio::spawn(tell_redis(redis.commands(), redis.clone(), tellings));
         let signals = signal::listen(redis.clone(), &[Channel::Changes], stop.clone());
-        tokio::spawn(hear(Arc::clone(&registry), signals));
+        tokio::spawn(hear(Arc::clone(&registry), room, signals));
         tokio::spawn(look(Arc::clone(&registry), pool, stop));
         Self { registry, tell }
     }
@@ -253,10 +253,13 @@ impl Registry {
 }
 
 /// Passes on what Redis says, until its sender ends with `stop`.
-async fn hear(registry: Arc<Registry>, mut signals: mpsc::Receiver<Signal>) {
+async fn hear(registry: Arc<Registry>, room: Arc<Room>, mut signals: mpsc::Receiver<Signal>) {
     while let Some(signal) = signals.recv().await {
         match signal {
-            Signal::Changed(jobs) => registry.wake(&jobs),
+            Signal::Changed(jobs) => {
+                registry.wake(&jobs);
+                room.left(jobs);
+            }
             Signal::Subscribed => registry.look.notify_one(),
             Signal::Wake(_) | Signal::Cancel(_) => {}
         }

@@ -23,6 +23,7 @@ pub mod ended;
 pub mod files;
 pub mod find;
 pub mod insert;
+pub mod limits;
 pub mod next;
 pub mod recover;
 pub mod retention;

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     job::{Failure, FailureClass, JobId, Outcome, Policy, Priority, PublishedFile, Reason, State},
     notification::Addressee,
-    queue::{Queue, push::Handover},
+    queue::{Queue, keys::Lane, push::Handover},
     random,
 };
 
@@ -59,13 +59,19 @@ struct Claim {
     id: JobId,
     token: i64,
     handover: Handover,
+    priority: Priority,
 }
 
 impl Settlement {
     /// Decides by outcome, policy and attempts.
     #[must_use]
     pub fn decide(job: &ClaimedJob, policy: &Policy, outcome: Outcome, now: DateTime<Utc>) -> Self {
-        let claim = Claim { id: job.id, token: job.token, handover: Handover { job: job.id, queue: job.queue, priority: job.priority } };
+        let claim = Claim {
+            id: job.id,
+            token: job.token,
+            handover: Handover { job: job.id, queue: job.queue, lane: Lane::of(job.priority) },
+            priority: job.priority,
+        };
         let addressee = Addressee::of(job.id, &job.kind, job.owner.as_deref(), &job.payload);
         let plain = Self { addressee, has_options: job.options.is_some(), ..Self::plain(claim, now) };
         match outcome {
@@ -138,8 +144,8 @@ impl Settlement {
     #[must_use]
     pub fn of_nothing(id: JobId) -> Self {
         // Any queue and priority will do: there is no row to take them.
-        let handover = Handover { job: id, queue: Queue::Analytics, priority: Priority::Normal };
-        Self::plain(Claim { id, token: 0, handover }, DateTime::UNIX_EPOCH)
+        let handover = Handover { job: id, queue: Queue::Analytics, lane: Lane::Normal };
+        Self::plain(Claim { id, token: 0, handover, priority: Priority::Normal }, DateTime::UNIX_EPOCH)
     }
 
     /// A success that says nothing, which the others differ from.
@@ -383,7 +389,7 @@ async fn write(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Result<Ve
     .bind(column(batch, |settlement| settlement.file.as_ref().map(file_json)))
     .bind(column(batch, |settlement| settlement.finished_at))
     .bind(column(batch, |settlement| settlement.claim.handover.queue.name()))
-    .bind(column(batch, |settlement| settlement.claim.handover.priority.code()))
+    .bind(column(batch, |settlement| settlement.claim.priority.code()))
     .bind(column(batch, |settlement| settlement.reason.code()))
     .bind(column(batch, |settlement| settlement.notification().map(|notification| notification.to_string())))
     .bind(column(batch, |settlement| settlement.snoozed))

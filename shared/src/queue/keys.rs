@@ -2,7 +2,7 @@
 //!
 //! | name | what | lost when emptied |
 //! |---|---|---|
-//! | `{prefix:queue}:high`, `:normal`, `:low` | stream of a queue's jobs; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
+//! | `{prefix:queue}:first`, `:high`, `:normal`, `:low` | streams of a queue's jobs, by [`Lane`]; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
 //! | `{prefix:queue}:canary:<worker>` | stream of a worker's own canaries; field `c` = its mark, 8 bytes; expires after a minute | sent again within 5 s |
 //! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
@@ -21,6 +21,44 @@ pub const JOB_FIELD: &str = "j";
 /// The field of a canary that carries its sender's mark.
 pub const CANARY_FIELD: &str = "c";
 
+/// Which of a queue's streams carries a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Of those who have hardly anything in hand: read beside the others, by a reader of its own, so that nobody waits behind
+    /// somebody else's many. Each tenant may have a few in it.
+    First,
+    /// High priority.
+    High,
+    /// Normal priority.
+    Normal,
+    /// Low priority.
+    Low,
+}
+
+impl Lane {
+    /// Every lane.
+    pub const ALL: [Self; 4] = [Self::First, Self::High, Self::Normal, Self::Low];
+
+    /// The lane of a priority.
+    #[must_use]
+    pub const fn of(priority: Priority) -> Self {
+        match priority {
+            Priority::High => Self::High,
+            Priority::Normal => Self::Normal,
+            Priority::Low => Self::Low,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
 /// The names under one prefix, so that several installations can share a Redis.
 #[derive(Debug, Clone)]
 pub struct Keys {
@@ -32,16 +70,16 @@ impl Keys {
         Self { prefix: prefix.to_owned() }
     }
 
-    /// The stream of a queue's jobs of one priority.
+    /// The stream of one of a queue's lanes.
     #[must_use]
-    pub fn stream(&self, queue: Queue, priority: Priority) -> String {
-        format!("{{{}:{}}}:{}", self.prefix, queue.name(), priority.word())
+    pub fn stream(&self, queue: Queue, lane: Lane) -> String {
+        format!("{{{}:{}}}:{}", self.prefix, queue.name(), lane.word())
     }
 
-    /// The streams of a queue, in the order of priority.
+    /// The streams of a queue, in the order of [`Lane::ALL`].
     #[must_use]
-    pub fn streams(&self, queue: Queue) -> [String; 3] {
-        [Priority::High, Priority::Normal, Priority::Low].map(|priority| self.stream(queue, priority))
+    pub fn streams(&self, queue: Queue) -> [String; 4] {
+        Lane::ALL.map(|lane| self.stream(queue, lane))
     }
 
     /// The stream of one worker's canaries beside a queue.

@@ -56,8 +56,9 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
         for finished in &batch {
             if let Some(settled) = settled.iter().find(|settled| settled.job == finished.job.id) {
                 count(finished, settled);
-                if settled.state.is_terminal() && finished.job.options.is_some() {
+                if finished.job.options.is_some() {
                     engine.ended.notify_one();
+                    engine.limits.notify_one();
                 }
                 if settled.state == State::Waiting && settled.reason != Reason::SwitchedOff {
                     engine.dispatch.due(finished.job.queue);

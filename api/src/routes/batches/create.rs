@@ -220,7 +220,7 @@ pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: 
     };
     match stored {
         Stored::Accepted(outcomes) => {
-            let waiting = |(job, outcome): &(&Job, &Inserted)| **outcome == Inserted::Accepted && job.state != Arrival::Queued;
+            let waiting = |(job, outcome): &(&Job, &Inserted)| **outcome == Inserted::Accepted && matches!(job.state, Arrival::Waiting(_));
             room.wait(jobs.iter().zip(&outcomes).filter(waiting).count() as u64);
             drop(room);
             metrics::counter!("offstage_batches_accepted_total").increment(1);
