@@ -105,9 +105,7 @@ impl Acceptor {
             Err(_) => Err(AcceptError::Overloaded),
         }
     }
-}
 
-impl Acceptor {
     /// Stores a batch with its jobs, each with its place in the request, in an insert of its own. How each arrives is decided here.
     ///
     /// # Errors

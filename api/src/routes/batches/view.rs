@@ -88,7 +88,7 @@ pub struct BatchCounts {
 }
 
 impl BatchCounts {
-    const fn of(counts: &Counts) -> Self {
+    fn of(counts: &Counts) -> Self {
         Self {
             waiting: counts.of(State::Waiting),
             queued: counts.of(State::Queued),
