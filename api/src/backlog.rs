@@ -141,7 +141,7 @@ impl Backlogs {
         let known = all.entry(tenant).or_default();
         if known.is_stale(limit) {
             known.is_counting = true;
-            tokio::spawn(self.clone().count(tenant, limit, known.added));
+            tokio::spawn(self.clone().count(tenant, limit));
         }
         let waiting = known.waiting();
         if waiting.saturating_add(jobs) > limit {
@@ -156,9 +156,13 @@ impl Backlogs {
         Ok(Place { backlogs: self.clone(), tenant, jobs, waiting: 0 })
     }
 
-    async fn count(self, tenant: i32, limit: u64, added: u64) {
+    async fn count(self, tenant: i32, limit: u64) {
         let began = Instant::now();
-        let counted = waiting(&self.pool, tenant, limit.saturating_add(limit / 10).saturating_add(1)).await;
+        let most = limit.saturating_add(limit / 10).saturating_add(1);
+        let mut added = 0;
+        // What was let in until just before the count is in it. What comes between the two counts twice until the next one: a refusal
+        // too many for a moment rather than an overfull backlog.
+        let counted = waiting(&self.pool, tenant, most, || added = self.lock().get(&tenant).map_or(0, |known| known.added)).await;
         let mut all = self.lock();
         let known = all.entry(tenant).or_default();
         known.is_counting = false;
@@ -177,9 +181,10 @@ impl Backlogs {
     }
 }
 
-/// A tenant's jobs that wait, counted up to `most`, by the index alone.
-async fn waiting(pool: &PgPool, tenant: i32, most: u64) -> Result<u64, LedgerError> {
+/// A tenant's jobs that wait, counted up to `most`, by the index alone; `about_to` is called just before.
+async fn waiting(pool: &PgPool, tenant: i32, most: u64, about_to: impl FnOnce()) -> Result<u64, LedgerError> {
     let mut transaction = tenant::transaction(pool, tenant).await?;
+    about_to();
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM (SELECT FROM job_waiting WHERE tenant_id = $1 LIMIT $2) w")
         .bind(tenant)
         .bind(i64::try_from(most).unwrap_or(i64::MAX))

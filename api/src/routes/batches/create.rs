@@ -63,9 +63,6 @@ const MOST_OF_ITEM: usize = 10;
 /// Items that are looked at before others get the thread.
 const AT_ONCE: usize = 100;
 
-/// Statements that finding what the database can't store may take.
-const MOST_SEARCHES: usize = 200;
-
 /// Jobs to be done, asked for together.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct NewBatch {
@@ -163,7 +160,7 @@ pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: 
     let (then, violations) = request.check_whole(&body);
     let mode = body.mode;
     let asked = body.jobs.len();
-    let Looked { mut jobs, mut places, mut refused } = if violations.is_empty() { request.look(body.jobs).await } else { Looked::default() };
+    let Looked { mut jobs, places, mut refused } = if violations.is_empty() { request.look(body.jobs).await } else { Looked::default() };
     let problem = if !violations.is_empty() {
         Some(Problem::invalid(violations))
     } else if refused.is_empty() || (mode == Mode::PerItem && !jobs.is_empty()) {
@@ -195,29 +192,8 @@ pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: 
         idempotency: key,
         all_or_nothing: mode == Mode::AllOrNothing,
     };
-    let stored = loop {
-        match app.acceptor.accept_batch(&batch, &mut jobs, &places).await {
-            Ok(stored) => break stored,
-            Err(error) if error.is_about_data() => {
-                // Some hold what the database can't store: they are found and refused, and the others go on.
-                let payloads: Vec<&str> = jobs.iter().map(|job| job.payload.as_str()).collect();
-                let found = store::unstorable(&app.pool, tenant.id, &payloads, MOST_SEARCHES).await?;
-                if found.is_empty() {
-                    return Err(Problem::internal(error));
-                }
-                for index in found.into_iter().rev() {
-                    let place = places.remove(index);
-                    drop(jobs.remove(index));
-                    let detail = "holds what the database can't store, such as a number of too many digits";
-                    refused.insert(place, (Code::ValidationFailed, vec![Violation::new(format!("/jobs/{place}/payload"), detail)]));
-                }
-                if mode == Mode::AllOrNothing || jobs.is_empty() {
-                    return Err(all_refused(refused.iter(), asked));
-                }
-            }
-            Err(error) => return Err(not_accepted(AcceptError::Ledger(error.into()), batch.idempotency.is_some())),
-        }
-    };
+    let stored = app.acceptor.accept_batch(&batch, &mut jobs, &places).await;
+    let stored = stored.map_err(|error| not_accepted(AcceptError::Ledger(error.into()), batch.idempotency.is_some()))?;
     match stored {
         Stored::Accepted(outcomes) => {
             let waiting = |(job, outcome): &(&Job, &Inserted)| **outcome == Inserted::Accepted && matches!(job.state, Arrival::Waiting(_));

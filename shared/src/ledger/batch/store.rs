@@ -226,33 +226,3 @@ async fn write(
     .await?;
     Ok(())
 }
-
-/// Of some payloads those, by their places in order, that Postgres can't store: found by halves, so that few that are bad cost few
-/// statements. At most `most` statements; what is not looked at by then is not named.
-///
-/// # Errors
-/// [`LedgerError`].
-pub async fn unstorable(pool: &PgPool, tenant: i32, payloads: &[&str], most: usize) -> Result<Vec<usize>, LedgerError> {
-    let mut found = Vec::new();
-    let mut parts = vec![0..payloads.len()];
-    for _ in 0..most {
-        let Some(part) = parts.pop() else { break };
-        let texts = payloads.get(part.clone()).unwrap_or_default();
-        let mut transaction = tenant::transaction(pool, tenant).await?;
-        let read: Result<i64, LedgerError> = sqlx::query_scalar("SELECT count(p::jsonb) FROM unnest($1::text[]) AS t (p)")
-            .bind(texts)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(LedgerError::from);
-        match read {
-            Ok(_) => {}
-            Err(error) if error.is_about_data() && part.len() > 1 => {
-                let middle = part.start + part.len() / 2;
-                parts.extend([middle..part.end, part.start..middle]);
-            }
-            Err(error) if error.is_about_data() => found.push(part.start),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
-}
