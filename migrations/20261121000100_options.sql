@@ -34,7 +34,7 @@ CREATE TABLE limit_key (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
 CREATE INDEX limit_key_look ON limit_key (look_at) WHERE look_at < 'infinity';
 
--- Jobs that have a limiting key, from acceptance to their end, but while a switch holds them. Those admitted may be dispatched: they are
+-- Jobs that have a limiting key, from acceptance to their end, but while a switch or a pause holds them. Those admitted may be dispatched: they are
 -- queued, running, or due in the backlog. The others stand in the backlog too, never due.
 CREATE TABLE job_limited (
     job_id    uuid PRIMARY KEY,
@@ -63,7 +63,7 @@ $$;
 GRANT SELECT ON limit_key, job_limited TO offstage_api; -- to explain what a job waits for
 
 -- Puts those of some jobs that wait and have a limiting key behind that key: whoever makes jobs wait calls this in the same
--- transaction. A job that a switch holds stands behind its key once it is released.
+-- transaction. A job that a switch or a pause holds stands behind its key once it is released.
 CREATE FUNCTION limit_jobs(p_jobs uuid[], p_now timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan SET enable_hashjoin = off SET enable_mergejoin = off
@@ -78,7 +78,7 @@ BEGIN
         JOIN job j ON j.id = e.id
         JOIN job_state s ON s.job_id = e.id
         CROSS JOIN LATERAL jsonb_to_record(j.options -> 'limit') AS l (key text, running integer, rate jsonb)
-        WHERE j.options ? 'limit' AND s.state = 0 AND s.reason <> 5 AND j.tenant_id = coalesce(current_tenant(), j.tenant_id)
+        WHERE j.options ? 'limit' AND s.state = 0 AND s.reason NOT IN (5, 7) AND j.tenant_id = coalesce(current_tenant(), j.tenant_id)
     ), keys AS (
         -- One row a key, the newest job's word; sorted, so that no two batches wait for each other crosswise.
         INSERT INTO limit_key AS k (tenant_id, name, running, rate_jobs, rate_seconds, rate_burst, look_at, used_at)

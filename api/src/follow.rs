@@ -77,7 +77,7 @@ pub enum Call {
 /// Something to tell.
 #[derive(Clone, Copy, Debug)]
 struct Telling {
-    changed: JobId,
+    changed: Option<JobId>,
     call: Call,
 }
 
@@ -104,7 +104,16 @@ impl Follow {
     /// away: then workers find it by themselves, seconds later.
     pub fn tell(&self, changed: JobId, call: Call) {
         self.registry.wake(&[changed]);
-        if self.tell.try_send(Telling { changed, call }).is_err() {
+        self.send(Telling { changed: Some(changed), call });
+    }
+
+    /// Tells the workers of something that is about no job.
+    pub fn nudge(&self, call: Call) {
+        self.send(Telling { changed: None, call });
+    }
+
+    fn send(&self, telling: Telling) {
+        if self.tell.try_send(telling).is_err() {
             metrics::counter!("offstage_announcements_dropped_total").increment(1);
         }
     }
@@ -301,11 +310,15 @@ async fn tell_redis(mut connection: Commands, redis: Redis, mut tellings: mpsc::
             for telling in &batch {
                 match telling.call {
                     Call::Nothing => {}
-                    Call::Stop => signal::cancel(&mut connection, redis.keys(), telling.changed).await?,
+                    Call::Stop => {
+                        if let Some(job) = telling.changed {
+                            signal::cancel(&mut connection, redis.keys(), job).await?;
+                        }
+                    }
                     Call::Dispatch(queue) => signal::wake(&mut connection, redis.keys(), queue).await?,
                 }
             }
-            signal::changed(&mut connection, redis.keys(), batch.drain(..).map(|telling| telling.changed)).await
+            signal::changed(&mut connection, redis.keys(), batch.drain(..).filter_map(|telling| telling.changed)).await
         };
         if let Err(error) = told.await {
             metrics::counter!("offstage_announcements_dropped_total").increment(1);

@@ -81,6 +81,8 @@ codes! {
     JobNotFound = "job_not_found", NOT_FOUND, "There is no such job";
     /// There is no such batch, or it is another's.
     BatchNotFound = "batch_not_found", NOT_FOUND, "There is no such batch";
+    /// There is no such queue.
+    QueueNotFound = "queue_not_found", NOT_FOUND, "There is no such queue";
     /// There is no such export, or it is another's.
     ExportNotFound = "export_not_found", NOT_FOUND, "There is no such export";
     /// The address does not know the method.

@@ -122,6 +122,8 @@ impl Settlement {
             Outcome::Deferred(pause) => plain.put_off(Reason::Snoozed, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
             // When it was due stays; the release finds it by its reason.
             Outcome::SwitchedOff => plain.put_off(Reason::SwitchedOff, None),
+            Outcome::Paused => plain.put_off(Reason::Paused, None),
+            Outcome::Paced(pause) => plain.put_off(Reason::Limited, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
             Outcome::Cancelled => Self { state: State::Cancelled, outcome: Some("cancelled"), ..plain },
             Outcome::HandedBack => Self { state: State::Queued, gives_back: 1, ..plain },
@@ -349,11 +351,11 @@ async fn write(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Result<Ve
             DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id AND s.state <> 1
         ), to_waiting AS (
             INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
-            -- What is switched off is never due: the dispatcher does not come by it, however many there are.
-            SELECT job_id, tenant_id, CASE WHEN reason = 5 THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
+            -- What is switched off or paused is never due: the dispatcher does not come by it, however many there are.
+            SELECT job_id, tenant_id, CASE WHEN reason IN (5, 7) THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
         ), held AS (
             INSERT INTO job_held (job_id, tenant_id, kind, queue)
-            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state = 0 AND s.reason = 5
+            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state = 0 AND s.reason IN (5, 7)
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `{prefix:queue}:first`, `:high`, `:normal`, `:low` | streams of a queue's jobs, by [`Lane`]; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
 //! | `{prefix:queue}:canary:<worker>` | stream of a worker's own canaries; field `c` = its mark, 8 bytes; expires after a minute | sent again within 5 s |
+//! | `prefix:rate:start:<name>`, `:dispatch:<name>` | when a rate's next start is due, in microseconds; expires with it | one burst more than the rate allows |
 //! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
 //! | `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
@@ -86,6 +87,12 @@ impl Keys {
     #[must_use]
     pub fn canary(&self, queue: Queue, worker: &str) -> String {
         format!("{{{}:{}}}:canary:{worker}", self.prefix, queue.name())
+    }
+
+    /// Where a rate is counted, at one of the two places where it is asked.
+    #[must_use]
+    pub fn rate(&self, place: &str, name: &str) -> String {
+        format!("{}:rate:{place}:{name}", self.prefix)
     }
 
     /// The channel that wakes dispatchers.

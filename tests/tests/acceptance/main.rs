@@ -7,6 +7,7 @@ mod chains;
 mod contract;
 mod dead_letters;
 mod drill;
+mod explain;
 mod exports;
 mod faults;
 mod files;

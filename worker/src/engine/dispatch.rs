@@ -17,10 +17,11 @@ use std::{
 
 use shared::{
     job::Priority,
-    ledger::dispatch,
+    ledger::dispatch::{self, Turn},
     queue::{
         Commands, Queue,
         keys::Lane,
+        pace,
         push::{self, Depth, Handover},
     },
 };
@@ -39,6 +40,9 @@ const HELD_READY: Duration = Duration::from_secs(1);
 /// The least that a lane holds ready, in jobs a slot: what is taken before it is known how fast.
 const LEAST_READY: u64 = 4;
 
+/// How soon a queue with a throttle is looked at again at the soonest: a fast rate goes by small batches.
+const LEAST_PACE: Duration = Duration::from_millis(20);
+
 /// The reasons to look, left by others.
 #[derive(Debug, Default)]
 pub struct Dispatch {
@@ -52,6 +56,12 @@ impl Dispatch {
     /// Work for a queue may be due.
     pub fn due(&self, queue: Queue) {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(queue, true);
+        self.woken.notify_one();
+    }
+
+    /// Work of any queue that has a backlog may be due.
+    pub fn all_due(&self) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).extend(Queue::EVERY.map(|queue| (queue, true)));
         self.woken.notify_one();
     }
 
@@ -161,6 +171,10 @@ type Fault = Box<dyn std::error::Error + Send + Sync>;
 /// One look at a queue: fills its lanes, and answers how long until the next job is due.
 async fn look(engine: &Engine, queue: Queue, connection: &mut Commands, lanes: &mut Lanes) -> Result<Duration, Fault> {
     lanes.learn(engine.dispatch.taken(queue));
+    if engine.holds.holds().pauses.iter().any(|pause| pause.stops_queue(queue)) {
+        engine.dispatch.looked(queue, false);
+        return Ok(FALLBACK);
+    }
     loop {
         // Whoever inserts from here on says so.
         engine.dispatch.looked(queue, true);
@@ -184,7 +198,11 @@ async fn look(engine: &Engine, queue: Queue, connection: &mut Commands, lanes: &
             moved += fill(engine, queue, priority, connection, lanes, &depth).await?;
         }
         if moved == 0 {
-            return Ok(FALLBACK);
+            // A rate is due again by itself, without anybody's word.
+            let holds = engine.holds.holds();
+            let throttles = holds.throttles.iter().filter(|throttle| throttle.queue.as_deref().is_none_or(|bound| bound == queue.name()));
+            let soonest = throttles.map(|throttle| pace::interval(throttle.rate)).min();
+            return Ok(soonest.map_or(FALLBACK, |every| every.clamp(LEAST_PACE, FALLBACK)));
         }
     }
 }
@@ -214,9 +232,13 @@ async fn fill(
     };
     let pool = &engine.services.pool;
     let tenants = engine.bounded(dispatch::turns(pool, queue, priority, now, *last_turn)).await?;
-    let turns = dispatch::divide(room, &tenants);
-    let Some(last) = turns.last() else { return Ok(0) };
-    *last_turn = last.tenant;
+    if let Some(last) = tenants.get(..room.min(tenants.len())).and_then(<[i32]>::last) {
+        *last_turn = *last;
+    }
+    let turns = allowed(engine, queue, room, tenants).await;
+    if turns.is_empty() {
+        return Ok(0);
+    }
     let dispatched = engine.bounded(dispatch::dispatch(pool, queue, priority, now, &turns)).await?;
     let moved = dispatched.handovers.len() + dispatched.expired.len();
     if !dispatched.handovers.is_empty() {
@@ -232,6 +254,32 @@ async fn fill(
     let changed = dispatched.handovers.iter().map(|handover| handover.job).chain(dispatched.expired).collect();
     engine.announcer.tell(Announcement { changed, ..Announcement::default() });
     Ok(moved)
+}
+
+/// The tenants' turns, as far as pauses and throttles allow them.
+async fn allowed(engine: &Engine, queue: Queue, room: usize, mut tenants: Vec<i32>) -> Vec<Turn> {
+    let holds = engine.holds.holds();
+    if holds.pauses.is_empty() && holds.throttles.is_empty() {
+        return dispatch::divide(room, &tenants);
+    }
+    tenants.retain(|tenant| !holds.pauses.iter().any(|pause| pause.stops_all_of(*tenant, queue)));
+    if tenants.is_empty() {
+        return Vec::new();
+    }
+    let mut room = room;
+    for throttle in holds.throttles.iter().filter(|throttle| throttle.tenant.is_none() && throttle.bounds(0, queue)) {
+        room = engine.holds.draw(throttle, room).await;
+    }
+    let mut turns = dispatch::divide(room, &tenants);
+    for turn in &mut turns {
+        for throttle in
+            holds.throttles.iter().filter(|throttle| throttle.tenant == Some(turn.tenant) && throttle.bounds(turn.tenant, queue))
+        {
+            turn.jobs = engine.holds.draw(throttle, turn.jobs).await;
+        }
+    }
+    turns.retain(|turn| turn.jobs > 0);
+    turns
 }
 
 #[cfg(test)]

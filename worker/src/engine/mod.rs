@@ -23,6 +23,7 @@ mod fetch;
 mod figures;
 mod heartbeat;
 mod held;
+mod holds;
 mod lease;
 mod limits;
 mod recover;
@@ -64,6 +65,7 @@ use dispatch::Dispatch;
 use health::Health;
 use heartbeat::{Heartbeat, Pulse};
 use held::Held;
+use holds::Known;
 use lease::Lease;
 use run::{Finished, Runner, Work};
 use switches::Switches;
@@ -123,6 +125,7 @@ struct Engine {
     /// Told when a limiting key may have room.
     limits: Notify,
     switches: Switches,
+    holds: Known,
     window: u64,
     /// The turns of jobs under which workers were lost.
     suspects: Arc<Semaphore>,
@@ -178,6 +181,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let polls = Arc::new(Polls::default());
     let mut tasks = JoinSet::new();
     let (announcer, announcements) = Announcer::new();
+    let holds = Known::new(&parts.redis);
     let engine = Arc::new(Engine {
         worker,
         claims: parts.claims,
@@ -197,6 +201,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         ended: Notify::new(),
         limits: Notify::new(),
         switches: Switches::default(),
+        holds,
         window: parts.window,
         suspects: Arc::new(Semaphore::new(trial::AT_ONCE)),
         polls: Arc::clone(&polls),
@@ -312,9 +317,9 @@ async fn leave(engine: &Engine) {
     }
 }
 
-/// Reads the switches, for as long as that takes: without the ledger there is nothing to run either.
+/// Reads the switches and what else holds jobs up, for as long as that takes: without the ledger there is nothing to run either.
 async fn read_switches(engine: &Engine, shutdown: &Shutdown) {
-    while let Err(error) = engine.switches.read(engine).await {
+    while let Err(error) = switches::read(engine).await {
         tracing::debug!(error = &error as &dyn std::error::Error, "the switches can't be read yet");
         tokio::select! {
             () = shutdown.asked().cancelled() => return,

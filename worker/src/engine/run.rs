@@ -191,6 +191,17 @@ impl Runner {
         if self.engine.switches.stop(job.tenant, &job.kind) && handler.is_outward(&job.payload) {
             return (handler.policy, Outcome::SwitchedOff);
         }
+        if self.engine.holds.is_paused(job.tenant, self.queue, &job.kind) {
+            return (handler.policy, Outcome::Paused);
+        }
+        let paced = tokio::select! {
+            paced = self.engine.holds.pace(job) => paced,
+            () = self.engine.draining.cancelled() => return (handler.policy, Outcome::HandedBack),
+            () = cancelled.cancelled() => return (handler.policy, Outcome::Cancelled),
+        };
+        if let Err(pause) = paced {
+            return (handler.policy, Outcome::Paced(pause));
+        }
         let waited = (now - job.run_at).to_std().unwrap_or_default();
         metrics::histogram!("offstage_job_wait_seconds", "queue" => self.queue.name()).record(waited.as_secs_f64());
         let began = Instant::now();

@@ -7,6 +7,7 @@ mod admission;
 mod change;
 mod create;
 mod dead;
+mod explain;
 mod fingerprint;
 mod list;
 mod next;
@@ -47,7 +48,8 @@ use crate::{
 #[derive(OpenApi)]
 #[openapi(
     paths(
-        create::create, list::list, read::read, change::cancel, change::retry, dead::discard, dead::retry_all, dead::discard_all
+        create::create, list::list, read::read, change::cancel, change::retry, dead::discard, dead::retry_all, dead::discard_all,
+        explain::explain
     ),
     tags((name = "jobs", description = "Every kind of work, asked for and followed")),
 )]
@@ -60,6 +62,7 @@ pub fn routes() -> Router<App> {
         .route("/v1/jobs/retry", post(dead::retry_all))
         .route("/v1/jobs/discard", post(dead::discard_all))
         .route("/v1/jobs/{id}", get(read::read))
+        .route("/v1/jobs/{id}/explain", get(explain::explain))
         .route("/v1/jobs/{id}/cancel", post(change::cancel))
         .route("/v1/jobs/{id}/retry", post(change::retry))
         .route("/v1/jobs/{id}/discard", post(dead::discard))
