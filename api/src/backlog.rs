@@ -184,6 +184,8 @@ impl Backlogs {
 /// A tenant's jobs that wait, counted up to `most`, by the index alone; `about_to` is called just before.
 async fn waiting(pool: &PgPool, tenant: i32, most: u64, about_to: impl FnOnce()) -> Result<u64, LedgerError> {
     let mut transaction = tenant::transaction(pool, tenant).await?;
+    // Else the planner reads the whole table where it thinks that most of it is this tenant's.
+    sqlx::raw_sql("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off").execute(&mut *transaction).await?;
     about_to();
     let count: i64 = sqlx::query_scalar("SELECT count(*) FROM (SELECT FROM job_waiting WHERE tenant_id = $1 LIMIT $2) w")
         .bind(tenant)

@@ -239,16 +239,16 @@ mod tests {
         sleep_ms: u32,
     }
 
-    fn refused(body: &str) -> serde_json::Value {
+    fn refused(body: &str) -> Value {
         let problem = parse::<Job>(body.as_bytes()).unwrap_err();
         let status = problem.code().status();
         let body = futures_util::FutureExt::now_or_never(problem.answer(None).into_body().collect()).unwrap().unwrap().to_bytes();
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(answer["status"], status.as_u16());
         answer
     }
 
-    fn pointers(answer: &serde_json::Value) -> Vec<(&str, &str)> {
+    fn pointers(answer: &Value) -> Vec<(&str, &str)> {
         let errors = answer["errors"].as_array().unwrap();
         errors.iter().map(|error| (error["pointer"].as_str().unwrap(), error["detail"].as_str().unwrap())).collect()
     }
@@ -286,7 +286,7 @@ mod tests {
             assert_eq!((answer["code"].as_str(), answer["detail"].as_str()), (Some("json_malformed"), Some(detail)), "{body}");
         }
         let deep = "[".repeat(100_000);
-        assert_eq!(parse::<serde_json::Value>(deep.as_bytes()).unwrap_err().code(), Code::JsonMalformed);
+        assert_eq!(parse::<Value>(deep.as_bytes()).unwrap_err().code(), Code::JsonMalformed);
         assert_eq!(parse::<Job>(b"{\"kind\": \"\xff\"}").unwrap_err().code(), Code::JsonMalformed);
     }
 

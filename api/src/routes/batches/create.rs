@@ -272,7 +272,7 @@ impl Asked<'_> {
                     let violations = vec![Violation::new("/idempotency_key", KEY_RULE)];
                     return Err(Refusal { violations, ..Refusal::default() });
                 }
-                let Examined { job, .. } = examine(app, asker, key, wish);
+                let Examined { job, .. } = examine(app, asker, key.as_deref(), wish);
                 job
             });
             match examined {

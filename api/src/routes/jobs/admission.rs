@@ -248,14 +248,12 @@ pub struct Asker<'a> {
 /// # Errors
 /// [`Problem`].
 pub async fn tenant_of(app: &App, tenant: i32) -> Result<Arc<Tenant>, Problem> {
-    match app.tenants.get(tenant).await? {
-        Some(tenant) => Ok(tenant),
-        None => {
-            // A key leads to its tenant by a foreign key, so this takes a database changed by hand.
-            tracing::error!(tenant, "the key's tenant is not in the database");
-            Err(Problem::unexplained())
-        }
+    if let Some(tenant) = app.tenants.get(tenant).await? {
+        return Ok(tenant);
     }
+    // A key leads to its tenant by a foreign key, so this takes a database changed by hand.
+    tracing::error!(tenant, "the key's tenant is not in the database");
+    Err(Problem::unexplained())
 }
 
 /// Checks a wish and stores it as a job.
@@ -264,6 +262,7 @@ pub async fn tenant_of(app: &App, tenant: i32) -> Result<Arc<Tenant>, Problem> {
 /// What is wrong with it, what it contradicts, or that it can't be stored now.
 pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &HeaderMap, wish: Wish) -> Result<Admitted, Problem> {
     let key = idempotency_key(headers, wish.idempotency_key.as_deref())?.map(str::to_owned);
+    let key = key.as_deref();
     let tenant = tenant_of(app, tenant).await?;
     let now = app.clock.now();
     let has_key = key.is_some();
@@ -327,7 +326,7 @@ pub fn backlog_full(full: Full) -> Problem {
 }
 
 /// Looks at a wish: everything that is wrong is found at once. `key` is its idempotency key.
-pub fn examine(app: &App, asker: Asker<'_>, key: Option<String>, wish: Wish) -> Examined {
+pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Examined {
     let Asker { tenant, acting_user, now } = asker;
     let mut refusal = Refusal::default();
     let payload = wish.payload.to_string();
@@ -370,7 +369,7 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<String>, wish: Wish) -> 
     let marks = Marks {
         owner: owner.map(str::to_owned),
         // Under a wrong owner nobody was accepted before.
-        key: key.as_ref().filter(|_| named.is_ok()).zip(hash).map(|(key, hash)| (key.clone(), hash)),
+        key: key.filter(|_| named.is_ok()).zip(hash).map(|(key, hash)| (key.to_owned(), hash)),
         unique: entry.zip(unique.as_ref()).filter(|_| named.is_ok()).map(|(entry, unique)| (entry.name, unique.key.clone())),
     };
     let (Some(entry), Some(queue), true) = (entry, queue, refusal.is_empty()) else { return Examined { job: Err(refusal), marks } };

@@ -80,6 +80,8 @@ pub async fn batch(connection: &mut PgConnection, tenant: i32, owner: Option<&st
 /// # Errors
 /// [`LedgerError`].
 pub async fn counts(connection: &mut PgConnection, tenant: i32, batch: Uuid) -> Result<Counts, LedgerError> {
+    // Clients poll this: no helpers for some thousand rows.
+    sqlx::raw_sql("SET LOCAL max_parallel_workers_per_gather = 0").execute(&mut *connection).await?;
     let rows: Vec<(Option<i16>, i64)> = sqlx::query_as(
         "SELECT s.state, count(*) FROM batch_member m LEFT JOIN job_state s ON s.job_id = m.job_id
          WHERE m.batch_id = $1 AND m.tenant_id = $2 GROUP BY s.state",
