@@ -110,12 +110,7 @@ impl Acceptor {
     ///
     /// # Errors
     /// [`LedgerError`].
-    pub async fn accept_batch(
-        &self,
-        batch: &NewBatch,
-        jobs: &mut [NewJob],
-        places: &[usize],
-    ) -> Result<Stored, LedgerError> {
+    pub async fn accept_batch(&self, batch: &NewBatch, jobs: &mut [NewJob], places: &[usize]) -> Result<Stored, LedgerError> {
         let Gatherer { pool, clock, .. } = &*self.gatherer;
         let now = clock.now();
         for job in &mut *jobs {

@@ -104,6 +104,7 @@ impl App {
         for name in FROM_THE_START {
             metrics::counter!(*name).increment(0);
         }
+        let _registered = metrics::histogram!("offstage_batch_store_seconds");
         for by in ["idempotency_key", "unique"] {
             metrics::counter!("offstage_jobs_duplicate_total", "by" => by).increment(0);
         }

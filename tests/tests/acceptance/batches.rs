@@ -80,9 +80,14 @@ async fn all_or_nothing_names_what_is_wrong_and_per_item_takes_the_others() {
     let answer = client.post("/v1/jobs/batch", &json!({"jobs": jobs})).await;
     let problem = answer.problem(422, "validation_failed");
     let pointers = answer.pointers();
-    for wanted in
-        ["/jobs/1/kind", "/jobs/2/payload/sleep_ms", "/jobs/2/payload/colour", "/jobs/3", "/jobs/4/priority", "/jobs/5/then/0/payload/timeout_ms"]
-    {
+    for wanted in [
+        "/jobs/1/kind",
+        "/jobs/2/payload/sleep_ms",
+        "/jobs/2/payload/colour",
+        "/jobs/3",
+        "/jobs/4/priority",
+        "/jobs/5/then/0/payload/timeout_ms",
+    ] {
         assert!(pointers.iter().any(|pointer| pointer == wanted), "{wanted}: {problem}");
     }
     assert_eq!(world.number("SELECT count(*) FROM job").await, 1, "nothing was accepted");
@@ -95,11 +100,19 @@ async fn all_or_nothing_names_what_is_wrong_and_per_item_takes_the_others() {
     let jobs = json!([probe(&json!({})), {"kind": "no.such", "payload": {}}, keyed, other, twice, twice, {"kind": "probe.run", "payload": {"sleep_ms": "long"}}]);
     let accepted = client.post("/v1/jobs/batch", &json!({"mode": "per_item", "jobs": jobs})).await.expect(202);
     let outcome = |index: usize| accepted["items"][index]["outcome"].as_str().unwrap().to_owned();
-    assert_eq!((0..7).map(outcome).collect::<Vec<_>>(), ["accepted", "refused", "duplicate", "refused", "accepted", "duplicate", "refused"], "{accepted}");
+    assert_eq!(
+        (0..7).map(outcome).collect::<Vec<_>>(),
+        ["accepted", "refused", "duplicate", "refused", "accepted", "duplicate", "refused"],
+        "{accepted}"
+    );
     let item = |index: usize| &accepted["items"][index];
     assert_eq!((item(2)["job"].as_str(), item(2)["by"].as_str()), (Some(first.as_str()), Some("idempotency_key")), "{accepted}");
     assert_eq!(item(4)["job"], item(5)["job"], "one key, one job");
-    assert_eq!((item(3)["code"].as_str(), item(1)["errors"][0]["pointer"].as_str()), (Some("idempotency_conflict"), Some("/jobs/1/kind")), "{accepted}");
+    assert_eq!(
+        (item(3)["code"].as_str(), item(1)["errors"][0]["pointer"].as_str()),
+        (Some("idempotency_conflict"), Some("/jobs/1/kind")),
+        "{accepted}"
+    );
     assert_eq!((accepted["jobs"].as_i64(), accepted["items_asked"].as_i64()), (Some(3), Some(7)), "{accepted}");
 
     let nothing_right = json!({"mode": "per_item", "jobs": [{"kind": "no.such", "payload": {}}]});
@@ -126,7 +139,12 @@ async fn a_repeated_request_is_answered_with_the_first_s_batch() {
     let body = json!({"jobs": many(3, &json!({})), "then": [probe(&json!({}))], "idempotency_key": "import-7"});
     let posts = (0..8).map(|_| client.post("/v1/jobs/batch", &body));
     let answers = futures_util::future::join_all(posts).await;
-    assert_eq!(answers.iter().filter(|answer| answer.status == 202).count(), 1, "{:?}", answers.iter().map(|a| a.status).collect::<Vec<_>>());
+    assert_eq!(
+        answers.iter().filter(|answer| answer.status == 202).count(),
+        1,
+        "{:?}",
+        answers.iter().map(|a| a.status).collect::<Vec<_>>()
+    );
     let id = id_of(&answers[0].json());
     for answer in &answers {
         let batch = answer.json();
@@ -153,7 +171,10 @@ async fn however_they_end_it_is_followed_once_and_not_again() {
     before["idempotency_key"] = json!("before");
     let was_there = client.create_id(&before).await;
     let jobs = json!([before, probe(&json!({"outcome": "fail"})), probe(&json!({})), probe(&json!({"sleep_ms": 3_600_000}))]);
-    let accepted = client.post("/v1/jobs/batch", &json!({"jobs": jobs, "then": [probe(&json!({})), probe(&json!({"queue": "email"}))]})).await.expect(202);
+    let accepted = client
+        .post("/v1/jobs/batch", &json!({"jobs": jobs, "then": [probe(&json!({})), probe(&json!({"queue": "email"}))]}))
+        .await
+        .expect(202);
     let id = id_of(&accepted);
     assert_eq!(accepted["items"][0]["job"], was_there.as_str());
     let job = |index: usize| accepted["items"][index]["job"].as_str().unwrap().to_owned();
@@ -193,7 +214,10 @@ async fn a_worker_that_is_killed_before_the_follow_up_leaves_it_to_another_which
         client.succeeded(item["job"].as_str().unwrap()).await;
     }
     until("the worker is about to make the follow-up", async || {
-        match world.number("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FROM batch %FOR UPDATE%'").await {
+        match world
+            .number("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FROM batch %FOR UPDATE%'")
+            .await
+        {
             0 => Err("nobody waits"),
             _ => Ok(()),
         }

@@ -64,7 +64,10 @@ async fn what_is_to_follow_is_checked_beforehand() {
     let heavy: Vec<Value> = (0..3).map(|_| probe(&json!({"pad": "x".repeat(100_000)}))).collect();
     for (body, pointer) in [
         (then(&json!({}), &[json!({"kind": "no.such", "payload": {}})]), "/then/0/kind"),
-        (then(&json!({}), &[probe(&json!({})), then(&json!({}), &[probe(&json!({"timeout_ms": 0}))])]), "/then/1/then/0/payload/timeout_ms"),
+        (
+            then(&json!({}), &[probe(&json!({})), then(&json!({}), &[probe(&json!({"timeout_ms": 0}))])]),
+            "/then/1/then/0/payload/timeout_ms",
+        ),
         (then(&json!({}), &[json!({"kind": "probe.run", "payload": {}, "owner": "a b"})]), "/then/0/owner"),
         (then(&json!({}), &[json!({"kind": "probe.run", "payload": {}, "delay_seconds": 2_592_001})]), "/then/0/delay_seconds"),
         (then(&json!({}), &[json!({"kind": "probe.run", "payload": {}, "run_at": "2030-01-01T00:00:00Z"})]), "/then/0/run_at"),

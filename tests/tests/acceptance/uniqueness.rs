@@ -117,6 +117,8 @@ async fn a_manifest_says_how_long_a_kind_s_keys_are_remembered() {
     let first = client.create_id(&body).await;
     let (_, second) = post(&client, &body).await;
     assert_eq!(second["duplicate"], json!({"of": first, "by": "idempotency_key"}), "{second}");
-    let minutes = world.number("SELECT extract(epoch FROM k.expires_at - j.created_at) / 60 FROM idempotency_key k JOIN job j ON j.id = k.job_id").await;
+    let minutes = world
+        .number("SELECT extract(epoch FROM k.expires_at - j.created_at) / 60 FROM idempotency_key k JOIN job j ON j.id = k.job_id")
+        .await;
     assert_eq!(minutes, 120);
 }

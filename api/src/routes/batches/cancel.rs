@@ -66,12 +66,7 @@ pub struct CancelledBatch {
         (status = 409, body = ProblemBody<'static>, description = "`batch_not_cancellable`: all its jobs have ended"),
     ),
 )]
-pub async fn cancel(
-    State(app): State<App>,
-    caller: Caller<JobsWrite>,
-    id: IdOfPath,
-    _: NoBody,
-) -> Result<Answer<CancelledBatch>, Problem> {
+pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Answer<CancelledBatch>, Problem> {
     let (tenant, owner, id) = (caller.tenant, caller.acting_user.as_deref(), id.batch()?);
     let mut transaction = tenant::transaction(&app.pool, tenant).await?;
     let found = find::batch(&mut transaction, tenant, owner, id).await?.ok_or_else(not_found)?;
@@ -135,4 +130,3 @@ async fn step(app: &App, tenant: i32, batch: Uuid, after: Option<JobId>) -> Resu
         }
     }
 }
-

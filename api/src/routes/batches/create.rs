@@ -34,8 +34,8 @@ use crate::{
     extract::{Json, read_value},
     problem::{Code, Problem, ProblemBody},
     routes::jobs::{
-        Asker, Check, Examined, KEY_RULE, NewJob, NextJob, Refusal, backlog_full, count_duplicates, examine, hash_of, idempotency_key, is_key,
-        not_accepted, tenant_of,
+        Asker, Check, Examined, KEY_RULE, NewJob, NextJob, Refusal, backlog_full, count_duplicates, examine, hash_of, idempotency_key,
+        is_key, not_accepted, tenant_of,
     },
 };
 
@@ -172,7 +172,8 @@ pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: 
         return request.repeated_or(key.as_ref(), problem).await;
     }
     if !tenant.manifest.allows_batches() {
-        let detail = "Batches are switched off for this product; its manifest turns them on (`[limits] batches`). Ask for the jobs one by one.";
+        let detail =
+            "Batches are switched off for this product; its manifest turns them on (`[limits] batches`). Ask for the jobs one by one.";
         return request.repeated_or(key.as_ref(), Problem::new(Code::BatchesNotEnabled, detail)).await;
     }
     let limit = tenant.manifest.backlog(app.config.backlog);
@@ -335,7 +336,8 @@ fn items(jobs: &[Job], outcomes: &[Inserted], places: &[usize], refused: Refused
         Inserted::Duplicate(first, by) => Item::job(*place, ItemOutcome::Duplicate, *first, Some(*by)),
         Inserted::Conflict(first) => Item::refused(*place, Code::IdempotencyConflict, vec![contradiction(*place, *first)]),
     });
-    let mut items: Vec<Item> = stored.chain(refused.into_iter().map(|(place, (code, errors))| Item::refused(place, code, errors))).collect();
+    let mut items: Vec<Item> =
+        stored.chain(refused.into_iter().map(|(place, (code, errors))| Item::refused(place, code, errors))).collect();
     items.sort_unstable_by_key(|item| item.index);
     for by in [DuplicateBy::IdempotencyKey, DuplicateBy::Unique] {
         count_duplicates(by, items.iter().filter(|item| item.by == Some(by)).count() as u64);
@@ -344,12 +346,16 @@ fn items(jobs: &[Job], outcomes: &[Inserted], places: &[usize], refused: Refused
 }
 
 fn contradiction(place: usize, first: JobId) -> Violation {
-    Violation::new(format!("/jobs/{place}/idempotency_key"), format!("was used for another request, which made the job {first}; use a new key"))
+    Violation::new(
+        format!("/jobs/{place}/idempotency_key"),
+        format!("was used for another request, which made the job {first}; use a new key"),
+    )
 }
 
 fn conflict(first: Uuid) -> Problem {
-    let detail =
-        format!("This idempotency key was used for another request, which made the batch {first}. Use a new key, or send that request again.");
+    let detail = format!(
+        "This idempotency key was used for another request, which made the batch {first}. Use a new key, or send that request again."
+    );
     Problem::new(Code::IdempotencyConflict, detail)
 }
 

@@ -146,11 +146,7 @@ impl Batch {
             progress: counts.map(|counts| Progress { done: counts.ended(), total: Some(counts.all()) }),
             counts: counts.map(BatchCounts::of),
             then: Followers::of(found.then, found.followed_by, is_cancelled),
-            links: Links {
-                jobs: format!("{this}/jobs"),
-                cancel: found.finished_at.is_none().then(|| format!("{this}/cancel")),
-                this,
-            },
+            links: Links { jobs: format!("{this}/jobs"), cancel: found.finished_at.is_none().then(|| format!("{this}/cancel")), this },
         }
     }
 }

@@ -321,7 +321,8 @@ pub fn backlog_full(full: Full) -> Problem {
         Some(room_in) => format!("By how fast it went down lately there is room in about {} s.", room_in.as_secs().max(1)),
         None => "How fast it goes down is not known yet.".to_owned(),
     };
-    let detail = format!("As many jobs of this product wait as may, {limit}. Nothing was accepted; send the same request again later. {when}");
+    let detail =
+        format!("As many jobs of this product wait as may, {limit}. Nothing was accepted; send the same request again later. {when}");
     Problem::new(Code::BacklogFull, detail).retry_after(full.retry_after())
 }
 
@@ -363,7 +364,15 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
     let body_hash = |entry: &Entry| {
         let Wish { payload, run_at, start_by, .. } = &wish;
         let extras = wish.extras();
-        fingerprint(Fingerprinted { kind: entry.name, payload, run_at: *run_at, start_by: *start_by, priority, owner, extras: extras.as_ref() })
+        fingerprint(Fingerprinted {
+            kind: entry.name,
+            payload,
+            run_at: *run_at,
+            start_by: *start_by,
+            priority,
+            owner,
+            extras: extras.as_ref(),
+        })
     };
     let hash = if key.is_some() { entry.map(body_hash) } else { None };
     let marks = Marks {

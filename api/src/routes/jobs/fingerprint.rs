@@ -101,7 +101,8 @@ mod tests {
 
     fn of(payload: &str) -> String {
         let payload: Value = serde_json::from_str(payload).unwrap();
-        let asked = Asked { kind: "a.b", payload: &payload, run_at: None, start_by: None, priority: Priority::Normal, owner: None, extras: None };
+        let asked =
+            Asked { kind: "a.b", payload: &payload, run_at: None, start_by: None, priority: Priority::Normal, owner: None, extras: None };
         hex::encode(fingerprint(asked))
     }
 
@@ -123,7 +124,8 @@ mod tests {
     #[test]
     fn every_part_counts() {
         let payload = json!({});
-        let plain = Asked { kind: "a.b", payload: &payload, run_at: None, start_by: None, priority: Priority::Normal, owner: None, extras: None };
+        let plain =
+            Asked { kind: "a.b", payload: &payload, run_at: None, start_by: None, priority: Priority::Normal, owner: None, extras: None };
         let extras = json!({"then": []});
         let time = DateTime::from_timestamp(1_767_225_600, 0);
         let all = [

@@ -68,7 +68,8 @@ impl<'a> Check<'a> {
             self.wrong(at, format!("leads to {} jobs in all; {MOST_NEXT_IN_ALL} are allowed", self.jobs));
         }
         if self.bytes > PAYLOAD_LIMIT {
-            let detail = format!("the payloads of the jobs that follow have {} bytes of JSON together; {PAYLOAD_LIMIT} are allowed", self.bytes);
+            let detail =
+                format!("the payloads of the jobs that follow have {} bytes of JSON together; {PAYLOAD_LIMIT} are allowed", self.bytes);
             self.wrong(at, detail);
         }
         next

@@ -62,7 +62,8 @@ impl Counts {
     }
 }
 
-const COLUMNS: &str = "id, owner, name, created_at, asked, members, finished_at, cancel_requested_at, coalesce(followed_by, '{}') AS followed_by,
+const COLUMNS: &str =
+    "id, owner, name, created_at, asked, members, finished_at, cancel_requested_at, coalesce(followed_by, '{}') AS followed_by,
     ARRAY (SELECT jsonb_array_elements(coalesce(then_jobs, '[]')) ->> 'kind') AS next_kinds";
 
 /// A batch of a tenant, and of `owner` where one is given.

@@ -117,13 +117,15 @@ async fn finish_locked(
         let doublings = u32::try_from(looks).unwrap_or(0).min(10);
         let pause = FIRST_PAUSE.checked_mul(1 << doublings).unwrap_or(longest).min(longest);
         // An untold witness would keep others from looking: they look each time then, and so does the sweep.
-        sqlx::query("UPDATE batch SET witness = $2, looks = looks + 1, look_at = CASE WHEN $3 THEN $4 ELSE least(look_at, $4) END WHERE id = $1")
-            .bind(batch)
-            .bind((!untold).then_some(open.0))
-            .bind(sweeping)
-            .bind(now + pause)
-            .execute(connection)
-            .await?;
+        sqlx::query(
+            "UPDATE batch SET witness = $2, looks = looks + 1, look_at = CASE WHEN $3 THEN $4 ELSE least(look_at, $4) END WHERE id = $1",
+        )
+        .bind(batch)
+        .bind((!untold).then_some(open.0))
+        .bind(sweeping)
+        .bind(now + pause)
+        .execute(connection)
+        .await?;
         return Ok(None);
     }
     let next: Option<String> = row.try_get("next")?;
@@ -180,12 +182,11 @@ async fn open_member(connection: &mut PgConnection, batch: Uuid, witness: Option
 
 /// Removes a finished batch once none of its jobs is left: then nobody can be shown anything by it.
 async fn forget_if_gone(connection: &mut PgConnection, batch: Uuid, now: DateTime<Utc>) -> Result<(), LedgerError> {
-    let is_there: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM batch_member m JOIN job_state s ON s.job_id = m.job_id WHERE m.batch_id = $1)",
-    )
-    .bind(batch)
-    .fetch_one(&mut *connection)
-    .await?;
+    let is_there: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM batch_member m JOIN job_state s ON s.job_id = m.job_id WHERE m.batch_id = $1)")
+            .bind(batch)
+            .fetch_one(&mut *connection)
+            .await?;
     if is_there {
         sqlx::query("UPDATE batch SET look_at = $2 WHERE id = $1").bind(batch).bind(now + LOOK_WHEN_FINISHED).execute(connection).await?;
     } else {

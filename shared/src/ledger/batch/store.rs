@@ -13,8 +13,7 @@ use crate::{
         insert::{IdempotencyKey, Inserted, NewJob, insert_within},
         timed_out,
     },
-    random,
-    tenant,
+    random, tenant,
 };
 
 /// The longest that storing a batch may take.
