@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Next, Parent, Unique};
 
 /// A job's options. Every field has a default, so that old rows and old programs stay readable.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -11,6 +14,18 @@ pub struct Options {
     /// The key that limits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
+    /// The key that no other unfinished job, or none for a period, may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Unique>,
+    /// The batch that it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Uuid>,
+    /// What it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// What follows it when it succeeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Next>,
 }
 
 impl Options {
@@ -30,7 +45,7 @@ impl Options {
     /// Whether somebody acts upon the job's end: it then leaves a row for [`crate::ledger::ended`].
     #[must_use]
     pub const fn is_followed(&self) -> bool {
-        false
+        self.batch.is_some() || !self.then.is_empty()
     }
 }
 
@@ -82,7 +97,7 @@ mod tests {
         assert!(Options::default().is_empty());
         assert_eq!(serde_json::to_string(&Options::default()).unwrap(), "{}");
         let rate = Some(Rate { jobs: 10, seconds: 1, burst: 1 });
-        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }) };
+        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), ..Options::default() };
         assert!(!options.is_empty());
         let text = serde_json::to_string(&options).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);

@@ -1,6 +1,9 @@
 //! Acceptance tests: real processes, entered by HTTP, judged by the effect. One module a topic.
 
 mod access;
+mod admission;
+mod batches;
+mod chains;
 mod contract;
 mod dead_letters;
 mod drill;
@@ -16,3 +19,4 @@ mod refusals;
 mod retention;
 mod storage;
 mod switches;
+mod uniqueness;
