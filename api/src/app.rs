@@ -18,18 +18,24 @@ use shared::{
     tenant::Tenants,
 };
 use sqlx::PgPool;
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{
     accept::{Acceptor, Room},
     auth::KeyCache,
+    backlog::Backlogs,
     follow::Follow,
     routes::Health,
 };
 
+/// Batches that are read and stored at a time; further ones wait for their turn.
+pub const BATCHES: usize = 4;
+
 /// Counters that are there from the start, so that an alert on one finds it before the first event.
 const FROM_THE_START: &[&str] = &[
     "offstage_announcements_dropped_total",
+    "offstage_backlog_refused_total",
+    "offstage_batches_accepted_total",
     "offstage_handovers_dropped_total",
     "offstage_http_waiting_refused_total",
     "offstage_jobs_discarded_total",
@@ -57,6 +63,10 @@ pub struct Parts {
     pub kinds: Registry,
     /// Takes jobs in.
     pub acceptor: Acceptor,
+    /// How much of each tenant waits.
+    pub backlogs: Backlogs,
+    /// Batches under way: each holds some megabytes, so there are few at a time.
+    pub batches: Arc<Semaphore>,
     /// Who waits for news of jobs.
     pub follow: Follow,
     /// Tenants as last read.
@@ -95,6 +105,10 @@ impl App {
         for name in FROM_THE_START {
             metrics::counter!(*name).increment(0);
         }
+        let _registered = metrics::histogram!("offstage_batch_store_seconds");
+        for by in ["idempotency_key", "unique"] {
+            metrics::counter!("offstage_jobs_duplicate_total", "by" => by).increment(0);
+        }
         metrics::counter!("offstage_http_panics_total", "route" => "unmatched").increment(0);
         metrics::gauge!("offstage_http_requests_waiting").increment(0.0);
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
@@ -109,6 +123,8 @@ impl App {
             storage: Storage::new(&config.s3),
             kinds: Registry::new(config.probe.enabled),
             acceptor,
+            backlogs: Backlogs::new(pool.clone()),
+            batches: Arc::new(Semaphore::new(BATCHES)),
             follow,
             redis: redis.commands(),
             config,

@@ -1,5 +1,6 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
+mod batches;
 mod downloads;
 mod exports;
 mod health;
@@ -43,6 +44,7 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::serve))
         .merge(jobs::routes())
+        .merge(batches::routes())
         .merge(exports::routes())
         .merge(schedules::routes())
         .merge(queues::routes())

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 const KNOWN: &[&str] = &[
     "OFFSTAGE_API_DATABASE_URL",
     "OFFSTAGE_API_POOL",
+    "OFFSTAGE_BACKLOG",
     "OFFSTAGE_CLOCK_FILE",
     "OFFSTAGE_CONCURRENCY",
     "OFFSTAGE_DATABASE_URL",

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::{Next, Parent, Unique};
+
 /// A job's options. Every field has a default, so that old rows and old programs stay readable.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Options {
@@ -16,6 +18,18 @@ pub struct Options {
     /// The schedule that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduledBy>,
+    /// The key that no other unfinished job, or none for a period, may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Unique>,
+    /// The batch that it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Uuid>,
+    /// What it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// What follows it when it succeeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Next>,
 }
 
 /// Where a scheduled job comes from.
@@ -46,7 +60,7 @@ impl Options {
     /// Whether somebody acts upon the job's end: it then leaves a row for [`crate::ledger::ended`].
     #[must_use]
     pub const fn is_followed(&self) -> bool {
-        self.schedule.is_some()
+        self.schedule.is_some() || self.batch.is_some() || !self.then.is_empty()
     }
 }
 
@@ -99,7 +113,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&Options::default()).unwrap(), "{}");
         let rate = Some(Rate { jobs: 10, seconds: 1, burst: 1 });
         let schedule = Some(ScheduledBy { id: Uuid::nil(), name: "nightly".into(), due_at: DateTime::UNIX_EPOCH });
-        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), schedule };
+        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), schedule, ..Options::default() };
         assert!(!options.is_empty());
         let text = serde_json::to_string(&options).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);

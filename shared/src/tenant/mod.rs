@@ -4,6 +4,7 @@
 //! What must stay true: a manifest in the database was checked when it was applied and is checked again when it is read;
 //! it holds no secret; and a statement of the API sees one tenant's rows, because it runs in [`transaction`].
 
+mod admission;
 mod dataset;
 mod manifest;
 mod plan;
@@ -11,6 +12,7 @@ mod retention;
 mod store;
 mod user;
 
+pub use admission::NotEnabled;
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};

@@ -1,6 +1,9 @@
 //! Acceptance tests: real processes, entered by HTTP, judged by the effect. One module a topic.
 
 mod access;
+mod admission;
+mod batches;
+mod chains;
 mod contract;
 mod dead_letters;
 mod drill;
@@ -17,3 +20,4 @@ mod retention;
 mod schedules;
 mod storage;
 mod switches;
+mod uniqueness;

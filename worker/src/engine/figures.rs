@@ -20,7 +20,10 @@ const EVERY: Duration = Duration::from_secs(10);
 /// knows (a kind) begin with it.
 const FROM_THE_START: &[&str] = &[
     "offstage_announcements_dropped_total",
+    "offstage_batches_finished_total",
     "offstage_claims_given_back_total",
+    "offstage_ends_followed_total",
+    "offstage_ends_given_up_total",
     "offstage_file_deletions_failed_total",
     "offstage_file_sweep_failures_total",
     "offstage_jobs_taken_over_total",
@@ -71,6 +74,9 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
         metrics::counter!("offstage_schedule_ticks_total", "outcome" => outcome.word()).increment(0);
     }
     let _registered = metrics::histogram!("offstage_schedule_late_seconds");
+    for after in ["batch", "job"] {
+        metrics::counter!("offstage_jobs_followed_total", "after" => after).increment(0);
+    }
     for reason in ["expired", "removed"] {
         metrics::counter!("offstage_files_deleted_total", "reason" => reason).increment(0);
     }

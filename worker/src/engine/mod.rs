@@ -44,6 +44,7 @@ use std::{
 use apalis_core::worker::builder::WorkerBuilder;
 use secrecy::SecretString;
 use shared::{
+    kinds::Registry,
     ledger::{self, LedgerError},
     queue::{Queue, Redis, backend::ChannelBackend, signal},
     shutdown::{Exit, Shutdown},
@@ -104,6 +105,8 @@ struct Engine {
     redis: Redis,
     services: Arc<Services>,
     handlers: Handlers,
+    /// The kinds, for jobs that follow others.
+    kinds: Registry,
     held: Arc<Held>,
     lease: Arc<Lease>,
     announcer: Announcer,
@@ -183,6 +186,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         worker,
         claims: parts.claims,
         redis: parts.redis,
+        kinds: Registry::new(parts.services.probe.enabled),
         services: parts.services,
         handlers: parts.handlers,
         held: Arc::clone(&held),

@@ -10,6 +10,7 @@ mod dead;
 mod explain;
 mod fingerprint;
 mod list;
+mod next;
 mod read;
 mod view;
 
@@ -27,11 +28,16 @@ use shared::{
 use utoipa::OpenApi;
 use uuid::Uuid;
 
-pub use admission::{Admitted, Wish, admit};
+pub use admission::{
+    Admitted, Asker, Duplicate, Examined, KEY_RULE, Refusal, Wish, admit, backlog_full, count_duplicates, examine, idempotency_key, is_key,
+    not_accepted, tenant_of,
+};
 pub use change::{NoBody, restless, stop_job};
-pub use create::gone;
-pub use list::listed_owner;
-pub use view::{Job, Outlook, Progress, Reader, Trouble, address as job_address};
+pub use create::{NewJob, gone};
+pub use fingerprint::hash_of;
+pub use list::{JobPage, listed_owner};
+pub use next::{Check, NextJob};
+pub use view::{Followers, Job, Outlook, Progress, Reader, Trouble, address as job_address};
 
 use crate::{
     app::App,
