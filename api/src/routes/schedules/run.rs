@@ -31,7 +31,7 @@ use crate::{
     responses(
         (status = 202, body = Job, description = "The job", headers(("Location" = String, description = "The job's address"))),
         (status = 404, body = ProblemBody<'static>, description = "`schedule_not_found`"),
-        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: its payload is not one that the kind and the product take any more"),
+        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: the kind is switched off, or its payload is not one that the kind and the product take any more"),
     ),
 )]
 pub async fn run(State(app): State<App>, Backend(caller): Backend<SchedulesWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
@@ -41,7 +41,7 @@ pub async fn run(State(app): State<App>, Backend(caller): Backend<SchedulesWrite
     let held = schedule::hold(&mut transaction, caller.tenant, id).await?;
     let RanNow { job, queue } = schedule::run_now(&mut transaction, &held, &app.kinds, &tenant.manifest, &app.clock)
         .await?
-        .map_err(|why| Problem::invalid(vec![Violation::new("/payload", why)]))?;
+        .map_err(|why| Problem::invalid(vec![Violation::new("", why)]))?;
     let found = find::job(&mut transaction, caller.tenant, None, job).await?.ok_or_else(Problem::unexplained)?;
     transaction.commit().await?;
     app.follow.tell(job, Call::Dispatch(queue));

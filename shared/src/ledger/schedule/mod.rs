@@ -28,7 +28,7 @@ use crate::{
     notification::{ScheduleTold, ScheduleTrouble},
     queue::Queue,
     schedule::{Definition, MOST_SCHEDULES, TickOutcome, Timing, jitter},
-    tenant::Manifest,
+    tenant::{Manifest, NotEnabled},
 };
 
 /// A schedule as it stands.
@@ -96,6 +96,11 @@ impl FoundSchedule {
         let Some(entry) = kinds.find(&definition.kind) else {
             return Err(format!("no worker knows the kind `{}`", definition.kind));
         };
+        // Asked at each tick, as of every new job: a kind may be switched off while schedules of it stand.
+        tenant.allows(entry.name, definition.owner.as_deref()).map_err(|off| match off {
+            NotEnabled::ForTenant => format!("the product's manifest has switched the kind `{}` off", entry.name),
+            NotEnabled::ForUser => format!("the kind `{}` is not on for this user yet", entry.name),
+        })?;
         let checked = (entry.check)(&definition.payload, tenant, definition.owner.as_deref()).map_err(|violations| told(&violations))?;
         let now = clock.now();
         let arrival = Arrival::Waiting(if tick.run_at > now { Reason::NotDue } else { Reason::Window });

@@ -91,3 +91,32 @@ async fn a_wrong_declaration_is_refused_with_its_line() {
     }
     assert_eq!(planned.world.number("SELECT count(*) FROM schedule").await, 1);
 }
+
+#[tokio::test]
+async fn a_tick_that_the_product_does_not_take_any_more_is_refused_and_says_why() {
+    let planned = Planned::at("2025-06-01T12:00:00Z").await;
+    let _worker = planned.worker().await;
+    let client = planned.client();
+    let id = planned.create(&json!({"name": "own", "kind": "probe.run", "cron": "* * * * *", "notify_after_failures": 1})).await;
+    apply(&planned, "[kinds.\"probe.run\"]\nenabled = false\n", &[]).await.unwrap();
+    let run = format!("/v1/schedules/{id}/run");
+    acceptance::until("the API knows it", async || match client.post_nothing(&run).await {
+        answer if answer.status == 422 => Ok(answer.problem(422, "validation_failed")),
+        answer => Err(answer.text()),
+    })
+    .await;
+    let wished = planned.history(&id).await.len();
+    // A worker may know what the manifest says a moment later.
+    let ticks = acceptance::until("a tick is refused", async || {
+        planned.clock.advance(chrono::TimeDelta::minutes(1));
+        let due = planned.clock.now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        let ticks =
+            planned.ticked(&id, "the tick was handled", |ticks| ticks.last().is_some_and(|tick| tick["due_at"] == due.as_str())).await;
+        if ticks.last().unwrap()["outcome"] == "refused" { Ok(ticks) } else { Err(ticks) }
+    })
+    .await;
+    let refused = ticks.last().unwrap();
+    assert!(refused["detail"].as_str().unwrap().contains("switched the kind `probe.run` off") && refused["job_id"].is_null(), "{refused}");
+    assert_eq!(planned.world.number("SELECT count(*) FROM notification WHERE owner = '' AND data ->> 'trouble' = 'failing'").await, 1);
+    assert!(ticks.len() > wished, "{ticks:?}");
+}
