@@ -19,7 +19,7 @@ use crate::{
 pub const BATCH: usize = 1_000;
 
 /// Tenants that have their turn in one statement; the next one goes on behind them.
-pub const TURNS: i64 = 200;
+pub const TURNS: usize = 200;
 
 /// How many of a tenant's jobs may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +37,10 @@ pub struct Turn {
 /// [`LedgerError`].
 pub async fn turns(pool: &PgPool, queue: Queue, priority: Priority, now: DateTime<Utc>, after: i32) -> Result<Vec<i32>, LedgerError> {
     let mut tenants = turns_between(pool, queue, priority, now, after, i32::MAX).await?;
-    if (tenants.len() as i64) < TURNS && after >= 0 {
+    if tenants.len() < TURNS && after >= 0 {
         let rest = turns_between(pool, queue, priority, now, -1, after).await?;
         tenants.extend(rest);
-        tenants.truncate(usize::try_from(TURNS).unwrap_or_default());
+        tenants.truncate(TURNS);
     }
     Ok(tenants)
 }
@@ -73,7 +73,7 @@ async fn turns_between(
     .bind(now)
     .bind(after)
     .bind(last)
-    .bind(TURNS)
+    .bind(i64::try_from(TURNS).unwrap_or(i64::MAX))
     .fetch_all(pool)
     .await?)
 }

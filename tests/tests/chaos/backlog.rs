@@ -20,7 +20,7 @@ const MOST_OF_REDIS: f64 = 32.0;
 async fn backlog() {
     let seed = Seed::of("backlog");
     let world = World::start_with(program()).await;
-    let jobs = size(20_000, 1_000_000);
+    let jobs: u64 = size(20_000, 1_000_000);
     let tenants = 50;
     for number in 0..tenants {
         let _ = world.tenant(&format!("tenant{number:02}")).await;
@@ -45,7 +45,7 @@ async fn backlog() {
     let waiting = rows("job_waiting", "job_id, tenant_id, run_at, priority, reason, queue", "id, tenant, now(), 1, 3, 'analytics'");
     // One statement, so that all of it is of one moment.
     let one = format!("WITH jobs AS ({job} RETURNING 1), states AS ({state} RETURNING 1) {waiting}");
-    assert_eq!(world.execute(one).await, jobs as u64);
+    assert_eq!(world.execute(one).await, jobs);
     world.execute("ANALYZE job_waiting").await;
 
     let memory = async || -> f64 {

@@ -111,7 +111,9 @@ async fn follow(engine: &Engine, limit: i64) -> Result<usize, LedgerError> {
     transaction.commit().await?;
     metrics::counter!("offstage_ends_followed_total").increment(followed.ends as u64);
     metrics::counter!("offstage_jobs_followed_total", "after" => "job").increment(followed.jobs as u64);
-    followed.due.into_iter().for_each(|queue| engine.dispatch.due(queue));
+    for queue in followed.due {
+        engine.dispatch.due(queue);
+    }
     tell_of_batches(engine, &finished);
     Ok(followed.ends)
 }
