@@ -9,6 +9,7 @@ mod moment;
 mod openapi;
 mod page;
 mod queues;
+mod schedules;
 
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ pub fn router(app: App) -> Router {
         .merge(jobs::routes())
         .merge(batches::routes())
         .merge(exports::routes())
+        .merge(schedules::routes())
         .merge(queues::routes())
         .merge(downloads::routes());
     dress(routes, app, edge::DEADLINE)

@@ -13,7 +13,7 @@ use super::{
     stores,
     variables::{Reader, SOURCE_PREFIX},
 };
-use crate::{queue::Queue, tenant::Retention};
+use crate::{clock::Clock, queue::Queue, tenant::Retention};
 
 /// An address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +187,26 @@ impl Sources {
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Sources {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
         Self { urls: pairs.into_iter().map(|(name, url)| (name.into(), SecretString::from(url.into()))).collect() }
+    }
+}
+
+/// Business time: the operating system's, or for tests a file's. A build for production has no such setting: a clock that stands still
+/// would stop every schedule, retry and expiry.
+pub(super) fn clock(reader: &mut Reader<'_>) -> Clock {
+    let Some(path) = reader.optional("OFFSTAGE_CLOCK_FILE") else { return Clock::system() };
+    if !cfg!(debug_assertions) {
+        reader.problem("OFFSTAGE_CLOCK_FILE", "is for tests, and this is a release build, which can't be told another time; remove it");
+        return Clock::system();
+    }
+    match Clock::of_file(path.into()) {
+        Ok(clock) => {
+            reader.warn(format!("OFFSTAGE_CLOCK_FILE: the business time is what {path} says; this is for tests only"));
+            clock
+        }
+        Err(detail) => {
+            reader.problem("OFFSTAGE_CLOCK_FILE", detail);
+            Clock::system()
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub mod limits;
 pub mod next;
 pub mod recover;
 pub mod retention;
+pub mod schedule;
 pub mod settle;
 pub mod switches;
 pub mod unique;

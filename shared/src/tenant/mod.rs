@@ -10,6 +10,7 @@ mod manifest;
 mod plan;
 mod retention;
 mod store;
+mod user;
 
 pub use admission::NotEnabled;
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
@@ -17,3 +18,4 @@ pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, transaction};
+pub use user::check_user;

@@ -17,6 +17,7 @@ mod queues;
 mod recovery;
 mod refusals;
 mod retention;
+mod schedules;
 mod storage;
 mod switches;
 mod uniqueness;
