@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 
-use super::{FoundSchedule, LedgerError, NewSchedule, ScheduleError, change, create, delete, found, hold_count, schedule_columns};
+use super::{FoundSchedule, LedgerError, NewSchedule, ScheduleError, change, create, delete, found, keep::hold_count, schedule_columns};
 use crate::{clock::Clock, kinds::Registry, schedule::Definition};
 
 /// Why a manifest's schedules could not be declared.
