@@ -15,7 +15,7 @@ use std::{
 use chrono::TimeDelta;
 use shared::{
     clock::Clock,
-    job::Reason,
+    job::{JobId, Reason},
     ledger::{
         LedgerError,
         insert::{self, Arrival, Inserted, NewJob},
@@ -65,6 +65,8 @@ struct Entry {
 struct Told {
     handovers: Vec<Handover>,
     wake: Vec<Queue>,
+    /// For who listens to all jobs.
+    accepted: Vec<JobId>,
 }
 
 /// How deep the queues are, as far as this process knows.
@@ -192,10 +194,11 @@ impl Gatherer {
         let outcomes = insert::insert(&self.pool, now, &jobs).await;
         metrics::histogram!("offstage_accept_insert_seconds").record(began.elapsed().as_secs_f64());
 
-        let mut told = Told { handovers: Vec::new(), wake: Vec::new() };
+        let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };
         for ((job, outcome), answer) in jobs.iter().zip(outcomes).zip(answers) {
             if matches!(outcome, Ok(Inserted::Accepted)) {
                 metrics::counter!("offstage_jobs_accepted_total", "queue" => job.queue.name(), "kind" => job.kind).increment(1);
+                told.accepted.push(job.id);
                 if let Some(handover) = job.handover() {
                     told.handovers.push(handover);
                 } else if job.run_at - now < DISPATCHER_LOOKS && !told.wake.contains(&job.queue) {
@@ -218,9 +221,11 @@ async fn announce(mut connection: Commands, redis: Redis, depths: Arc<Depths>, m
     while told.recv_many(&mut batch, HANDOVERS).await > 0 {
         let mut handovers = Vec::new();
         let mut wake: Vec<Queue> = Vec::new();
+        let mut accepted = Vec::new();
         for one in batch.drain(..) {
             handovers.extend(one.handovers);
             wake.extend(one.wake);
+            accepted.extend(one.accepted);
         }
         wake.sort_unstable();
         wake.dedup();
@@ -242,6 +247,9 @@ async fn announce(mut connection: Commands, redis: Redis, depths: Arc<Depths>, m
             if let Err(error) = signal::wake(&mut connection, keys, queue).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "could not wake the dispatchers; they look by themselves");
             }
+        }
+        if let Err(error) = signal::changed(&mut connection, keys, accepted).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "could not tell of new jobs; listeners look by themselves");
         }
         for queue in depths.stale() {
             depths.learn(queue, push::depth(&mut connection, keys, queue).await.ok());

@@ -18,7 +18,7 @@ use shared::{
     tenant::Tenants,
 };
 use sqlx::PgPool;
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 
 use crate::{accept::Acceptor, auth::KeyCache, follow::Follow, routes::Health};
 
@@ -29,7 +29,12 @@ const FROM_THE_START: &[&str] = &[
     "offstage_http_waiting_refused_total",
     "offstage_jobs_discarded_total",
     "offstage_jobs_redriven_total",
+    "offstage_stream_events_total",
+    "offstage_streams_refused_total",
 ];
+
+/// Pictures of many jobs that are taken at a time.
+const PICTURES: usize = 4;
 
 /// The program's parts, shared by all requests. Cheap to clone.
 #[derive(Clone)]
@@ -51,6 +56,8 @@ pub struct Parts {
     pub kinds: Registry,
     /// Takes jobs in.
     pub acceptor: Acceptor,
+    /// Turns of those who take pictures of many jobs, so that they leave connections to others.
+    pub pictures: Semaphore,
     /// Who waits for news of jobs.
     pub follow: Follow,
     /// Tenants as last read.
@@ -91,10 +98,11 @@ impl App {
         }
         metrics::counter!("offstage_http_panics_total", "route" => "unmatched").increment(0);
         metrics::gauge!("offstage_http_requests_waiting").increment(0.0);
+        metrics::gauge!("offstage_streams").set(0.0);
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
         let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
         let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into());
-        let follow = Follow::start(pool.clone(), &redis, shutdown.asked().clone());
+        let follow = Follow::start(pool.clone(), &redis, clock.clone(), config.streams, shutdown.asked().clone());
         Ok(Self(Arc::new(Parts {
             tenants: Tenants::new(pool.clone()),
             keys: KeyCache::new(pool.clone(), clock.clone()),
@@ -102,6 +110,7 @@ impl App {
             storage: Storage::new(&config.s3),
             kinds: Registry::new(config.probe.enabled),
             acceptor,
+            pictures: Semaphore::new(PICTURES),
             follow,
             redis: redis.commands(),
             config,

@@ -11,6 +11,7 @@ pub mod arrival;
 pub mod auth;
 pub mod commands;
 pub mod edge;
+pub mod events;
 pub mod extract;
 pub mod follow;
 pub mod problem;

@@ -24,8 +24,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-/// The most connections at once. Further ones wait in the operating system's queue. R6 asks for 900 users; some of them
-/// hold several.
+/// The most connections at once, besides those that the installation allows for streams of events. Further ones wait in the
+/// operating system's queue. R6 asks for 900 users; some of them hold several.
 pub const MOST_CONNECTIONS: usize = 4_096;
 
 /// How long a connection may take to send a request's headers, and may idle between requests. Longer than the 60 s for
@@ -50,9 +50,9 @@ const LEAVE_TAKING: Duration = Duration::from_millis(500);
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// Serves until stopping is asked for and leave was taken; then accepts nothing, lets requests under way finish for `grace`, and
-/// tells how it ended.
-pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, grace: Duration) -> Exit {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+/// tells how it ended. `streams`: how many connections may be taken up by streams of events.
+pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, grace: Duration, streams: usize) -> Exit {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS + streams));
     let connections = TaskTracker::new();
     // Set when leave was taken: connections that idle are closed.
     let closing = CancellationToken::new();

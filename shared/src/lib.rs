@@ -11,6 +11,8 @@ pub mod notification;
 pub mod queue;
 pub mod random;
 pub mod shutdown;
+pub mod signing;
+pub mod status;
 pub mod storage;
 pub mod telemetry;
 pub mod tenant;

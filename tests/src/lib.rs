@@ -10,6 +10,7 @@
 
 mod callbacks;
 mod client;
+mod events;
 mod figures;
 mod load;
 mod wait;
@@ -17,6 +18,7 @@ mod world;
 
 pub use callbacks::{Call, Callbacks};
 pub use client::{Answer, Client, id_of, is_terminal, probe};
+pub use events::{Event, Events};
 pub use figures::Spread;
 pub use load::{Load, Loaded};
 pub use wait::{PATIENCE, until, until_within};

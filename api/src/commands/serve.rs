@@ -26,7 +26,7 @@ pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
     }
     let metrics = Metrics::start("api")?;
     let shutdown = Shutdown::on_signals().map_err(|source| CommandError::System { doing: "listen for signals".into(), source })?;
-    let (listen, grace) = (config.listen.address, config.shutdown_grace);
+    let (listen, grace, streams) = (config.listen.address, config.shutdown_grace, config.streams.most);
     let app = App::new(config, Clock::system(), metrics, shutdown.clone())?;
     ledger::warm(&app.pool).await;
     let listener = TcpListener::bind(listen).await;
@@ -34,7 +34,7 @@ pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
     let address = listener.local_addr().map_err(|source| CommandError::System { doing: "read the listener's address".into(), source })?;
     tracing::info!(address = %address, version = env!("CARGO_PKG_VERSION"), "listening");
     let (pool, accepting) = (app.pool.clone(), app.accepting());
-    let exit = server::run(listener, routes::router(app), &shutdown, grace).await;
+    let exit = server::run(listener, routes::router(app), &shutdown, grace, streams).await;
     if exit == Exit::Finished {
         // The last jobs are stored; without Redis' ear they would wait for recovery.
         if let Some(accepting) = accepting

@@ -4,6 +4,7 @@ mod downloads;
 mod exports;
 mod health;
 mod jobs;
+mod links;
 mod moment;
 mod openapi;
 mod page;
@@ -41,6 +42,7 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::serve))
         .merge(jobs::routes())
+        .merge(links::routes())
         .merge(exports::routes())
         .merge(downloads::routes());
     dress(routes, app, edge::DEADLINE)

@@ -11,6 +11,9 @@ pub struct Options {
     /// The key that limits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
+    /// Where its end is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_url: Option<String>,
 }
 
 impl Options {
@@ -30,7 +33,7 @@ impl Options {
     /// Whether somebody acts upon the job's end: it then leaves a row for [`crate::ledger::ended`].
     #[must_use]
     pub const fn is_followed(&self) -> bool {
-        false
+        self.completion_url.is_some()
     }
 }
 
@@ -82,7 +85,9 @@ mod tests {
         assert!(Options::default().is_empty());
         assert_eq!(serde_json::to_string(&Options::default()).unwrap(), "{}");
         let rate = Some(Rate { jobs: 10, seconds: 1, burst: 1 });
-        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }) };
+        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), ..Options::default() };
+        assert!(!options.is_followed());
+        assert!(Options { completion_url: Some("https://a.example/".into()), ..Options::default() }.is_followed());
         assert!(!options.is_empty());
         let text = serde_json::to_string(&options).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);

@@ -14,6 +14,7 @@
 pub mod change;
 pub mod checkpoint;
 pub mod claim;
+pub mod completion;
 pub mod dead;
 pub mod dispatch;
 pub mod drill;
@@ -22,6 +23,7 @@ pub mod ended;
 pub mod files;
 pub mod find;
 pub mod insert;
+pub mod links;
 pub mod recover;
 pub mod retention;
 pub mod settle;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    completion::Completion,
     dataset::{Dataset, Source},
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
@@ -43,6 +44,8 @@ pub struct Manifest {
     pub datasets: BTreeMap<String, Dataset>,
     /// What the product's users may use, by plan.
     pub plans: BTreeMap<String, Plan>,
+    /// Where ends of jobs may be told.
+    pub completion: Option<Completion>,
     declaration: Declaration,
 }
 
@@ -154,8 +157,12 @@ impl Manifest {
                 faults.push(Fault::new(&path, detail));
             }
         }
+        for (field, detail) in declaration.completion.iter().flat_map(Completion::faults) {
+            faults.push(Fault::new(&["completion", field], detail));
+        }
+        let completion = declaration.completion.clone();
         let plans = declaration.plans.clone();
-        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, plans, declaration })
+        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, plans, completion, declaration })
     }
 }
 
@@ -186,6 +193,8 @@ struct Declaration {
     retention: Option<RetentionDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     plans: BTreeMap<String, Plan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    completion: Option<Completion>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

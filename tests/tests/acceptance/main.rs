@@ -4,6 +4,7 @@ mod access;
 mod contract;
 mod dead_letters;
 mod drill;
+mod events;
 mod exports;
 mod faults;
 mod files;

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shared::{
     ledger::{
-        LedgerError,
+        LedgerError, completion,
         ended::{self, Ended},
     },
     queue::Queue,
@@ -70,9 +70,10 @@ async fn follow(engine: &Engine, limit: i64) -> Result<usize, LedgerError> {
 }
 
 /// What one end leads to; answers the queues that got work by it.
-async fn act(_engine: &Engine, _connection: &mut PgConnection, end: &Ended) -> Result<Vec<Queue>, LedgerError> {
+async fn act(engine: &Engine, connection: &mut PgConnection, end: &Ended) -> Result<Vec<Queue>, LedgerError> {
     tracing::debug!(job = %end.job, state = end.state.word(), "a followed job ended");
-    Ok(Vec::new())
+    let clock = &engine.services.clock;
+    Ok(completion::tell(connection, end, clock).await?.into_iter().collect())
 }
 
 /// Lets go of an end that the database won't have acted upon: that is a fault of ours, and is shown.

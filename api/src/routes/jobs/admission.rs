@@ -64,6 +64,8 @@ pub struct Wish {
     pub owner: Option<String>,
     /// See the request.
     pub limit: Option<Limit>,
+    /// See the request.
+    pub completion_url: Option<String>,
 }
 
 /// What became of a wish.
@@ -96,6 +98,7 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
     let owner = named.unwrap_or(acting_user.or(wish.owner.as_deref()));
     check_times(&wish, now, &mut violations);
     check_limit(wish.limit.as_ref(), &mut violations);
+    check_completion(app, tenant, wish.completion_url.as_deref(), &mut violations).await?;
     let entry = app.kinds.find(&wish.kind);
     let mut queue = None;
     match entry {
@@ -107,8 +110,16 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
     }
     let priority = wish.priority.unwrap_or(Priority::Normal);
     let body_hash = entry.map(|entry| {
-        let Wish { payload, run_at, start_by, .. } = &wish;
-        fingerprint(Fingerprinted { kind: entry.name, payload, run_at: *run_at, start_by: *start_by, priority, owner })
+        let Wish { payload, run_at, start_by, completion_url, .. } = &wish;
+        fingerprint(Fingerprinted {
+            kind: entry.name,
+            payload,
+            run_at: *run_at,
+            start_by: *start_by,
+            priority,
+            owner,
+            completion_url: completion_url.as_deref(),
+        })
     });
     let (Some(entry), Some(queue), Some(body_hash), true) = (entry, queue, body_hash, violations.is_empty()) else {
         if let (Some(key), Some(body_hash), Ok(owner)) = (key, body_hash, named)
@@ -135,7 +146,7 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
         start_by: wish.start_by,
         state: Arrival::Queued,
         idempotency: key.map(|key| IdempotencyKey { key: key.to_owned(), body_hash, expires_at: now + app.config.idempotency }),
-        options: Options { limit: wish.limit },
+        options: Options { limit: wish.limit, completion_url: wish.completion_url },
     };
     let accepted = accepted_as(&job, now);
     match app.acceptor.accept(job).await {
@@ -232,6 +243,18 @@ fn check_limit(limit: Option<&Limit>, violations: &mut Vec<Violation>) {
             wrong("/limit/rate/burst", "must be 1 to 10000");
         }
     }
+}
+
+/// Its end may be told to hosts that the product's manifest lists, and to nobody else.
+async fn check_completion(app: &App, tenant: i32, url: Option<&str>, violations: &mut Vec<Violation>) -> Result<(), Problem> {
+    let Some(url) = url else { return Ok(()) };
+    let tenant = app.tenants.get(tenant).await?;
+    let refused = match tenant.as_ref().and_then(|tenant| tenant.manifest.completion.as_ref()) {
+        None => Some("can't be told to anybody: the product's manifest lists no hosts, [completion]".to_owned()),
+        Some(completion) => completion.destination(url).err(),
+    };
+    violations.extend(refused.map(|detail| Violation::new("/completion_url", detail)));
+    Ok(())
 }
 
 fn unknown_kind(app: &App, kind: &str) -> Violation {
@@ -408,6 +431,7 @@ mod tests {
                 priority: None,
                 owner: None,
                 limit: None,
+                completion_url: None,
             };
             let mut violations = Vec::new();
             check_times(&wish, now, &mut violations);

@@ -52,6 +52,10 @@ pub struct NewJob {
     owner: Option<String>,
     /// A key that it shares with other jobs, and how many of those may run or start at a time.
     limit: Option<Limit>,
+    /// Where to POST the job's view when it has ended, signed by Standard Webhooks: an https address on a host that the product's
+    /// manifest lists. At most 2,000 bytes.
+    #[schema(max_length = 2_000, example = "https://hooks.example.com/offstage")]
+    completion_url: Option<String>,
 }
 
 /// Asks for a job.
@@ -88,6 +92,7 @@ pub async fn create(
         priority: new.priority,
         owner: new.owner,
         limit: new.limit,
+        completion_url: new.completion_url,
     };
     let acting_user = caller.acting_user.as_deref();
     let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {

@@ -7,10 +7,10 @@ mod admission;
 mod change;
 mod create;
 mod dead;
+mod events;
 mod fingerprint;
 mod list;
 mod read;
-mod view;
 
 use axum::{
     Router,
@@ -21,7 +21,7 @@ use axum::{
 use shared::{
     job::JobId,
     ledger::{self, LedgerError, dead::Tombstone},
-    tenant,
+    status as view, tenant,
 };
 use utoipa::OpenApi;
 use uuid::Uuid;
@@ -29,7 +29,9 @@ use uuid::Uuid;
 pub use admission::{Admitted, Wish, admit};
 pub use change::{NoBody, restless, stop_job};
 pub use create::gone;
+pub use events::stream;
 pub use list::listed_owner;
+pub use read::{held_versions, tag};
 pub use view::{Outlook, Progress, Reader, Trouble, address as job_address};
 
 use crate::{
@@ -41,7 +43,7 @@ use crate::{
 #[derive(OpenApi)]
 #[openapi(
     paths(
-        create::create, list::list, read::read, change::cancel, change::retry, dead::discard, dead::retry_all, dead::discard_all
+        create::create, list::list, read::read, change::cancel, change::retry, events::follow_one, events::follow_all, dead::discard, dead::retry_all, dead::discard_all
     ),
     tags((name = "jobs", description = "Every kind of work, asked for and followed")),
 )]
@@ -54,6 +56,8 @@ pub fn routes() -> Router<App> {
         .route("/v1/jobs/retry", post(dead::retry_all))
         .route("/v1/jobs/discard", post(dead::discard_all))
         .route("/v1/jobs/{id}", get(read::read))
+        .route("/v1/jobs/{id}/events", get(events::follow_one))
+        .route("/v1/events", get(events::follow_all))
         .route("/v1/jobs/{id}/cancel", post(change::cancel))
         .route("/v1/jobs/{id}/retry", post(change::retry))
         .route("/v1/jobs/{id}/discard", post(dead::discard))
@@ -99,7 +103,7 @@ fn id_of(text: &str) -> Option<JobId> {
 }
 
 /// Why there is no such job: it is gone, or it never was for this caller.
-async fn missing(app: &App, asked: Asked<'_>) -> Problem {
+pub async fn missing(app: &App, asked: Asked<'_>) -> Problem {
     match tombstone(app, asked).await {
         Ok(Some(Tombstone { gone_at, discarded, .. })) => {
             let how = if discarded { "discarded" } else { "removed with other finished history" };

@@ -1,16 +1,19 @@
-//! A job as clients see it: one form, whichever door shows it.
+//! A job as clients see it: one form, whoever shows it: a poll, a stream of events, a webhook.
+//!
+//! What must stay true: causes and other people's words for servers are not for clients; a field that is there once stays.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use shared::{
+use utoipa::ToSchema;
+
+use crate::{
     job::{JobId, Priority, Reason, State},
     kinds::{ExportCreate, Kind, Registry},
     ledger::find::{FoundAttempt, FoundJob},
 };
-use utoipa::ToSchema;
 
 /// The shortest and the longest pause between two polls that we advise for what is under way. Long-polling
 /// (`?wait=20&since=…`) hears of a change at once and is cheaper.
