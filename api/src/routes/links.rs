@@ -61,8 +61,14 @@ pub fn routes() -> Router<App> {
         .allow_methods([Method::GET, Method::HEAD])
         .allow_headers(asked_by)
         .expose_headers([header::ETAG, header::RETRY_AFTER]);
-    let open = Router::new().route("/j/{token}", get(read)).route("/j/{token}/events", get(follow)).layer(anybody);
+    let open =
+        Router::new().route("/j/{token}", get(read).options(asked)).route("/j/{token}/events", get(follow).options(asked)).layer(anybody);
     Router::new().route("/v1/jobs/{id}/links", post(create).delete(revoke)).merge(open)
+}
+
+/// What a browser asks beforehand is answered by the layer; here are those who ask for no origin.
+async fn asked() -> StatusCode {
+    StatusCode::NO_CONTENT
 }
 
 /// What an address is to be like; the body may be left out.
