@@ -20,7 +20,7 @@ use shared::{
 use sqlx::PgPool;
 use tokio::{sync::Semaphore, task::JoinHandle};
 
-use crate::{accept::Acceptor, auth::KeyCache, follow::Follow, routes::Health};
+use crate::{accept::Acceptor, auth::KeyCache, follow::Follow, pace::Paces, routes::Health};
 
 /// Counters that are there from the start, so that an alert on one finds it before the first event.
 const FROM_THE_START: &[&str] = &[
@@ -60,6 +60,8 @@ pub struct Parts {
     pub pictures: Semaphore,
     /// Who waits for news of jobs.
     pub follow: Follow,
+    /// How long jobs take.
+    pub paces: Paces,
     /// Tenants as last read.
     pub tenants: Tenants,
     /// API keys as last read.
@@ -104,6 +106,7 @@ impl App {
         let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into());
         let follow = Follow::start(pool.clone(), &redis, clock.clone(), config.streams, shutdown.asked().clone());
         Ok(Self(Arc::new(Parts {
+            paces: Paces::new(pool.clone()),
             tenants: Tenants::new(pool.clone()),
             keys: KeyCache::new(pool.clone(), clock.clone()),
             health: Health::default(),

@@ -14,6 +14,7 @@ pub mod edge;
 pub mod events;
 pub mod extract;
 pub mod follow;
+pub mod pace;
 pub mod problem;
 pub mod routes;
 pub mod schema;

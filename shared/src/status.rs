@@ -17,7 +17,13 @@ use crate::{
 
 /// The shortest and the longest pause between two polls that we advise for what is under way. Long-polling
 /// (`?wait=20&since=…`) hears of a change at once and is cheaper.
-const POLL_UNDER_WAY: (TimeDelta, TimeDelta) = (TimeDelta::milliseconds(500), TimeDelta::seconds(5));
+const POLL_UNDER_WAY: (TimeDelta, TimeDelta) = (TimeDelta::milliseconds(500), TimeDelta::seconds(30));
+
+/// The longest for what is past the time that such jobs take: it may end at any moment.
+const POLL_OVERDUE: TimeDelta = TimeDelta::seconds(5);
+
+/// For what an operator holds: nothing happens before somebody does something.
+const POLL_HELD: TimeDelta = TimeDelta::seconds(30);
 
 /// The same for what waits for its time.
 const POLL_NOT_DUE: (TimeDelta, TimeDelta) = (TimeDelta::seconds(1), TimeDelta::seconds(60));
@@ -206,9 +212,12 @@ impl Outlook {
         let poll = if waits_for_its_time {
             until_due.clamp(POLL_NOT_DUE.0, POLL_NOT_DUE.1)
         } else {
-            // The longer it takes, the longer it may still take.
-            (under_way_for / 4).clamp(POLL_UNDER_WAY.0, POLL_UNDER_WAY.1)
+            // About when it should be done; from then on the longer it takes, the longer it may still take.
+            let left = whole - under_way_for;
+            let overdue = (under_way_for / 4).clamp(POLL_UNDER_WAY.0, POLL_OVERDUE);
+            if left > overdue { left.clamp(POLL_UNDER_WAY.0, POLL_UNDER_WAY.1) } else { overdue }
         };
+        let poll = if reason == Reason::SwitchedOff { POLL_HELD } else { poll };
         let seconds = left.num_seconds() + i64::from(left.subsec_nanos() > 0);
         Self { estimate_seconds: Some(seconds.max(1)), poll_after_ms: Some(poll.num_milliseconds()) }
     }
@@ -262,6 +271,21 @@ pub fn address(id: JobId) -> String {
 }
 
 impl Job {
+    /// With an outlook by what such jobs took lately, where that is known.
+    #[must_use]
+    pub fn paced(mut self, takes: Option<Duration>, now: DateTime<Utc>) -> Self {
+        if let Some(takes) = takes {
+            self.outlook = Outlook::of(self.state, self.reason.unwrap_or(Reason::None), self.run_at, self.started_at, takes, now);
+        }
+        self
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
     /// The view of a job as found, at a time.
     pub fn of(found: FoundJob, attempts: Option<Vec<FoundAttempt>>, kinds: &Registry, now: DateTime<Utc>, reader: Reader) -> Self {
         let state = found.state;
@@ -317,18 +341,18 @@ mod tests {
             let outlook = Outlook::of(state, reason, now + TimeDelta::milliseconds(due_in_ms), started_at, Duration::from_secs(5), now);
             (outlook.estimate_seconds, outlook.poll_after_ms)
         };
-        assert_eq!(of(State::Queued, Reason::None, 0, None), (Some(5), Some(500)));
+        assert_eq!(of(State::Queued, Reason::None, 0, None), (Some(5), Some(5_000)), "about when it should be done");
         assert_eq!(
             of(State::Queued, Reason::None, -8_000, Some(60_000)),
             (Some(5), Some(2_000)),
             "it has been due for 8 s; its last run is past"
         );
-        assert_eq!(of(State::Running, Reason::None, -9_000, Some(1_500)), (Some(4), Some(500)));
+        assert_eq!(of(State::Running, Reason::None, -9_000, Some(1_500)), (Some(4), Some(3_500)));
         assert_eq!(of(State::Running, Reason::None, -9_000, Some(60_000)), (Some(1), Some(5_000)));
         assert_eq!(of(State::Waiting, Reason::NotDue, 90_500, None), (Some(96), Some(60_000)));
         assert_eq!(of(State::Waiting, Reason::BackingOff, 1_200, Some(9_000)), (Some(7), Some(1_200)));
         assert_eq!(of(State::Waiting, Reason::BackingOff, 10, Some(9_000)), (Some(6), Some(1_000)));
-        assert_eq!(of(State::Waiting, Reason::NotDue, -10, None), (Some(5), Some(500)), "due, and about to be dispatched");
+        assert_eq!(of(State::Waiting, Reason::NotDue, -10, None), (Some(5), Some(4_990)), "due, and about to be dispatched");
         assert_eq!(of(State::Waiting, Reason::Window, -8_000, None), (Some(5), Some(2_000)));
         for state in [State::Succeeded, State::Failed, State::Cancelled, State::Expired] {
             assert_eq!(of(state, Reason::None, 0, None), (None, None));

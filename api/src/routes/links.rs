@@ -26,7 +26,7 @@ use shared::{
 use tower_http::cors::{Any, CorsLayer};
 use utoipa::{OpenApi, ToSchema};
 
-use super::jobs::{Asked, IdOfPath, NoBody, held_versions, missing, stream, tag};
+use super::jobs::{Asked, IdOfPath, NoBody, held_versions, missing, stream, tag, view_of};
 use crate::{
     app::App,
     auth::{Caller, JobsWrite},
@@ -227,7 +227,7 @@ pub async fn read(State(app): State<App>, Token(token): Token, headers: HeaderMa
     if held_versions(&headers, Reader::User).contains(&found.version) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
-    let job = Job::of(found, None, &app.kinds, app.clock.now(), Reader::User);
+    let job = view_of(&app, asked.tenant, found, None, Reader::User);
     Ok(([(header::ETAG, tag)], Answer(job)).into_response())
 }
 

@@ -16,6 +16,7 @@ use super::{
     admission::{Admitted, Wish, admit},
     read,
     view::{Job, Reader, address},
+    view_of,
 };
 use crate::{
     app::App,
@@ -103,7 +104,7 @@ pub async fn create(
         }
     };
     let location = address(found.id);
-    let job = Job::of(found, None, &app.kinds, app.clock.now(), Reader::acting_for(acting_user));
+    let job = view_of(&app, caller.tenant, found, None, Reader::acting_for(acting_user));
     Ok((status, [(header::LOCATION, location)], Answer(job)).into_response())
 }
 

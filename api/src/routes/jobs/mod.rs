@@ -20,7 +20,11 @@ use axum::{
 };
 use shared::{
     job::JobId,
-    ledger::{self, LedgerError, dead::Tombstone},
+    ledger::{
+        self, LedgerError,
+        dead::Tombstone,
+        find::{FoundAttempt, FoundJob},
+    },
     status as view, tenant,
 };
 use utoipa::OpenApi;
@@ -100,6 +104,13 @@ impl IdOfPath {
 /// An id in the form that we write; others lead nowhere, or one job would have several addresses.
 fn id_of(text: &str) -> Option<JobId> {
     (text.len() == 36).then(|| Uuid::try_parse(text).ok().map(JobId))?
+}
+
+/// A job's view, with an outlook by what such jobs of its tenant took lately.
+pub fn view_of(app: &App, tenant: i32, found: FoundJob, attempts: Option<Vec<FoundAttempt>>, reader: Reader) -> view::Job {
+    let now = app.clock.now();
+    let takes = (!found.state.is_terminal()).then(|| app.paces.of(tenant, &found.kind)).flatten();
+    view::Job::of(found, attempts, &app.kinds, now, reader).paced(takes, now)
 }
 
 /// Why there is no such job: it is gone, or it never was for this caller.

@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 use super::{
     Asked, IdOfPath, missing,
     view::{Job, Reader},
+    view_of,
 };
 use crate::{
     app::App,
@@ -119,7 +120,7 @@ pub async fn read(
     // Nothing was written: the connection goes back to its pool and is cleaned there, while the answer leaves.
     drop(transaction);
     let tag = tag(found.version, reader);
-    let job = Job::of(found, attempts, &app.kinds, app.clock.now(), reader);
+    let job = view_of(&app, asked.tenant, found, attempts, reader);
     Ok(([(header::ETAG, tag)], Answer(job)).into_response())
 }
 
