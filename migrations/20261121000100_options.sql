@@ -34,17 +34,18 @@ CREATE TABLE limit_key (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
 CREATE INDEX limit_key_look ON limit_key (look_at) WHERE look_at < 'infinity';
 
--- Jobs that have a limiting key, from acceptance to their end, but while a switch holds them. Those admitted may be dispatched: they are
+-- Jobs that have a limiting key, from acceptance to their end, but while a switch or a pause holds them. Those admitted may be dispatched: they are
 -- queued, running, or due in the backlog. The others stand in the backlog too, never due.
 CREATE TABLE job_limited (
     job_id    uuid PRIMARY KEY,
     key_id    bigint NOT NULL,
     tenant_id integer NOT NULL,
-    priority  smallint NOT NULL,
     admitted  boolean NOT NULL,
-    run_at    timestamptz NOT NULL
+    run_at    timestamptz NOT NULL,
+    -- Its place: when it was due, and half a minute later for each priority below high, so that low is not starved.
+    turn_at   timestamptz NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
-CREATE INDEX job_limited_turn ON job_limited (key_id, admitted, priority, run_at, job_id);
+CREATE INDEX job_limited_turn ON job_limited (key_id, admitted, turn_at, job_id);
 
 DO $$
 DECLARE
@@ -62,7 +63,7 @@ $$;
 GRANT SELECT ON limit_key, job_limited TO offstage_api; -- to explain what a job waits for
 
 -- Puts those of some jobs that wait and have a limiting key behind that key: whoever makes jobs wait calls this in the same
--- transaction. A job that a switch holds stands behind its key once it is released.
+-- transaction. A job that a switch or a pause holds stands behind its key once it is released.
 CREATE FUNCTION limit_jobs(p_jobs uuid[], p_now timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
     SET plan_cache_mode = force_generic_plan SET enable_hashjoin = off SET enable_mergejoin = off
@@ -77,7 +78,7 @@ BEGIN
         JOIN job j ON j.id = e.id
         JOIN job_state s ON s.job_id = e.id
         CROSS JOIN LATERAL jsonb_to_record(j.options -> 'limit') AS l (key text, running integer, rate jsonb)
-        WHERE j.options ? 'limit' AND s.state = 0 AND s.reason <> 5 AND j.tenant_id = coalesce(current_tenant(), j.tenant_id)
+        WHERE j.options ? 'limit' AND s.state = 0 AND s.reason NOT IN (5, 7) AND j.tenant_id = coalesce(current_tenant(), j.tenant_id)
     ), keys AS (
         -- One row a key, the newest job's word; sorted, so that no two batches wait for each other crosswise.
         INSERT INTO limit_key AS k (tenant_id, name, running, rate_jobs, rate_seconds, rate_burst, look_at, used_at)
@@ -89,10 +90,10 @@ BEGIN
                 rate_burst = excluded.rate_burst, look_at = least(k.look_at, p_now), used_at = p_now
         RETURNING k.id, k.tenant_id, k.name
     ), limited AS (
-        INSERT INTO job_limited AS l (job_id, key_id, tenant_id, priority, admitted, run_at)
-        SELECT w.id, k.id, w.tenant_id, w.priority, false, w.run_at
+        INSERT INTO job_limited AS l (job_id, key_id, tenant_id, admitted, run_at, turn_at)
+        SELECT w.id, k.id, w.tenant_id, false, w.run_at, w.run_at + w.priority * interval '30 seconds'
         FROM wanted w JOIN keys k ON k.tenant_id = w.tenant_id AND k.name = w.key
-        ON CONFLICT (job_id) DO UPDATE SET admitted = false, run_at = excluded.run_at
+        ON CONFLICT (job_id) DO UPDATE SET admitted = false, run_at = excluded.run_at, turn_at = excluded.turn_at
     )
     UPDATE job_waiting b SET run_at = 'infinity' FROM wanted w WHERE b.job_id = w.id;
 END

@@ -6,11 +6,9 @@
 //! Batches form by themselves: while the inserts under way are busy, requests gather, and the next insert takes them all. An
 //! idle API inserts at once.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+mod room;
+
+use std::{sync::Arc, time::Instant};
 
 use chrono::TimeDelta;
 use shared::{
@@ -32,6 +30,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use room::Room;
+
 /// Requests that may wait for an insert; further ones are told to come back.
 const WAITING: usize = 8_192;
 /// Jobs of one insert.
@@ -40,8 +40,6 @@ const BATCH: usize = 256;
 const INSERTS: usize = 3;
 /// Handovers that may wait for Redis; what is beyond is left to recovery.
 const HANDOVERS: usize = 256;
-/// How old a known depth may be before it is asked for again.
-const DEPTH_AGE: Duration = Duration::from_millis(250);
 /// Dispatchers look by themselves this often; a job due sooner is worth waking them for.
 const DISPATCHER_LOOKS: TimeDelta = TimeDelta::seconds(5);
 
@@ -69,44 +67,6 @@ struct Told {
     accepted: Vec<JobId>,
 }
 
-/// How deep the queues are, as far as this process knows.
-#[derive(Debug, Default)]
-struct Depths {
-    known: Mutex<BTreeMap<Queue, Depth>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Depth {
-    /// `None` while Redis does not answer: then the backlog takes everything, since a stream may take nothing.
-    jobs: Option<u64>,
-    at: Instant,
-}
-
-impl Depths {
-    fn learn(&self, queue: Queue, jobs: Option<u64>) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(queue, Depth { jobs, at: Instant::now() });
-    }
-
-    /// Whether a due job may go straight to the stream; counts it if so. Half the window is the producers', so that where a
-    /// backlog waits the dispatchers, who fill the whole window, come first.
-    fn admit(&self, queue: Queue, window: u64) -> bool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let depth = known.entry(queue).or_insert(Depth { jobs: Some(0), at: Instant::now() });
-        match &mut depth.jobs {
-            Some(jobs) if *jobs < window / 2 => {
-                *jobs += 1;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn stale(&self) -> Vec<Queue> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().filter(|(_, depth)| depth.at.elapsed() > DEPTH_AGE).map(|(queue, _)| *queue).collect()
-    }
-}
-
 /// Takes jobs in. Cloned for each request.
 #[derive(Debug, Clone)]
 pub struct Acceptor {
@@ -117,12 +77,11 @@ impl Acceptor {
     /// Starts the tasks behind it; they end, everything taken in stored and told, when the last clone is dropped. The handle
     /// waits for that.
     #[must_use]
-    pub fn start(pool: PgPool, redis: &Redis, clock: Clock, window: u64) -> (Self, JoinHandle<()>) {
+    pub fn start(pool: PgPool, redis: &Redis, clock: Clock, room: Arc<Room>) -> (Self, JoinHandle<()>) {
         let (entries, waiting) = mpsc::channel(WAITING);
         let (tell, told) = mpsc::channel(HANDOVERS);
-        let depths = Arc::new(Depths::default());
-        let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&depths), told));
-        let gathering = Gatherer { pool, clock, window, depths, tell };
+        let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&room), told));
+        let gathering = Gatherer { pool, clock, room, tell };
         let handle = tokio::spawn(async move {
             gathering.run(waiting).await;
             let _ = announcing.await;
@@ -149,8 +108,7 @@ impl Acceptor {
 struct Gatherer {
     pool: PgPool,
     clock: Clock,
-    window: u64,
-    depths: Arc<Depths>,
+    room: Arc<Room>,
     tell: mpsc::Sender<Told>,
 }
 
@@ -182,10 +140,8 @@ impl Gatherer {
             } else if entry.job.options.limit.is_some() {
                 // Its key is asked by those who dispatch.
                 Arrival::Waiting(Reason::Limited)
-            } else if self.depths.admit(entry.job.queue, self.window) {
-                Arrival::Queued
             } else {
-                Arrival::Waiting(Reason::Window)
+                self.room.admit(entry.job.id, entry.job.tenant, entry.job.queue, entry.job.priority)
             };
         }
         let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
@@ -205,6 +161,9 @@ impl Gatherer {
                     told.wake.push(job.queue);
                 }
             }
+            if job.state == Arrival::First && !matches!(outcome, Ok(Inserted::Accepted)) {
+                self.room.left([job.id]);
+            }
             // Who went away keeps an accepted job all the same.
             let _ = answer.send(outcome.map(|inserted| (inserted, job.state)));
         }
@@ -215,7 +174,7 @@ impl Gatherer {
 }
 
 /// Tells Redis what was committed, and learns from it how deep the queues are.
-async fn announce(mut connection: Commands, redis: Redis, depths: Arc<Depths>, mut told: mpsc::Receiver<Told>) {
+async fn announce(mut connection: Commands, redis: Redis, room: Arc<Room>, mut told: mpsc::Receiver<Told>) {
     let keys = redis.keys();
     let mut batch = Vec::new();
     while told.recv_many(&mut batch, HANDOVERS).await > 0 {
@@ -230,7 +189,7 @@ async fn announce(mut connection: Commands, redis: Redis, depths: Arc<Depths>, m
         wake.sort_unstable();
         wake.dedup();
         match push::push(&mut connection, keys, &handovers).await {
-            Ok(now) => now.into_iter().for_each(|(queue, jobs)| depths.learn(queue, Some(jobs))),
+            Ok(now) => now.into_iter().for_each(|(queue, jobs)| room.learn(queue, Some(jobs))),
             Err(error) => {
                 metrics::counter!("offstage_handovers_dropped_total").increment(handovers.len() as u64);
                 tracing::warn!(
@@ -238,9 +197,7 @@ async fn announce(mut connection: Commands, redis: Redis, depths: Arc<Depths>, m
                     jobs = handovers.len(),
                     "accepted jobs could not be pushed; recovery will"
                 );
-                for handover in &handovers {
-                    depths.learn(handover.queue, None);
-                }
+                room.not_pushed(&handovers);
             }
         }
         for queue in wake {
@@ -248,26 +205,11 @@ async fn announce(mut connection: Commands, redis: Redis, depths: Arc<Depths>, m
                 tracing::debug!(error = &error as &dyn std::error::Error, "could not wake the dispatchers; they look by themselves");
             }
         }
-        if let Err(error) = signal::changed(&mut connection, keys, accepted).await {
+        if let Err(error) = signal::accepted(&mut connection, keys, accepted).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "could not tell of new jobs; listeners look by themselves");
         }
-        for queue in depths.stale() {
-            depths.learn(queue, push::depth(&mut connection, keys, queue).await.ok());
+        for queue in room.stale() {
+            room.learn(queue, push::depth(&mut connection, keys, queue).await.ok());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn producers_fill_half_the_window_and_nothing_while_redis_is_away() {
-        let depths = Depths::default();
-        assert_eq!((0..100).filter(|_| depths.admit(Queue::Email, 100)).count(), 50);
-        depths.learn(Queue::Email, Some(49));
-        assert!(depths.admit(Queue::Email, 100) && !depths.admit(Queue::Email, 100));
-        depths.learn(Queue::Email, None);
-        assert!(!depths.admit(Queue::Email, 100));
     }
 }

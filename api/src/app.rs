@@ -20,7 +20,13 @@ use shared::{
 use sqlx::PgPool;
 use tokio::{sync::Semaphore, task::JoinHandle};
 
-use crate::{accept::Acceptor, auth::KeyCache, follow::Follow, pace::Paces, routes::Health};
+use crate::{
+    accept::{Acceptor, Room},
+    auth::KeyCache,
+    follow::Follow,
+    pace::Paces,
+    routes::Health,
+};
 
 /// Counters that are there from the start, so that an alert on one finds it before the first event.
 const FROM_THE_START: &[&str] = &[
@@ -103,8 +109,9 @@ impl App {
         metrics::gauge!("offstage_streams").set(0.0);
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
         let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
-        let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), config.window.into());
-        let follow = Follow::start(pool.clone(), &redis, clock.clone(), config.streams, shutdown.asked().clone());
+        let room = Arc::new(Room::new(config.window.into()));
+        let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), Arc::clone(&room));
+        let follow = Follow::start(pool.clone(), &redis, room, clock.clone(), config.streams, shutdown.asked().clone());
         Ok(Self(Arc::new(Parts {
             paces: Paces::new(pool.clone()),
             tenants: Tenants::new(pool.clone()),

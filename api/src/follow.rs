@@ -45,7 +45,7 @@ use uuid::Uuid;
 
 pub use streams::{Following, Interest, Latest, Listening, Seen, Streams};
 
-use crate::server::MOST_CONNECTIONS;
+use crate::{accept::Room, server::MOST_CONNECTIONS};
 
 /// Requests that may wait at a time. A request occupies its connection, so a quarter of those stays free.
 pub const MOST_WAITING: usize = MOST_CONNECTIONS / 4 * 3;
@@ -90,20 +90,20 @@ pub enum Call {
 /// Something to tell.
 #[derive(Clone, Copy, Debug)]
 struct Telling {
-    changed: JobId,
+    changed: Option<JobId>,
     call: Call,
 }
 
 impl Follow {
     /// Starts listening, looking and telling, until `stop`. Needs a Tokio runtime.
     #[must_use]
-    pub fn start(pool: PgPool, redis: &Redis, clock: Clock, bounds: Bounds, stop: CancellationToken) -> Self {
+    pub fn start(pool: PgPool, redis: &Redis, room: Arc<Room>, clock: Clock, bounds: Bounds, stop: CancellationToken) -> Self {
         let registry = Arc::new(Registry::new(MOST_WAITING, MOST_WAITING_OF_TENANT));
         let (tell, tellings) = mpsc::channel(TELLINGS);
         tokio::spawn(tell_redis(redis.commands(), redis.clone(), tellings));
-        let signals = signal::listen(redis.clone(), &[Channel::Changes], stop.clone());
+        let signals = signal::listen(redis.clone(), &[Channel::Changes, Channel::Accepted], stop.clone());
         let streams = Arc::new(Streams::new(pool.clone(), clock, bounds.most, bounds.most_of_tenant));
-        tokio::spawn(hear(Arc::clone(&registry), Arc::clone(&streams), signals));
+        tokio::spawn(hear(Arc::clone(&registry), Arc::clone(&streams), room, signals));
         tokio::spawn(Arc::clone(&streams).run(stop.clone()));
         tokio::spawn(look(Arc::clone(&registry), Arc::clone(&streams), pool, stop));
         Self { registry, streams, tell }
@@ -126,7 +126,16 @@ impl Follow {
     pub fn tell(&self, changed: JobId, call: Call) {
         self.registry.wake(&[changed]);
         self.streams.changed(&[changed]);
-        if self.tell.try_send(Telling { changed, call }).is_err() {
+        self.send(Telling { changed: Some(changed), call });
+    }
+
+    /// Tells the workers of something that is about no job.
+    pub fn nudge(&self, call: Call) {
+        self.send(Telling { changed: None, call });
+    }
+
+    fn send(&self, telling: Telling) {
+        if self.tell.try_send(telling).is_err() {
             metrics::counter!("offstage_announcements_dropped_total").increment(1);
         }
     }
@@ -275,17 +284,19 @@ impl Registry {
 }
 
 /// Passes on what Redis says, until its sender ends with `stop`.
-async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, mut signals: mpsc::Receiver<Signal>) {
+async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, room: Arc<Room>, mut signals: mpsc::Receiver<Signal>) {
     while let Some(signal) = signals.recv().await {
         match signal {
             Signal::Changed(jobs) => {
                 registry.wake(&jobs);
                 streams.changed(&jobs);
+                room.left(jobs);
             }
             Signal::Subscribed => {
                 registry.look.notify_one();
                 streams.missed();
             }
+            Signal::Accepted(jobs) => streams.changed(&jobs),
             Signal::Wake(_) | Signal::Cancel(_) => {}
         }
     }
@@ -338,11 +349,15 @@ async fn tell_redis(mut connection: Commands, redis: Redis, mut tellings: mpsc::
             for telling in &batch {
                 match telling.call {
                     Call::Nothing => {}
-                    Call::Stop => signal::cancel(&mut connection, redis.keys(), telling.changed).await?,
+                    Call::Stop => {
+                        if let Some(job) = telling.changed {
+                            signal::cancel(&mut connection, redis.keys(), job).await?;
+                        }
+                    }
                     Call::Dispatch(queue) => signal::wake(&mut connection, redis.keys(), queue).await?,
                 }
             }
-            signal::changed(&mut connection, redis.keys(), batch.drain(..).map(|telling| telling.changed)).await
+            signal::changed(&mut connection, redis.keys(), batch.drain(..).filter_map(|telling| telling.changed)).await
         };
         if let Err(error) = told.await {
             metrics::counter!("offstage_announcements_dropped_total").increment(1);

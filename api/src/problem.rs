@@ -75,6 +75,8 @@ codes! {
     RouteNotFound = "route_not_found", NOT_FOUND, "There is nothing at this address";
     /// There is no such job, or it is another's.
     JobNotFound = "job_not_found", NOT_FOUND, "There is no such job";
+    /// There is no such queue.
+    QueueNotFound = "queue_not_found", NOT_FOUND, "There is no such queue";
     /// There is no such export, or it is another's.
     ExportNotFound = "export_not_found", NOT_FOUND, "There is no such export";
     /// An address that shows a job leads nowhere, or nowhere any more.

@@ -8,7 +8,7 @@ use reqwest::{Client, Method, RequestBuilder};
 use sandbox::{Launch, Options, Process, Sandbox};
 use serde_json::{Value, json};
 use shared::{
-    job::{Failure, JobId, Outcome, Policy, Success},
+    job::{Failure, JobId, Outcome, Policy, Priority, Success},
     ledger::{
         claim::{self, ClaimedJob},
         dispatch,
@@ -315,7 +315,10 @@ async fn cancels_retries_and_dispatches_that_meet_all_end_well() {
         tokio::spawn(async move {
             while !stop.is_cancelled() {
                 let now = world.now().await;
-                let dispatched = dispatch::dispatch(world.sandbox.pool(), Queue::Analytics, now, 100).await.unwrap();
+                let pool = world.sandbox.pool();
+                let tenants = dispatch::turns(pool, Queue::Analytics, Priority::Normal, now, -1).await.unwrap();
+                let turns = dispatch::divide(100, &tenants);
+                let dispatched = dispatch::dispatch(pool, Queue::Analytics, Priority::Normal, now, &turns).await.unwrap();
                 let ids: Vec<JobId> = dispatched.handovers.iter().map(|handover| handover.job).step_by(2).collect();
                 let claimed = claim::claim(world.sandbox.pool(), &ids, Uuid::from_u128(7), now).await.unwrap();
                 let failed =

@@ -259,6 +259,7 @@ const fn explanation(reason: Reason) -> Option<&'static str> {
         Reason::Limited => Some(
             "Its key, `limit.key`, allows no more jobs to run or to start just now; it follows when one of them has ended or the time has come.",
         ),
+        Reason::Paused => Some("Its queue, its tenant or its kind is paused; no attempt is used. It goes on by itself once that is over."),
         Reason::SwitchedOff => Some(
             "Outward effects are switched off by the operator. Nothing is lost and no attempt is used: it goes on by itself when they are on again.",
         ),

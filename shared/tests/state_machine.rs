@@ -24,7 +24,7 @@ use shared::{
         self, LedgerError, Sessions,
         change::{self, Change},
         claim::{ClaimedJob, claim},
-        dispatch::dispatch,
+        dispatch::{Dispatched, Turn, dispatch},
         insert::{Arrival, Inserted, NewJob, insert},
         recover,
         settle::{Settlement, settle},
@@ -111,7 +111,7 @@ impl Walk {
         match dice.below(20) {
             0..=3 => self.accept(dice).await,
             4..=5 => {
-                let moved = dispatch(&self.engine, QUEUE, self.now(), 1 + dice.below(4)).await?;
+                let moved = self.dispatch(1 + dice.below(4)).await?;
                 Ok(format!("dispatch: {} queued, {} expired", moved.handovers.len(), moved.expired.len()))
             }
             6..=8 => {
@@ -179,6 +179,11 @@ impl Walk {
         assert_eq!(inserted, Inserted::Accepted);
         self.accepted.lock().unwrap().push(id);
         Ok(format!("accept {id} {state:?}"))
+    }
+
+    async fn dispatch(&self, jobs: usize) -> Result<Dispatched, LedgerError> {
+        let turns = [Turn { tenant: self.tenant, jobs }];
+        dispatch(&self.engine, QUEUE, Priority::Normal, self.now(), &turns).await
     }
 
     async fn claim(&self, worker: Uuid, wanted: &[JobId]) -> Result<String, LedgerError> {
@@ -276,7 +281,7 @@ impl Walk {
         recover::take_over(&self.engine, &self.workers, self.now(), 10_000).await.unwrap();
         for _ in 0..1_000 {
             self.clock.advance(TimeDelta::minutes(15));
-            dispatch(&self.engine, QUEUE, self.now(), 1_000).await.unwrap();
+            self.dispatch(1_000).await.unwrap();
             let jobs: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_dispatched").fetch_all(&self.engine).await.unwrap();
             let jobs: Vec<JobId> = jobs.into_iter().map(JobId).collect();
             let claimed = claim(&self.engine, &jobs, self.workers[0], self.now()).await.unwrap();

@@ -74,7 +74,7 @@ enum Dead {
     Expired,
 }
 
-fn queue(name: &str) -> Result<Queue, String> {
+pub(super) fn queue(name: &str) -> Result<Queue, String> {
     Queue::from_name(name).ok_or_else(|| format!("there are {}", Queue::ALL.map(Queue::name).join(", ")))
 }
 

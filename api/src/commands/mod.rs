@@ -3,6 +3,7 @@
 //! What a command was asked for goes to standard output, everything else to standard error. Exit codes are
 //! [`Exit`]'s: 0 done, 1 failed (trying again may help), 2 the command line, the settings or the manifest are wrong.
 
+mod hold;
 mod jobs;
 mod key;
 mod migrate;
@@ -56,6 +57,14 @@ enum Command {
     /// Outward effects (mails, pushes, calls that cost money): stop them, let them go on.
     #[command(subcommand)]
     Switch(switch::SwitchCommand),
+    /// Keep jobs from starting: all, or those of a queue, a tenant, a kind. What runs goes on.
+    Pause(hold::PauseArguments),
+    /// Let paused jobs start again.
+    Resume(hold::ResumeArguments),
+    /// Bound how many jobs of a queue or a tenant start in a time, or lift that.
+    Throttle(hold::ThrottleArguments),
+    /// Show what is paused and throttled.
+    Holds(hold::HoldsArguments),
 }
 
 /// A command could not be done.
@@ -147,6 +156,10 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Key(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Jobs(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Switch(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Pause(arguments) => hold::pause(arguments, &Owner::open(&variables)?).await?,
+        Command::Resume(arguments) => hold::resume(arguments, &Owner::open(&variables)?).await?,
+        Command::Throttle(arguments) => hold::throttle(arguments, &Owner::open(&variables)?).await?,
+        Command::Holds(arguments) => hold::list(&arguments, &Owner::open(&variables)?).await?,
     }
     Ok(Exit::Finished)
 }

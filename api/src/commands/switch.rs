@@ -155,7 +155,7 @@ async fn scope(owner: &Owner, asked: &Named) -> Result<(Scope, Option<Vec<&'stat
     Ok((Scope { tenant, kind: Some(entry.name.to_owned()) }, Some(names)))
 }
 
-fn check(argument: &str, text: &str) -> Result<(), CommandError> {
+pub(super) fn check(argument: &str, text: &str) -> Result<(), CommandError> {
     let length = text.trim().chars().count();
     if !(1..=LONGEST).contains(&length) || text.chars().any(char::is_control) {
         return Err(CommandError::Argument(format!("{argument} must have 1 to {LONGEST} characters on one line")));

@@ -8,6 +8,7 @@ mod links;
 mod moment;
 mod openapi;
 mod page;
+mod queues;
 
 use std::time::Duration;
 
@@ -44,6 +45,7 @@ pub fn router(app: App) -> Router {
         .merge(jobs::routes())
         .merge(links::routes())
         .merge(exports::routes())
+        .merge(queues::routes())
         .merge(downloads::routes());
     dress(routes, app, edge::DEADLINE)
 }

@@ -51,6 +51,7 @@ pub fn document() -> String {
         .merge_from(super::jobs::Contract::openapi())
         .merge_from(super::links::Contract::openapi())
         .merge_from(super::exports::Contract::openapi())
+        .merge_from(super::queues::Contract::openapi())
         .merge_from(super::downloads::Contract::openapi());
     // The contract's version is the API's (`/v1`), not the program's: it changes when the contract does.
     "1".clone_into(&mut document.info.version);

@@ -34,7 +34,7 @@ impl Offstage {
     }
 
     async fn depth(&self, connection: &mut Commands) -> Result<u64> {
-        Ok(push::depth(connection, self.redis.keys(), Queue::Analytics).await?)
+        Ok(push::depth(connection, self.redis.keys(), Queue::Analytics).await?.total())
     }
 
     /// Waits for the first movement, takes the processes' times from there (so that the worker's start is in nobody's

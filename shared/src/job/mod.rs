@@ -117,6 +117,8 @@ coded! {
         SwitchedOff = 5, "switched_off";
         /// Its key allows no more to run, or to start, at the moment.
         Limited = 6, "limited";
+        /// Somebody paused its queue, its tenant or its kind; it goes on once that is over.
+        Paused = 7, "paused";
     }
 }
 

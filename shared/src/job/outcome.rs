@@ -141,6 +141,10 @@ pub enum Outcome {
     Deferred(Duration),
     /// It would have, or was about to have, an outward effect that is switched off: it waits for the switch. No attempt used.
     SwitchedOff,
+    /// Somebody paused its queue, tenant or kind: it waits for that to be over. No attempt used.
+    Paused,
+    /// No more may start now, by a rate that it shares: it may ask again after the pause. No attempt used.
+    Paced(Duration),
     /// Its `start_by` had passed when it was claimed; nothing ran.
     Expired,
     /// Its owner cancelled it and it stopped.

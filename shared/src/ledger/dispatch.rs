@@ -1,5 +1,8 @@
 //! Step 3, dispatch: due jobs leave the backlog for their queue's stream, as many as the window has room for. Every replica
 //! may do it at once: each takes rows that nobody else holds.
+//!
+//! Tenants take turns. What must stay true: however many jobs a tenant has waiting, it gets the share that another gets, and who looks
+//! reads only the rows that it takes and one probe of an index for each tenant that has any.
 
 use std::time::Duration;
 
@@ -9,11 +12,79 @@ use sqlx::{PgPool, Row};
 use super::LedgerError;
 use crate::{
     job::{JobId, Priority},
-    queue::{Queue, push::Handover},
+    queue::{Queue, keys::Lane, push::Handover},
 };
 
 /// Rows of one statement: bounds a transaction, not a round.
 pub const BATCH: usize = 1_000;
+
+/// Tenants that have their turn in one statement; the next one goes on behind them.
+pub const TURNS: i64 = 200;
+
+/// How many of a tenant's jobs may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// The tenant.
+    pub tenant: i32,
+    /// Its jobs, at most.
+    pub jobs: usize,
+}
+
+/// The tenants with due jobs of a priority in a queue's backlog, in the order of their turns: up to [`TURNS`] that come behind
+/// `after`, and then from the first one on.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn turns(pool: &PgPool, queue: Queue, priority: Priority, now: DateTime<Utc>, after: i32) -> Result<Vec<i32>, LedgerError> {
+    let mut tenants = turns_between(pool, queue, priority, now, after, i32::MAX).await?;
+    if (tenants.len() as i64) < TURNS && after >= 0 {
+        let rest = turns_between(pool, queue, priority, now, -1, after).await?;
+        tenants.extend(rest);
+        tenants.truncate(usize::try_from(TURNS).unwrap_or_default());
+    }
+    Ok(tenants)
+}
+
+async fn turns_between(
+    pool: &PgPool,
+    queue: Queue,
+    priority: Priority,
+    now: DateTime<Utc>,
+    after: i32,
+    last: i32,
+) -> Result<Vec<i32>, LedgerError> {
+    // From tenant to tenant by one probe each, past all that one of them has; and no further than as many as are asked for.
+    Ok(sqlx::query_scalar(
+        "WITH RECURSIVE tenants (tenant_id) AS (
+            (SELECT w.tenant_id FROM job_waiting w WHERE w.queue = $1 AND w.priority = $2 AND w.tenant_id > $4 AND w.tenant_id <= $5
+             ORDER BY w.tenant_id LIMIT 1)
+            UNION ALL
+            SELECT n.tenant_id FROM tenants t CROSS JOIN LATERAL (
+                SELECT w.tenant_id FROM job_waiting w WHERE w.queue = $1 AND w.priority = $2 AND w.tenant_id > t.tenant_id AND w.tenant_id <= $5
+                ORDER BY w.tenant_id LIMIT 1
+            ) n
+        )
+        SELECT t.tenant_id FROM tenants t
+        WHERE EXISTS (SELECT FROM job_waiting w WHERE w.queue = $1 AND w.priority = $2 AND w.tenant_id = t.tenant_id AND w.run_at <= $3)
+        LIMIT $6",
+    )
+    .bind(queue.name())
+    .bind(priority.code())
+    .bind(now)
+    .bind(after)
+    .bind(last)
+    .bind(TURNS)
+    .fetch_all(pool)
+    .await?)
+}
+
+/// Divides room among tenants: as evenly as it goes, the first ones one more, and none more than there is room for.
+#[must_use]
+pub fn divide(room: usize, tenants: &[i32]) -> Vec<Turn> {
+    let (each, over) = (room / tenants.len().max(1), room % tenants.len().max(1));
+    let jobs = |place: usize| each + usize::from(place < over);
+    tenants.iter().enumerate().map(|(place, tenant)| Turn { tenant: *tenant, jobs: jobs(place) }).filter(|turn| turn.jobs > 0).collect()
+}
 
 /// What one look at a queue's backlog brought.
 #[derive(Debug, Default)]
@@ -24,15 +95,26 @@ pub struct Dispatched {
     pub expired: Vec<JobId>,
 }
 
-/// Moves up to `room` due jobs of a queue from the backlog to `queued`, oldest due time first.
+/// Moves due jobs of a priority from a queue's backlog to `queued`: of each tenant as many as its turn allows, oldest due time
+/// first.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usize) -> Result<Dispatched, LedgerError> {
+pub async fn dispatch(
+    pool: &PgPool,
+    queue: Queue,
+    priority: Priority,
+    now: DateTime<Utc>,
+    turns: &[Turn],
+) -> Result<Dispatched, LedgerError> {
     let mut transaction = pool.begin().await?;
     let rows = sqlx::query(
-        "WITH due AS (
-            SELECT job_id FROM job_waiting WHERE queue = $1 AND run_at <= $2 ORDER BY run_at, job_id LIMIT $3 FOR UPDATE SKIP LOCKED
+        "WITH due AS MATERIALIZED (
+            SELECT d.job_id FROM unnest($3::integer[], $4::bigint[]) AS turn (tenant_id, jobs) CROSS JOIN LATERAL (
+                SELECT w.job_id FROM job_waiting w
+                WHERE w.queue = $1 AND w.priority = $5 AND w.tenant_id = turn.tenant_id AND w.run_at <= $2
+                ORDER BY w.run_at, w.job_id LIMIT turn.jobs FOR UPDATE SKIP LOCKED
+            ) d
         ), taken AS (
             DELETE FROM job_waiting w USING due WHERE w.job_id = due.job_id RETURNING w.job_id, w.tenant_id, w.priority
         ), moved AS (
@@ -54,7 +136,9 @@ pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usi
     )
     .bind(queue.name())
     .bind(now)
-    .bind(i64::try_from(room.min(BATCH)).unwrap_or(0))
+    .bind(turns.iter().map(|turn| turn.tenant).collect::<Vec<_>>())
+    .bind(turns.iter().map(|turn| i64::try_from(turn.jobs).unwrap_or(0)).collect::<Vec<_>>())
+    .bind(priority.code())
     .fetch_all(&mut *transaction)
     .await?;
 
@@ -64,7 +148,7 @@ pub async fn dispatch(pool: &PgPool, queue: Queue, now: DateTime<Utc>, room: usi
         let state: i16 = row.try_get("state")?;
         if state == 1 {
             let priority = Priority::from_code(row.try_get("priority")?).unwrap_or(Priority::Normal);
-            dispatched.handovers.push(Handover { job, queue, priority });
+            dispatched.handovers.push(Handover { job, queue, lane: Lane::of(priority) });
         } else {
             dispatched.expired.push(job);
         }
@@ -115,4 +199,21 @@ pub async fn backlog(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<
     let oldest: Option<DateTime<Utc>> = row.try_get("oldest")?;
     let oldest_due = oldest.and_then(|oldest| (now - oldest).to_std().ok()).unwrap_or_default();
     Ok(Backlog { waiting: row.try_get("waiting")?, oldest_due })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_divided_evenly_and_used_up() {
+        let tenants: Vec<i32> = (1..=7).collect();
+        for room in 0..100 {
+            let turns = divide(room, &tenants);
+            assert_eq!(turns.iter().map(|turn| turn.jobs).sum::<usize>(), room);
+            let jobs = || turns.iter().map(|turn| turn.jobs);
+            assert!(jobs().max().unwrap_or(0) - jobs().min().unwrap_or(0) <= 1, "{turns:?}");
+        }
+        assert!(divide(10, &[]).is_empty());
+    }
 }

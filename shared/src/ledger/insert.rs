@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::LedgerError;
 use crate::{
     job::{JobId, Options, Priority, Reason, State},
-    queue::{Queue, push::Handover},
+    queue::{Queue, keys::Lane, push::Handover},
     random,
 };
 
@@ -61,6 +61,8 @@ pub struct NewJob {
 pub enum Arrival {
     /// Due, and there is room in its queue's window: the caller pushes it once the insert is committed.
     Queued,
+    /// The same, and in the lane of those who go first.
+    First,
     /// Not now.
     Waiting(Reason),
 }
@@ -68,14 +70,14 @@ pub enum Arrival {
 impl Arrival {
     const fn state(self) -> State {
         match self {
-            Self::Queued => State::Queued,
+            Self::Queued | Self::First => State::Queued,
             Self::Waiting(_) => State::Waiting,
         }
     }
 
     const fn reason(self) -> Reason {
         match self {
-            Self::Queued => Reason::None,
+            Self::Queued | Self::First => Reason::None,
             Self::Waiting(reason) => reason,
         }
     }
@@ -123,7 +125,12 @@ impl NewJob {
     /// The handover that must follow the commit, if the job was stored as queued.
     #[must_use]
     pub fn handover(&self) -> Option<Handover> {
-        (self.state == Arrival::Queued).then_some(Handover { job: self.id, queue: self.queue, priority: self.priority })
+        let lane = match self.state {
+            Arrival::Queued => Lane::of(self.priority),
+            Arrival::First => Lane::First,
+            Arrival::Waiting(_) => return None,
+        };
+        Some(Handover { job: self.id, queue: self.queue, lane })
     }
 }
 

@@ -14,7 +14,7 @@ use super::LedgerError;
 use crate::{
     job::{JobId, Priority, State},
     notification::Addressee,
-    queue::{Queue, push::Handover},
+    queue::{Queue, keys::Lane, push::Handover},
 };
 
 /// Between two heartbeats of a worker.
@@ -309,7 +309,7 @@ fn handover(job: JobId, row: &sqlx::postgres::PgRow) -> Result<Handover, LedgerE
     Ok(Handover {
         job,
         queue: Queue::from_name(&queue).ok_or(LedgerError::Unknown { what: "queue", value: queue })?,
-        priority: Priority::from_code(priority).unwrap_or(Priority::Normal),
+        lane: Lane::of(Priority::from_code(priority).unwrap_or(Priority::Normal)),
     })
 }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     job::{Failure, FailureClass, JobId, Outcome, Policy, Priority, PublishedFile, Reason, State},
     notification::Addressee,
-    queue::{Queue, push::Handover},
+    queue::{Queue, keys::Lane, push::Handover},
     random,
 };
 
@@ -59,13 +59,19 @@ struct Claim {
     id: JobId,
     token: i64,
     handover: Handover,
+    priority: Priority,
 }
 
 impl Settlement {
     /// Decides by outcome, policy and attempts.
     #[must_use]
     pub fn decide(job: &ClaimedJob, policy: &Policy, outcome: Outcome, now: DateTime<Utc>) -> Self {
-        let claim = Claim { id: job.id, token: job.token, handover: Handover { job: job.id, queue: job.queue, priority: job.priority } };
+        let claim = Claim {
+            id: job.id,
+            token: job.token,
+            handover: Handover { job: job.id, queue: job.queue, lane: Lane::of(job.priority) },
+            priority: job.priority,
+        };
         let addressee = Addressee::of(job.id, &job.kind, job.owner.as_deref(), &job.payload);
         let plain = Self { addressee, has_options: job.options.is_some(), ..Self::plain(claim, now) };
         match outcome {
@@ -116,6 +122,8 @@ impl Settlement {
             Outcome::Deferred(pause) => plain.put_off(Reason::Snoozed, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
             // When it was due stays; the release finds it by its reason.
             Outcome::SwitchedOff => plain.put_off(Reason::SwitchedOff, None),
+            Outcome::Paused => plain.put_off(Reason::Paused, None),
+            Outcome::Paced(pause) => plain.put_off(Reason::Limited, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
             Outcome::Cancelled => Self { state: State::Cancelled, outcome: Some("cancelled"), ..plain },
             Outcome::HandedBack => Self { state: State::Queued, gives_back: 1, ..plain },
@@ -138,8 +146,8 @@ impl Settlement {
     #[must_use]
     pub fn of_nothing(id: JobId) -> Self {
         // Any queue and priority will do: there is no row to take them.
-        let handover = Handover { job: id, queue: Queue::Analytics, priority: Priority::Normal };
-        Self::plain(Claim { id, token: 0, handover }, DateTime::UNIX_EPOCH)
+        let handover = Handover { job: id, queue: Queue::Analytics, lane: Lane::Normal };
+        Self::plain(Claim { id, token: 0, handover, priority: Priority::Normal }, DateTime::UNIX_EPOCH)
     }
 
     /// A success that says nothing, which the others differ from.
@@ -343,11 +351,11 @@ async fn write(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Result<Ve
             DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id AND s.state <> 1
         ), to_waiting AS (
             INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
-            -- What is switched off is never due: the dispatcher does not come by it, however many there are.
-            SELECT job_id, tenant_id, CASE WHEN reason = 5 THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
+            -- What is switched off or paused is never due: the dispatcher does not come by it, however many there are.
+            SELECT job_id, tenant_id, CASE WHEN reason IN (5, 7) THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
         ), held AS (
             INSERT INTO job_held (job_id, tenant_id, kind, queue)
-            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state = 0 AND s.reason = 5
+            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state = 0 AND s.reason IN (5, 7)
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
@@ -383,7 +391,7 @@ async fn write(executor: impl PgExecutor<'_>, batch: &[Settlement]) -> Result<Ve
     .bind(column(batch, |settlement| settlement.file.as_ref().map(file_json)))
     .bind(column(batch, |settlement| settlement.finished_at))
     .bind(column(batch, |settlement| settlement.claim.handover.queue.name()))
-    .bind(column(batch, |settlement| settlement.claim.handover.priority.code()))
+    .bind(column(batch, |settlement| settlement.claim.priority.code()))
     .bind(column(batch, |settlement| settlement.reason.code()))
     .bind(column(batch, |settlement| settlement.notification().map(|notification| notification.to_string())))
     .bind(column(batch, |settlement| settlement.snoozed))

@@ -146,7 +146,7 @@ pub async fn list(pool: &PgPool, all: bool) -> Result<Vec<Switch>, LedgerError> 
         .collect()
 }
 
-/// Lets up to [`BATCH`] of a queue's jobs go on whose switches are on: they are due as they were before, and the time that they
+/// Lets up to [`BATCH`] of a queue's jobs go on whose switches are on and that nobody has paused: they are due as they were before, and the time that they
 /// were held does not count towards their deadline. Fewer than that: there are no more now.
 ///
 /// # Errors
@@ -163,7 +163,7 @@ pub async fn release(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<
                 WHERE h.queue = $1 AND (h.tenant_id, h.kind) > (s.tenant_id, s.kind) ORDER BY h.tenant_id, h.kind LIMIT 1
             ) n
         ), free AS MATERIALIZED (
-            SELECT h.job_id FROM (SELECT * FROM sorts WHERE NOT outward_is_off(tenant_id, kind)) s CROSS JOIN LATERAL (
+            SELECT h.job_id FROM (SELECT * FROM sorts WHERE NOT outward_is_off(tenant_id, kind) AND NOT is_paused(tenant_id, $1, kind)) s CROSS JOIN LATERAL (
                 SELECT job_id FROM job_held h WHERE h.queue = $1 AND h.tenant_id = s.tenant_id AND h.kind = s.kind
                 ORDER BY h.job_id LIMIT $3 FOR UPDATE SKIP LOCKED
             ) h LIMIT $3
@@ -175,7 +175,7 @@ pub async fn release(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<
         ), released AS (
             UPDATE job_state s
             SET reason = 3, changed_at = $2, version = s.version + 1, counted_from = coalesce(s.counted_from, s.run_at) + ($2 - s.changed_at)
-            FROM waiting w WHERE s.job_id = w.job_id AND s.state = 0 AND s.reason = 5
+            FROM waiting w WHERE s.job_id = w.job_id AND s.state = 0 AND s.reason IN (5, 7)
             RETURNING s.job_id, s.run_at
         ), due AS (
             UPDATE job_waiting w SET run_at = r.run_at, reason = 3 FROM released r WHERE w.job_id = r.job_id

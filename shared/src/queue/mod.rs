@@ -9,6 +9,7 @@ pub mod backend;
 pub mod canary;
 mod commands;
 pub mod keys;
+pub mod pace;
 pub mod push;
 pub mod read;
 pub mod signal;

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use super::{
     Commands, Queue, QueueError,
-    keys::{JOB_FIELD, Keys},
+    keys::{JOB_FIELD, Keys, Lane},
 };
-use crate::job::{JobId, Priority};
+use crate::job::JobId;
 
 /// Entries of one pipeline: enough to make the round trip cheap, small enough not to hold Redis up for others.
 const PIPELINE: usize = 500;
@@ -20,20 +20,45 @@ pub struct Handover {
     /// Its queue.
     pub queue: Queue,
     /// Which of the queue's streams.
-    pub priority: Priority,
+    pub lane: Lane,
 }
 
-/// Adds jobs to their streams and answers how deep each touched queue is now (its three streams together).
+/// How many entries a queue's streams hold, by lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Depth([u64; 4]);
+
+impl Depth {
+    /// In all of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// In one of them.
+    #[must_use]
+    pub fn of(&self, lane: Lane) -> u64 {
+        self.0.get(lane as usize).copied().unwrap_or_default()
+    }
+
+    /// One entry more in a lane.
+    pub fn add(&mut self, lane: Lane) {
+        if let Some(depth) = self.0.get_mut(lane as usize) {
+            *depth += 1;
+        }
+    }
+}
+
+/// Adds jobs to their streams and answers how deep each touched queue is now.
 ///
 /// # Errors
 /// [`QueueError::Redis`]; some of the jobs may have been added.
-pub async fn push(connection: &mut Commands, keys: &Keys, jobs: &[Handover]) -> Result<BTreeMap<Queue, u64>, QueueError> {
+pub async fn push(connection: &mut Commands, keys: &Keys, jobs: &[Handover]) -> Result<BTreeMap<Queue, Depth>, QueueError> {
     let mut depths = BTreeMap::new();
     for chunk in jobs.chunks(PIPELINE) {
         let mut pipeline = redis::pipe();
         let mut touched: Vec<Queue> = Vec::new();
         for handover in chunk {
-            let stream = keys.stream(handover.queue, handover.priority);
+            let stream = keys.stream(handover.queue, handover.lane);
             pipeline.cmd("XADD").arg(stream).arg("*").arg(JOB_FIELD).arg(handover.job.0.as_bytes()).ignore();
             if !touched.contains(&handover.queue) {
                 touched.push(handover.queue);
@@ -45,7 +70,8 @@ pub async fn push(connection: &mut Commands, keys: &Keys, jobs: &[Handover]) -> 
             }
         }
         let lengths: Vec<u64> = pipeline.query_async(connection).await.map_err(QueueError::during("push jobs"))?;
-        depths.extend(touched.iter().zip(lengths.chunks(3)).map(|(queue, lengths)| (*queue, lengths.iter().sum())));
+        let (lengths, _) = lengths.as_chunks::<4>();
+        depths.extend(touched.iter().zip(lengths).map(|(queue, lengths)| (*queue, Depth(*lengths))));
     }
     Ok(depths)
 }
@@ -54,13 +80,13 @@ pub async fn push(connection: &mut Commands, keys: &Keys, jobs: &[Handover]) -> 
 ///
 /// # Errors
 /// [`QueueError::Redis`].
-pub async fn depth(connection: &mut Commands, keys: &Keys, queue: Queue) -> Result<u64, QueueError> {
+pub async fn depth(connection: &mut Commands, keys: &Keys, queue: Queue) -> Result<Depth, QueueError> {
     let mut pipeline = redis::pipe();
     for stream in keys.streams(queue) {
         pipeline.cmd("XLEN").arg(stream);
     }
-    let lengths: Vec<u64> = pipeline.query_async(connection).await.map_err(QueueError::during("measure a queue"))?;
-    Ok(lengths.iter().sum())
+    let lengths: [u64; 4] = pipeline.query_async(connection).await.map_err(QueueError::during("measure a queue"))?;
+    Ok(Depth(lengths))
 }
 
 /// Deletes a queue's streams with all that is in them: for a queue that nobody uses any more.

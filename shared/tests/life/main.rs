@@ -15,7 +15,7 @@ use shared::{
     ledger::{
         self, Sessions,
         claim::{ClaimedJob, claim},
-        dispatch::{Dispatched, dispatch},
+        dispatch::{self, Dispatched},
         insert::{Arrival, Inserted, NewJob, insert},
         settle::{Settled, Settlement, settle},
     },
@@ -81,7 +81,9 @@ impl Ledger {
     }
 
     async fn dispatch(&self) -> Dispatched {
-        dispatch(&self.engine, QUEUE, self.now(), 1_000).await.unwrap()
+        let tenants = dispatch::turns(&self.engine, QUEUE, Priority::Normal, self.now(), -1).await.unwrap();
+        let turns = dispatch::divide(1_000, &tenants);
+        dispatch::dispatch(&self.engine, QUEUE, Priority::Normal, self.now(), &turns).await.unwrap()
     }
 
     /// Whatever is due, dispatched and claimed.

@@ -26,6 +26,8 @@ enum Walk {
     Make,
     /// Open to whoever has the address, and to nobody else.
     Address,
+    /// For a tenant's backend, about what is its own; not for its users.
+    Backend,
 }
 
 /// Every door of the API, what is behind it, and the scope it takes. A door that is not here fails the walk.
@@ -43,6 +45,7 @@ const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("delete", "/v1/jobs/{id}/links", Walk::Job, "jobs:write"),
     ("get", "/j/{token}", Walk::Address, ""),
     ("get", "/j/{token}/events", Walk::Address, ""),
+    ("get", "/v1/jobs/{id}/explain", Walk::Job, "jobs:read"),
     ("post", "/v1/jobs/{id}/cancel", Walk::Job, "jobs:write"),
     ("post", "/v1/jobs/{id}/retry", Walk::Job, "jobs:write"),
     ("post", "/v1/jobs/{id}/discard", Walk::Job, "jobs:write"),
@@ -55,6 +58,9 @@ const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/v1/exports/{id}/download", Walk::Export, "exports:read"),
     ("post", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
     ("delete", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
+    ("get", "/v1/queues", Walk::Backend, "jobs:read"),
+    ("post", "/v1/queues/{queue}/pause", Walk::Backend, "jobs:write"),
+    ("post", "/v1/queues/{queue}/resume", Walk::Backend, "jobs:write"),
     ("get", "/d/{token}", Walk::Address, ""),
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
@@ -64,11 +70,12 @@ const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "exports:read", "exports:w
 /// A request to a door, about the job or export `id` where it is about one.
 fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
     let method: Method = method.to_uppercase().parse().unwrap();
-    let request = client.request(method, &path.replace("{id}", id).replace("{token}", id));
+    let request = client.request(method, &path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media"));
     match (walk, path) {
         (Walk::Make, "/v1/jobs") => request.json(&probe(&json!({}))),
         (Walk::Make, "/v1/exports") => request.json(&json!({"dataset": "words", "format": "csv"})),
         (Walk::List, "/v1/jobs/retry" | "/v1/jobs/discard") => request.json(&json!({"filter": {}})),
+        (Walk::Backend, "/v1/queues/{queue}/pause" | "/v1/queues/{queue}/resume") => request.json(&json!({})),
         (Walk::Make, other) => panic!("say here what to send to {other}"),
         _ => request,
     }
@@ -148,6 +155,11 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
                     }
                     Walk::Stream => unreachable!("listened to above"),
                     Walk::Make => assert_eq!(answer.status, 202, "{context}"),
+                    Walk::Backend if who.contains("user") => drop(answer.problem(403, "scope_missing")),
+                    Walk::Backend => {
+                        assert_eq!(answer.status, 200, "{context}");
+                        assert!([&job, &failed, &export].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
+                    }
                     Walk::Address => {
                         assert_eq!(answer.status, 404, "{context}");
                         assert!(!answer.text().contains(id.as_str()), "{context}");

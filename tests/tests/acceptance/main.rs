@@ -6,6 +6,7 @@ mod contract;
 mod dead_letters;
 mod drill;
 mod events;
+mod explain;
 mod exports;
 mod faults;
 mod files;

@@ -1,7 +1,10 @@
-//! Step 3's loop: moves due jobs from the backlog to their queue's stream, as far as the window has room.
+//! Step 3's loop: moves due jobs from the backlog to their queue's lanes, tenant by tenant, as far as there is room.
 //!
 //! It looks when somebody says that a queue has work (an API that accepted something for later, a settle that retries), when a
 //! reader made room while a backlog waits, when the next job is due, and every [`FALLBACK`] in any case.
+//!
+//! A lane holds about [`HELD_READY`] of work, as fast as this worker takes it just now: enough that no slot waits, and little enough that
+//! a tenant who comes later has its share soon, whatever stands in the lane before it.
 //!
 //! What must stay true: while Redis takes no jobs (its memory is full, it was demoted), none leave the backlog but the batch on which
 //! that was noticed: it is pushed before anything else is moved.
@@ -13,10 +16,13 @@ use std::{
 };
 
 use shared::{
-    ledger::dispatch,
+    job::Priority,
+    ledger::dispatch::{self, Turn},
     queue::{
         Commands, Queue,
-        push::{self, Handover},
+        keys::Lane,
+        pace,
+        push::{self, Depth, Handover},
     },
 };
 use tokio::sync::Notify;
@@ -29,10 +35,20 @@ const FALLBACK: Duration = Duration::from_secs(5);
 /// How soon a queue is looked at again when Redis or the ledger did not answer.
 const AFTER_FAULT: Duration = Duration::from_secs(1);
 
+/// How much work a lane holds ready.
+const HELD_READY: Duration = Duration::from_secs(1);
+/// The least that a lane holds ready, in jobs a slot: what is taken before it is known how fast.
+const LEAST_READY: u64 = 4;
+
+/// How soon a queue with a throttle is looked at again at the soonest: a fast rate goes by small batches.
+const LEAST_PACE: Duration = Duration::from_millis(20);
+
 /// The reasons to look, left by others.
 #[derive(Debug, Default)]
 pub struct Dispatch {
     wanted: Mutex<BTreeMap<Queue, bool>>,
+    /// Jobs that were claimed from each queue since the last look.
+    taken: Mutex<BTreeMap<Queue, u64>>,
     woken: Notify,
 }
 
@@ -43,8 +59,15 @@ impl Dispatch {
         self.woken.notify_one();
     }
 
+    /// Work of any queue that has a backlog may be due.
+    pub fn all_due(&self) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).extend(Queue::EVERY.map(|queue| (queue, true)));
+        self.woken.notify_one();
+    }
+
     /// A reader took entries: if a backlog waits for room, there is some now.
-    pub fn drained(&self, queue: Queue) {
+    pub fn drained(&self, queue: Queue, jobs: usize) {
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner).entry(queue).or_default() += jobs as u64;
         // The entry stands only while a backlog waits.
         if let Some(wanted) = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&queue)
             && !*wanted
@@ -52,6 +75,11 @@ impl Dispatch {
             *wanted = true;
             self.woken.notify_one();
         }
+    }
+
+    /// How many jobs were claimed from a queue since this was asked last.
+    fn taken(&self, queue: Queue) -> u64 {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&queue).unwrap_or_default()
     }
 
     fn is_wanted(&self, queue: Queue) -> bool {
@@ -69,27 +97,65 @@ impl Dispatch {
     }
 }
 
-/// Dispatches the worker's queues until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: Commands) {
-    let now = Instant::now();
-    let mut next_look: BTreeMap<Queue, Instant> = queues.iter().map(|queue| (*queue, now)).collect();
-    let mut unpushed: BTreeMap<Queue, Vec<Handover>> = BTreeMap::new();
+/// What is known of a queue from look to look.
+#[derive(Debug)]
+struct Lanes {
+    /// Jobs of it that run here at a time.
+    slots: u64,
+    /// Moved, and not pushed: Redis did not take them.
+    unpushed: Vec<Handover>,
+    /// Whose turn was the last, by priority.
+    last_turn: [i32; 3],
+    /// Jobs a second that this worker took lately.
+    rate: f64,
+    measured: Instant,
+    next_look: Instant,
+}
+
+impl Lanes {
+    fn new(slots: usize) -> Self {
+        let now = Instant::now();
+        Self { slots: slots as u64, unpushed: Vec::new(), last_turn: [-1; 3], rate: 0.0, measured: now, next_look: now }
+    }
+
+    /// Learns how fast jobs are taken. Quick to grow, so that a burst is not held up by what was before it; slower to shrink.
+    fn learn(&mut self, taken: u64) {
+        let elapsed = self.measured.elapsed().as_secs_f64();
+        if elapsed < 0.005 && taken == 0 {
+            return;
+        }
+        self.measured = Instant::now();
+        let now = taken as f64 / elapsed.max(0.001);
+        self.rate = now.max(self.rate * (0.5_f64).powf(elapsed));
+    }
+
+    /// How many jobs a lane should hold.
+    fn ready(&self, window: u64) -> u64 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate of jobs, never negative, and clamped")]
+        let ready = (self.rate * HELD_READY.as_secs_f64()) as u64;
+        ready.max(self.slots * LEAST_READY).min(window)
+    }
+}
+
+/// Dispatches the worker's queues, each with so many slots, until `stop`.
+pub(super) async fn run(engine: Arc<Engine>, queues: BTreeMap<Queue, usize>, stop: CancellationToken, mut connection: Commands) {
+    let mut queues: BTreeMap<Queue, Lanes> = queues.into_iter().map(|(queue, slots)| (queue, Lanes::new(slots))).collect();
     loop {
-        for queue in &queues {
-            let due = next_look.get(queue).is_none_or(|at| *at <= Instant::now());
+        for (queue, lanes) in &mut queues {
+            let due = lanes.next_look <= Instant::now();
             if (!due && !engine.dispatch.is_wanted(*queue)) || engine.lease.epoch().is_none() {
                 continue;
             }
-            let wait = match look(&engine, *queue, &mut connection, unpushed.entry(*queue).or_default()).await {
+            let wait = match look(&engine, *queue, &mut connection, lanes).await {
                 Ok(wait) => wait.min(FALLBACK),
                 Err(error) => {
                     tracing::debug!(queue = queue.name(), error = &*error, "can't dispatch now");
                     AFTER_FAULT
                 }
             };
-            next_look.insert(*queue, Instant::now() + wait);
+            lanes.next_look = Instant::now() + wait;
         }
-        let soonest = next_look.values().min().copied().unwrap_or_else(|| Instant::now() + FALLBACK);
+        let soonest = queues.values().map(|lanes| lanes.next_look).min().unwrap_or_else(|| Instant::now() + FALLBACK);
         // A floor, so that a queue that can't be helped (the lease is gone) does not spin.
         let sleep = soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         tokio::select! {
@@ -100,44 +166,136 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
     }
 }
 
-/// One look at a queue: fills the window, and answers how long until the next job is due.
-async fn look(
-    engine: &Engine,
-    queue: Queue,
-    connection: &mut Commands,
-    unpushed: &mut Vec<Handover>,
-) -> Result<Duration, Box<dyn std::error::Error + Send + Sync>> {
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// One look at a queue: fills its lanes, and answers how long until the next job is due.
+async fn look(engine: &Engine, queue: Queue, connection: &mut Commands, lanes: &mut Lanes) -> Result<Duration, Fault> {
+    lanes.learn(engine.dispatch.taken(queue));
+    if engine.holds.holds().pauses.iter().any(|pause| pause.stops_queue(queue)) {
+        engine.dispatch.looked(queue, false);
+        return Ok(FALLBACK);
+    }
     loop {
+        // Whoever inserts from here on says so.
         engine.dispatch.looked(queue, true);
         // What recovery pushed meanwhile loses at its second claim.
-        if !unpushed.is_empty() {
-            push::push(connection, engine.redis.keys(), unpushed).await?;
-            unpushed.clear();
+        if !lanes.unpushed.is_empty() {
+            push::push(connection, engine.redis.keys(), &lanes.unpushed).await?;
+            lanes.unpushed.clear();
         }
-        let depth = push::depth(connection, engine.redis.keys(), queue).await?;
-        metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth as f64);
-        let room = usize::try_from(engine.window.saturating_sub(depth)).unwrap_or(0);
         let now = engine.services.clock.now();
-        // Refilled from a quarter down, in batches, rather than job by job behind the readers.
-        if (room as u64) < engine.window / 4 {
-            return Ok(FALLBACK);
-        }
-        let wanted = room.min(dispatch::BATCH);
-        let dispatched = engine.bounded(dispatch::dispatch(&engine.services.pool, queue, now, wanted)).await?;
-        let moved = dispatched.handovers.len() + dispatched.expired.len();
-        if !dispatched.handovers.is_empty() {
-            metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(dispatched.handovers.len() as u64);
-            if let Err(error) = push::push(connection, engine.redis.keys(), &dispatched.handovers).await {
-                *unpushed = dispatched.handovers;
-                return Err(error.into());
+        match engine.bounded(dispatch::next_due(&engine.services.pool, queue, now)).await? {
+            Some(wait) if wait.is_zero() => {}
+            later => {
+                engine.dispatch.looked(queue, false);
+                return Ok(later.unwrap_or(FALLBACK));
             }
         }
-        let changed = dispatched.handovers.iter().map(|handover| handover.job).chain(dispatched.expired).collect();
-        engine.announcer.tell(Announcement { changed, ..Announcement::default() });
-        if moved < wanted {
-            engine.dispatch.looked(queue, false);
-            // Asked after that mark: who inserts from here on says so.
-            return Ok(engine.bounded(dispatch::next_due(&engine.services.pool, queue, now)).await?.unwrap_or(FALLBACK));
+        let depth = push::depth(connection, engine.redis.keys(), queue).await?;
+        metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth.total() as f64);
+        let mut moved = 0;
+        for priority in [Priority::High, Priority::Normal, Priority::Low] {
+            moved += fill(engine, queue, priority, connection, lanes, &depth).await?;
         }
+        if moved == 0 {
+            // A rate is due again by itself, without anybody's word.
+            let holds = engine.holds.holds();
+            let throttles = holds.throttles.iter().filter(|throttle| throttle.queue.as_deref().is_none_or(|bound| bound == queue.name()));
+            let soonest = throttles.map(|throttle| pace::interval(throttle.rate)).min();
+            return Ok(soonest.map_or(FALLBACK, |every| every.clamp(LEAST_PACE, FALLBACK)));
+        }
+    }
+}
+
+/// Fills one lane by one batch; answers how many jobs left the backlog.
+async fn fill(
+    engine: &Engine,
+    queue: Queue,
+    priority: Priority,
+    connection: &mut Commands,
+    lanes: &mut Lanes,
+    depth: &Depth,
+) -> Result<usize, Fault> {
+    let ready = lanes.ready(engine.window);
+    let room = ready.saturating_sub(depth.of(Lane::of(priority))).min(engine.window.saturating_sub(depth.total()));
+    // Refilled from three quarters down, in batches, rather than job by job behind the readers.
+    if room == 0 || room < ready / 4 {
+        return Ok(0);
+    }
+    let room = usize::try_from(room).unwrap_or(dispatch::BATCH).min(dispatch::BATCH);
+    let now = engine.services.clock.now();
+    let [high, normal, low] = &mut lanes.last_turn;
+    let last_turn = match priority {
+        Priority::High => high,
+        Priority::Normal => normal,
+        Priority::Low => low,
+    };
+    let pool = &engine.services.pool;
+    let tenants = engine.bounded(dispatch::turns(pool, queue, priority, now, *last_turn)).await?;
+    if let Some(last) = tenants.get(..room.min(tenants.len())).and_then(<[i32]>::last) {
+        *last_turn = *last;
+    }
+    let turns = allowed(engine, queue, room, tenants).await;
+    if turns.is_empty() {
+        return Ok(0);
+    }
+    let dispatched = engine.bounded(dispatch::dispatch(pool, queue, priority, now, &turns)).await?;
+    let moved = dispatched.handovers.len() + dispatched.expired.len();
+    if !dispatched.handovers.is_empty() {
+        metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(dispatched.handovers.len() as u64);
+        if let Err(error) = push::push(connection, engine.redis.keys(), &dispatched.handovers).await {
+            lanes.unpushed.extend(dispatched.handovers);
+            return Err(error.into());
+        }
+    }
+    if !dispatched.expired.is_empty() {
+        engine.ended.notify_one();
+    }
+    let changed = dispatched.handovers.iter().map(|handover| handover.job).chain(dispatched.expired).collect();
+    engine.announcer.tell(Announcement { changed, ..Announcement::default() });
+    Ok(moved)
+}
+
+/// The tenants' turns, as far as pauses and throttles allow them.
+async fn allowed(engine: &Engine, queue: Queue, room: usize, mut tenants: Vec<i32>) -> Vec<Turn> {
+    let holds = engine.holds.holds();
+    if holds.pauses.is_empty() && holds.throttles.is_empty() {
+        return dispatch::divide(room, &tenants);
+    }
+    tenants.retain(|tenant| !holds.pauses.iter().any(|pause| pause.stops_all_of(*tenant, queue)));
+    if tenants.is_empty() {
+        return Vec::new();
+    }
+    let mut room = room;
+    for throttle in holds.throttles.iter().filter(|throttle| throttle.tenant.is_none() && throttle.bounds(0, queue)) {
+        room = engine.holds.draw(throttle, room).await;
+    }
+    let mut turns = dispatch::divide(room, &tenants);
+    for turn in &mut turns {
+        for throttle in
+            holds.throttles.iter().filter(|throttle| throttle.tenant == Some(turn.tenant) && throttle.bounds(turn.tenant, queue))
+        {
+            turn.jobs = engine.holds.draw(throttle, turn.jobs).await;
+        }
+    }
+    turns.retain(|turn| turn.jobs > 0);
+    turns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_holds_little_until_it_is_known_how_fast_it_is_taken() {
+        let mut lanes = Lanes::new(64);
+        assert_eq!(lanes.ready(10_000), 256);
+        lanes.measured = Instant::now().checked_sub(Duration::from_millis(100)).unwrap();
+        lanes.learn(1_000);
+        assert!((5_000..=10_000).contains(&lanes.ready(10_000)), "{}", lanes.ready(10_000));
+        assert!(lanes.ready(2_000) == 2_000, "and never more than the window");
+        lanes.measured = Instant::now().checked_sub(Duration::from_secs(20)).unwrap();
+        lanes.learn(0);
+        assert_eq!(lanes.ready(10_000), 256);
     }
 }

@@ -29,9 +29,18 @@ use super::{
 /// How long a canary that Redis took may need to its reader, on a machine that is busy.
 const ARRIVES_WITHIN: Duration = Duration::from_millis(1_500);
 
-/// Fetches until the engine drains. Ending drops the feed, which lets the apalis worker finish and end.
-pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>, feed: mpsc::Sender<Work>, mut connection: Commands) {
-    let mut reader = Reader::new(engine.redis.clone(), queue, engine.worker.to_string());
+/// Fetches from the lanes by priority, or from that of those who go first, until the engine drains. Ending drops the feed, which
+/// lets the apalis worker finish and end.
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    queue: Queue,
+    go_first: bool,
+    credits: Arc<Credits>,
+    feed: mpsc::Sender<Work>,
+    mut connection: Commands,
+) {
+    let make = if go_first { Reader::of_first } else { Reader::new };
+    let mut reader = make(engine.redis.clone(), queue, engine.worker.to_string());
     let mut failures: u32 = 0;
     loop {
         let ready = async {
@@ -42,7 +51,7 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
             biased;
             () = engine.draining.cancelled() => return,
             room = ready => Some(room),
-            () = canary_sent(&engine, queue) => None,
+            () = canary_sent(&engine, queue), if !go_first => None,
         };
         let reading = async {
             match room {
@@ -53,9 +62,17 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
         let read = tokio::select! {
             () = engine.draining.cancelled() => return,
             read = reading => read,
-            () = canary_overdue(&engine, queue), if room.is_some() => {
+            () = canary_overdue(&engine, queue), if room.is_some() && !go_first => {
                 // Redis took it and this connection did not bring it: whatever was swallowed was on the way to it.
                 tracing::warn!(queue = queue.name(), "a canary did not arrive where jobs do; connecting anew");
+                if let Some(doubted) = engine.first_doubted.get(&queue) {
+                    doubted.notify_one();
+                }
+                reader.disconnect();
+                failures += 1;
+                continue;
+            }
+            () = first_doubted(&engine, queue), if go_first => {
                 reader.disconnect();
                 failures += 1;
                 continue;
@@ -103,12 +120,14 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
         metrics::counter!("offstage_claims_lost_total", "queue" => queue.name())
             .increment((jobs.len().saturating_sub(claimed.len())) as u64);
         let changed = claimed.iter().map(|job| job.id).collect();
+        let count = claimed.len();
         for job in claimed {
             if let Some(lost_for) = job.lost_for {
                 metrics::histogram!("offstage_recovery_seconds", "queue" => queue.name()).record(lost_for.as_secs_f64());
             }
             let cancelled = engine.held.insert(&job);
-            let work = Work::Job(Claimed { credit: credits.take(), epoch: epoch.clone(), cancelled, job: Arc::new(job) });
+            let work =
+                Work::Job(Claimed { credit: credits.take(), epoch: epoch.clone(), cancelled, goes_first: go_first, job: Arc::new(job) });
             // The apalis worker ends only after this task: the send can't fail while we are here.
             if feed.send(work).await.is_err() {
                 tracing::error!(queue = queue.name(), "the queue's worker is gone");
@@ -118,7 +137,7 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
         engine.announcer.tell(Announcement { changed, ..Announcement::default() });
         remove(&engine, &mut connection, queue, &deliveries).await;
         acknowledge(&engine, &mut connection, queue, &canaries).await;
-        engine.dispatch.drained(queue);
+        engine.dispatch.drained(queue, count);
     }
 }
 
@@ -126,6 +145,14 @@ pub(super) async fn run(engine: Arc<Engine>, queue: Queue, credits: Arc<Credits>
 async fn canary_sent(engine: &Engine, queue: Queue) {
     match engine.canary_waits.get(&queue) {
         Some(sent) => sent.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns when the other reader of the queue lost its connection without a word: this one's may have gone the same way.
+async fn first_doubted(engine: &Engine, queue: Queue) {
+    match engine.first_doubted.get(&queue) {
+        Some(doubted) => doubted.notified().await,
         None => std::future::pending().await,
     }
 }

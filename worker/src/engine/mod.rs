@@ -23,7 +23,9 @@ mod fetch;
 mod figures;
 mod heartbeat;
 mod held;
+mod holds;
 mod lease;
+mod limits;
 mod recover;
 mod run;
 mod settle;
@@ -62,6 +64,7 @@ use dispatch::Dispatch;
 use health::Health;
 use heartbeat::{Heartbeat, Pulse};
 use held::Held;
+use holds::Known;
 use lease::Lease;
 use run::{Finished, Runner, Work};
 use switches::Switches;
@@ -110,11 +113,16 @@ struct Engine {
     canaries: canary::Epoch,
     /// Told when a canary was sent: a reader without room for jobs reads that one.
     canary_waits: BTreeMap<Queue, Notify>,
+    /// Told when a queue's connection was found dead: that of its lane of those who go first may be so too.
+    first_doubted: BTreeMap<Queue, Notify>,
     /// Told when Redis seems to have been emptied.
     emptied: Notify,
     /// Told when a job was settled whose end may be followed.
     ended: Notify,
+    /// Told when a limiting key may have room.
+    limits: Notify,
     switches: Switches,
+    holds: Known,
     window: u64,
     /// The turns of jobs under which workers were lost.
     suspects: Arc<Semaphore>,
@@ -170,6 +178,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let polls = Arc::new(Polls::default());
     let mut tasks = JoinSet::new();
     let (announcer, announcements) = Announcer::new();
+    let holds = Known::new(&parts.redis);
     let engine = Arc::new(Engine {
         worker,
         claims: parts.claims,
@@ -183,9 +192,12 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         health: Arc::clone(&health),
         canaries: canary::Epoch::now(),
         canary_waits: queues.iter().map(|queue| (*queue, Notify::new())).collect(),
+        first_doubted: queues.iter().map(|queue| (*queue, Notify::new())).collect(),
         emptied: Notify::new(),
         ended: Notify::new(),
+        limits: Notify::new(),
         switches: Switches::default(),
+        holds,
         window: parts.window,
         suspects: Arc::new(Semaphore::new(trial::AT_ONCE)),
         polls: Arc::clone(&polls),
@@ -218,7 +230,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     figures::begin(&queues, engine.services.probe.enabled);
     // A job that is claimed before the switches are known for the first time would run although it must not.
     read_switches(&engine, &shutdown).await;
-    run_beside(&engine, &queues, announcements, &background, &mut tasks);
+    run_beside(&engine, &queues, &parts.queues, announcements, &background, &mut tasks);
 
     let (finished, outcomes) = mpsc::channel(UNSETTLED);
     let settler = tokio::spawn(settle::run(Arc::clone(&engine), outcomes, shutdown.forced().clone()));
@@ -274,6 +286,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
 fn run_beside(
     engine: &Arc<Engine>,
     queues: &[Queue],
+    slots: &BTreeMap<Queue, usize>,
     announcements: mpsc::Receiver<Announcement>,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
@@ -284,8 +297,9 @@ fn run_beside(
     tasks.spawn(figures::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
     tasks.spawn(switches::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
     tasks.spawn(canary::run(Arc::clone(engine), queues.to_vec(), engine.draining.clone(), engine.redis.commands()));
+    tasks.spawn(limits::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
     tasks.spawn(ended::run(Arc::clone(engine), stop.clone()));
-    tasks.spawn(dispatch::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
+    tasks.spawn(dispatch::run(Arc::clone(engine), slots.clone(), stop.clone(), engine.redis.commands()));
 }
 
 /// Leaves the ledger in good order: this process holds nothing any more.
@@ -299,9 +313,9 @@ async fn leave(engine: &Engine) {
     }
 }
 
-/// Reads the switches, for as long as that takes: without the ledger there is nothing to run either.
+/// Reads the switches and what else holds jobs up, for as long as that takes: without the ledger there is nothing to run either.
 async fn read_switches(engine: &Engine, shutdown: &Shutdown) {
-    while let Err(error) = engine.switches.read(engine).await {
+    while let Err(error) = switches::read(engine).await {
         tracing::debug!(error = &error as &dyn std::error::Error, "the switches can't be read yet");
         tokio::select! {
             () = shutdown.asked().cancelled() => return,
@@ -321,7 +335,10 @@ fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sende
             tracing::error!(queue = queue.name(), error = %error, "the queue's worker ended");
         }
     });
-    workers.spawn(fetch::run(Arc::clone(engine), queue, credits, feed, engine.redis.commands()));
+    // So many of those who go first are held beside the others: one that waits is the next to get a slot.
+    let first = Credits::new((slots / 4).clamp(2, 16));
+    workers.spawn(fetch::run(Arc::clone(engine), queue, true, first, feed.clone(), engine.redis.commands()));
+    workers.spawn(fetch::run(Arc::clone(engine), queue, false, credits, feed, engine.redis.commands()));
 }
 
 /// Waits for what runs; hands it back when the grace time is over, or at once when forced. Answers whether all finished.

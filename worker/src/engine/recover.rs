@@ -19,6 +19,7 @@ use shared::{
     },
     queue::{
         Commands, Queue, QueueError,
+        keys::Lane,
         push::{self, Handover},
         read,
         signal::Signal,
@@ -91,14 +92,18 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
             }
             signal = signals.recv() => match signal {
                 None => return,
-                Some(Signal::Wake(queue)) => { engine.dispatch.due(queue); Ok(()) }
+                Some(Signal::Wake(queue)) => {
+                    engine.dispatch.due(queue);
+                    engine.limits.notify_one();
+                    Ok(())
+                }
                 // Redis may have been emptied.
                 Some(Signal::Subscribed) => {
                     second_look.get_or_insert(Instant::now() + SECOND_LOOK);
                     engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
                 }
                 Some(Signal::Cancel(jobs)) => engine.bounded(cancels(&engine, &jobs)).await,
-                Some(Signal::Changed(_)) => Ok(()),
+                Some(Signal::Changed(_) | Signal::Accepted(_)) => Ok(()),
             },
         };
         if let Err(error) = outcome {
@@ -148,7 +153,7 @@ async fn put_back(engine: &Engine, connection: &mut Commands, recovered: Vec<Rec
     let handovers: Vec<Handover> = recovered
         .into_iter()
         .filter_map(|recovered| recovered.handover)
-        .map(|handover| Handover { priority: shared::job::Priority::High, ..handover })
+        .map(|handover| Handover { lane: Lane::High, ..handover })
         .collect();
     engine.announcer.tell(Announcement { changed, ..Announcement::default() });
     push::push(connection, engine.redis.keys(), &handovers).await?;

@@ -19,7 +19,7 @@ use shared::{
     random,
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Mutex, Semaphore, SemaphorePermit, mpsc},
     task::{JoinError, JoinHandle},
 };
 use tokio_util::sync::CancellationToken;
@@ -68,6 +68,8 @@ pub struct Claimed {
     pub epoch: CancellationToken,
     /// Cancelled when the owner wants it cancelled.
     pub cancelled: CancellationToken,
+    /// Came by the lane of those who go first.
+    pub goes_first: bool,
 }
 
 /// What is on its way to the settler.
@@ -97,6 +99,8 @@ pub struct Runner {
     engine: Arc<Engine>,
     queue: Queue,
     slots: Arc<Semaphore>,
+    /// Held by the one who waits for a slot among those who don't go first.
+    line: Arc<Mutex<()>>,
     credits: Arc<Credits>,
     /// Jobs under which workers were lost repeatedly run in processes of their own, so many at a time.
     suspects: Arc<Semaphore>,
@@ -106,7 +110,7 @@ pub struct Runner {
 impl Runner {
     pub(super) fn new(engine: Arc<Engine>, queue: Queue, slots: usize, credits: Arc<Credits>, finished: mpsc::Sender<Finished>) -> Self {
         let suspects = Arc::clone(&engine.suspects);
-        Self { engine, queue, slots: Arc::new(Semaphore::new(slots)), credits, suspects, finished }
+        Self { engine, queue, slots: Arc::new(Semaphore::new(slots)), line: Arc::default(), credits, suspects, finished }
     }
 
     async fn work(self, work: Work) {
@@ -117,7 +121,7 @@ impl Runner {
     }
 
     async fn run(self, claimed: Claimed) {
-        let Claimed { job, credit, epoch, cancelled } = claimed;
+        let Claimed { job, mut credit, epoch, cancelled, goes_first } = claimed;
         let claim = (job.id, job.token);
         let (policy, outcome) = tokio::select! {
             biased;
@@ -126,7 +130,7 @@ impl Runner {
                 self.engine.held.remove([claim]);
                 return;
             }
-            ended = self.run_when_free(&job, cancelled) => ended,
+            ended = self.run_when_free(&job, cancelled, &mut credit, goes_first) => ended,
         };
         let settlement = Settlement::decide(&job, &policy, outcome, self.engine.services.clock.now());
         // The settler outlives all runners; should it be gone, recovery gives the job to another process.
@@ -136,8 +140,23 @@ impl Runner {
         }
     }
 
+    /// A slot to run in. Who goes first waits for the next one that is free, the others one at a time.
+    async fn slot(&self, goes_first: bool) -> Option<SemaphorePermit<'_>> {
+        if let Ok(slot) = self.slots.try_acquire() {
+            return Some(slot);
+        }
+        let _line = if goes_first { None } else { Some(self.line.lock().await) };
+        self.slots.acquire().await.ok()
+    }
+
     /// Waits for a slot and runs the handler in it; hands the job back when the process stops first.
-    async fn run_when_free(&self, job: &Arc<ClaimedJob>, cancelled: CancellationToken) -> (Policy, Outcome) {
+    async fn run_when_free(
+        &self,
+        job: &Arc<ClaimedJob>,
+        cancelled: CancellationToken,
+        credit: &mut Credit,
+        goes_first: bool,
+    ) -> (Policy, Outcome) {
         // Whoever has to wait for its turn as a suspect waits in the ledger: here it would keep room from others.
         let _turn = if job.crashes >= CRASHES_IN_COMPANY {
             let Ok(turn) = self.suspects.try_acquire() else {
@@ -151,8 +170,12 @@ impl Runner {
             biased;
             () = self.engine.draining.cancelled() => return (Policy::DEFAULT, Outcome::HandedBack),
             () = cancelled.cancelled() => return (Policy::DEFAULT, Outcome::Cancelled),
-            slot = self.slots.acquire() => slot.ok(),
+            slot = self.slot(goes_first) => slot,
         };
+        if goes_first {
+            // What runs counts like any other, and its place among those who go first is free for the next one.
+            *credit = self.credits.take();
+        }
         let now = self.engine.services.clock.now();
         if job.start_by.is_some_and(|start_by| start_by < now) {
             return (Policy::DEFAULT, Outcome::Expired);
@@ -167,6 +190,17 @@ impl Runner {
         };
         if self.engine.switches.stop(job.tenant, &job.kind) && handler.is_outward(&job.payload) {
             return (handler.policy, Outcome::SwitchedOff);
+        }
+        if self.engine.holds.is_paused(job.tenant, self.queue, &job.kind) {
+            return (handler.policy, Outcome::Paused);
+        }
+        let paced = tokio::select! {
+            paced = self.engine.holds.pace(job) => paced,
+            () = self.engine.draining.cancelled() => return (handler.policy, Outcome::HandedBack),
+            () = cancelled.cancelled() => return (handler.policy, Outcome::Cancelled),
+        };
+        if let Err(pause) = paced {
+            return (handler.policy, Outcome::Paced(pause));
         }
         let waited = (now - job.run_at).to_std().unwrap_or_default();
         metrics::histogram!("offstage_job_wait_seconds", "queue" => self.queue.name()).record(waited.as_secs_f64());

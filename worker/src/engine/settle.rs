@@ -56,10 +56,11 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
         for finished in &batch {
             if let Some(settled) = settled.iter().find(|settled| settled.job == finished.job.id) {
                 count(finished, settled);
-                if settled.state.is_terminal() && finished.job.options.is_some() {
+                if finished.job.options.is_some() {
                     engine.ended.notify_one();
+                    engine.limits.notify_one();
                 }
-                if settled.state == State::Waiting && settled.reason != Reason::SwitchedOff {
+                if settled.state == State::Waiting && !matches!(settled.reason, Reason::SwitchedOff | Reason::Paused) {
                     engine.dispatch.due(finished.job.queue);
                 }
             }
@@ -77,6 +78,8 @@ fn count(finished: &Ended, settled: &Settled) {
     let outcome = match (settled.state, settled.reason) {
         (State::Waiting, Reason::Snoozed) => "snoozed",
         (State::Waiting, Reason::SwitchedOff) => "switched_off",
+        (State::Waiting, Reason::Paused) => "paused",
+        (State::Waiting, Reason::Limited) => "limited",
         (State::Waiting, _) => "retried",
         (state, _) => state.word(),
     };

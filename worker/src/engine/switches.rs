@@ -66,8 +66,17 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
     }
 }
 
-async fn look(engine: &Engine, queues: &[Queue]) -> Result<(), LedgerError> {
+/// Reads the switches, the pauses and the throttles anew.
+///
+/// # Errors
+/// [`LedgerError`]; what is known stays in force.
+pub(super) async fn read(engine: &Engine) -> Result<(), LedgerError> {
     engine.switches.read(engine).await?;
+    engine.holds.read(engine).await
+}
+
+async fn look(engine: &Engine, queues: &[Queue]) -> Result<(), LedgerError> {
+    read(engine).await?;
     if !switches::any_held(&engine.services.pool).await? {
         return Ok(());
     }

@@ -341,7 +341,7 @@ fn accepted_as(job: &NewJob, now: DateTime<Utc>) -> Accepted {
 impl Accepted {
     fn arrived(self, arrival: Arrival) -> FoundJob {
         match arrival {
-            Arrival::Queued => self.0,
+            Arrival::Queued | Arrival::First => self.0,
             Arrival::Waiting(reason) => FoundJob { state: State::Waiting, reason, ..self.0 },
         }
     }

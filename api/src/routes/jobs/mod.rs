@@ -8,6 +8,7 @@ mod change;
 mod create;
 mod dead;
 mod events;
+mod explain;
 mod fingerprint;
 mod list;
 mod read;
@@ -47,7 +48,8 @@ use crate::{
 #[derive(OpenApi)]
 #[openapi(
     paths(
-        create::create, list::list, read::read, change::cancel, change::retry, events::follow_one, events::follow_all, dead::discard, dead::retry_all, dead::discard_all
+        create::create, list::list, read::read, change::cancel, change::retry, events::follow_one, events::follow_all, dead::discard,
+        dead::retry_all, dead::discard_all, explain::explain
     ),
     tags((name = "jobs", description = "Every kind of work, asked for and followed")),
 )]
@@ -62,6 +64,7 @@ pub fn routes() -> Router<App> {
         .route("/v1/jobs/{id}", get(read::read))
         .route("/v1/jobs/{id}/events", get(events::follow_one))
         .route("/v1/events", get(events::follow_all))
+        .route("/v1/jobs/{id}/explain", get(explain::explain))
         .route("/v1/jobs/{id}/cancel", post(change::cancel))
         .route("/v1/jobs/{id}/retry", post(change::retry))
         .route("/v1/jobs/{id}/discard", post(dead::discard))
