@@ -1,6 +1,7 @@
 //! Acceptance tests: real processes, entered by HTTP, judged by the effect. One module a topic.
 
 mod access;
+mod client;
 mod completions;
 mod contract;
 mod dead_letters;
