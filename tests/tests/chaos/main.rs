@@ -1,6 +1,6 @@
 //! The chaos suite: an installation of real processes under load, faults from a seed, and then the count.
 //!
-//! Each scenario ([`kills`], [`redis`], [`postgres`], [`pause`], [`misbehaviour`], [`rollout`], [`soak`]) lets clients post jobs
+//! Each scenario ([`kills`], [`redis`], [`postgres`], [`pause`], [`misbehaviour`], [`listeners`], [`rollout`], [`soak`]) lets clients post jobs
 //! without a pause while it breaks something, then waits until all is quiet and asks [`count`]: is each job that was accepted
 //! finished, and did each effect arrive at a receiver outside the product once, or is it on the ledger's list of what nobody can
 //! know? Figures go to a report in `target/chaos/`.
@@ -16,6 +16,7 @@ mod arena;
 mod count;
 mod effects;
 mod kills;
+mod listeners;
 mod misbehaviour;
 mod pause;
 mod postgres;
