@@ -38,6 +38,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The most bytes of a request's line and headers; twice what proxies usually let through.
 const HEADER_BYTES: usize = 16 * 1024;
 
+/// How long what was sent may stay unacknowledged, in milliseconds; above what a phone needs to change its network.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MS: u32 = 60_000;
+
 /// The pause after a connection could not be accepted, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -126,7 +130,26 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> io::Result<(Tc
     let (stream, _) = listener.accept().await?;
     // Answers are small and complete: waiting for more to send would only delay them.
     stream.set_nodelay(true)?;
+    give_up_on_the_deaf(&stream);
     Ok((stream, place))
+}
+
+/// A client that is gone without a word, or that takes nothing any more, must not keep a stream's place for the quarter of an hour that
+/// the operating system would give it.
+fn give_up_on_the_deaf(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS) {
+        tracing::debug!(error = %error, "a connection's patience could not be set");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = stream;
+}
+
+/// Lets this process open as many files as it may: a stream of events is a connection, and each is one. Tells how many.
+pub fn open_all_files() -> Option<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).ok().map(|()| most)
 }
 
 async fn serve((stream, place): (TcpStream, Place), router: Router, closing: CancellationToken) {

@@ -17,6 +17,9 @@ use crate::{app::App, routes, server};
 /// The longest that Redis may take at the end to be told of the last jobs.
 const TELLING: Duration = Duration::from_secs(3);
 
+/// Files besides clients' connections: those to Postgres and Redis, the log.
+const FILES_BESIDE: u64 = 200;
+
 /// Serves until a signal asks to stop.
 pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
     let config = ApiConfig::read(variables)?;
@@ -25,6 +28,14 @@ pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
         tracing::warn!("{warning}");
     }
     let metrics = Metrics::start("api")?;
+    let connections = server::MOST_CONNECTIONS + config.streams.most;
+    if let Some(files) = server::open_all_files().filter(|files| *files < connections as u64 + FILES_BESIDE) {
+        tracing::warn!(
+            files,
+            connections,
+            "this process may open fewer files than connections it would take; raise its limit (ulimit -n), or lower OFFSTAGE_STREAMS"
+        );
+    }
     let shutdown = Shutdown::on_signals().map_err(|source| CommandError::System { doing: "listen for signals".into(), source })?;
     let (listen, grace, streams) = (config.listen.address, config.shutdown_grace, config.streams.most);
     let app = App::new(config, Clock::system(), metrics, shutdown.clone())?;
