@@ -103,17 +103,20 @@ impl Authority {
 }
 
 /// The `Last-Event-ID` of a client that connects again.
+#[must_use]
 pub fn last_event_id(headers: &HeaderMap) -> Option<i64> {
     headers.get("last-event-id")?.to_str().ok()?.trim().parse().ok()
 }
 
 /// No place for another stream.
+#[must_use]
 pub fn no_place() -> Problem {
     let detail = "Too many streams are open here just now. Poll instead, or come again in a moment.";
     Problem::new(Code::Overloaded, detail).retry_after(COME_AGAIN)
 }
 
 /// To a client that has seen the end: 204 keeps a browser from connecting again.
+#[must_use]
 pub fn nothing_more() -> Response {
     StatusCode::NO_CONTENT.into_response()
 }
@@ -165,6 +168,7 @@ fn beat() -> Bytes {
 }
 
 /// Streams one job, from the state after version `told` on.
+#[must_use]
 pub fn of_job(app: App, following: Following, authority: Authority, reader: Reader, told: Option<i32>) -> Response {
     let begin = OneJob { app, following, authority, reader, told, times: Times::begin(), step: Step::Begin };
     answer(stream::unfold(begin, |listener| async move { listener.next().await.map(|(bytes, listener)| (Ok(bytes), listener)) }))
@@ -234,6 +238,7 @@ impl OneJob {
 }
 
 /// Streams a tenant's jobs, beginning with those that are unfinished and those that ended since a mark.
+#[must_use]
 pub fn of_jobs(app: App, listening: Listening, tenant: i32, authority: Authority, reader: Reader, mark: Option<i64>) -> Response {
     let since = mark.and_then(DateTime::from_timestamp_millis).map(|since| since - OVERLAP);
     let begin = ManyJobs {
@@ -297,7 +302,9 @@ impl ManyJobs {
                         if !self.authority.stands(&self.app, None).await {
                             return None;
                         }
-                        seen.iter().for_each(|seen| self.tell(seen));
+                        for seen in &seen {
+                            self.tell(seen);
+                        }
                         continue;
                     }
                     None => {

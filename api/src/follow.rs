@@ -326,7 +326,7 @@ async fn look(registry: Arc<Registry>, streams: Arc<Streams>, pool: PgPool, stop
                 match versions(&pool, tenant, jobs).await {
                     Ok(versions) => {
                         registry.found(&versions);
-                        streams.found(&versions);
+                        streams.found(tenant, &versions);
                     }
                     // Who waits reads again at the end of their time; what fails then is theirs to hear.
                     Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "could not look at the watched jobs"),

@@ -146,6 +146,7 @@ fn give_up_on_the_deaf(stream: &TcpStream) {
 }
 
 /// Lets this process open as many files as it may: a stream of events is a connection, and each is one. Tells how many.
+#[must_use]
 pub fn open_all_files() -> Option<u64> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;

@@ -108,6 +108,7 @@ pub struct Progress {
 
 impl Progress {
     /// As the ledger has it.
+    #[must_use]
     pub fn of(done: Option<i64>, total: Option<i64>) -> Option<Self> {
         done.map(|done| Self { done, total })
     }
@@ -126,6 +127,7 @@ pub struct Trouble {
 
 impl Trouble {
     /// Of what the ledger keeps, the part that is for its reader: never the causes.
+    #[must_use]
     pub fn of(error: &Value, reader: Reader) -> Self {
         let text = |field: &str| error.get(field).and_then(Value::as_str);
         let message = match reader {
@@ -147,6 +149,7 @@ pub enum Reader {
 
 impl Reader {
     /// The reader of a request's answer, by the user it acts for.
+    #[must_use]
     pub const fn acting_for(user: Option<&str>) -> Self {
         if user.is_some() { Self::User } else { Self::Backend }
     }
@@ -192,6 +195,7 @@ pub struct Outlook {
 
 impl Outlook {
     /// The outlook of a job of some kind, thought to take `estimate`, as it stands `now`.
+    #[must_use]
     pub fn of(
         state: State,
         reason: Reason,
@@ -267,6 +271,7 @@ const fn explanation(reason: Reason) -> Option<&'static str> {
 }
 
 /// The address of a job.
+#[must_use]
 pub fn address(id: JobId) -> String {
     format!("/v1/jobs/{id}")
 }
@@ -288,6 +293,7 @@ impl Job {
     }
 
     /// The view of a job as found, at a time.
+    #[must_use]
     pub fn of(found: FoundJob, attempts: Option<Vec<FoundAttempt>>, kinds: &Registry, now: DateTime<Utc>, reader: Reader) -> Self {
         let state = found.state;
         let estimate = kinds.find(&found.kind).map_or(Duration::ZERO, |entry| entry.estimate);

@@ -6,7 +6,8 @@
 //! - the ledger is asked per change and never per listener; an idle listener holds no connection to it and no task of its own;
 //! - a listener that is slow, or reads nothing at all, costs no more than the newest state of what it follows: of one job a newer
 //!   state replaces an older one, of many jobs a bounded number wait and then a new picture is taken ([`Inbox`]);
-//! - what is told of one job never goes back: a state replaces only those of lower versions.
+//! - what is told of one job never goes back: a state replaces only those of lower versions;
+//! - who asks for another tenant's job follows nothing: rooms are a tenant's, and what is read for one is read as that tenant.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -165,7 +166,8 @@ pub struct Streams {
     pool: PgPool,
     clock: Clock,
     places: Arc<Places>,
-    rooms: Mutex<HashMap<JobId, Room>>,
+    /// Of each job its followers, by the tenant that they say it is of: mostly one.
+    rooms: Mutex<HashMap<JobId, Vec<Room>>>,
     feeds: Mutex<HashMap<i32, Vec<Arc<Feed>>>>,
     dirty: Mutex<HashSet<JobId>>,
     work: Notify,
@@ -186,13 +188,18 @@ impl Streams {
     pub fn follow(self: &Arc<Self>, tenant: i32, job: JobId, by_link: bool) -> Option<Following> {
         let place = self.places.enter(tenant)?;
         let mut rooms = lock(&self.rooms);
-        let room =
-            rooms.entry(job).or_insert_with(|| Room { tenant, latest: watch::Sender::new(Latest::Unread), followers: 0, by_link: 0 });
-        room.followers += 1;
-        room.by_link += usize::from(by_link);
-        let receiver = room.latest.subscribe();
+        let of_job = rooms.entry(job).or_insert_with(|| Vec::with_capacity(1));
+        let receiver = if let Some(room) = of_job.iter_mut().find(|room| room.tenant == tenant) {
+            room.followers += 1;
+            room.by_link += usize::from(by_link);
+            room.latest.subscribe()
+        } else {
+            let (latest, receiver) = watch::channel(Latest::Unread);
+            of_job.push(Room { tenant, latest, followers: 1, by_link: usize::from(by_link) });
+            receiver
+        };
         drop(rooms);
-        Some(Following { streams: Arc::clone(self), job, by_link, receiver, _place: place })
+        Some(Following { streams: Arc::clone(self), tenant, job, by_link, receiver, _place: place })
     }
 
     /// Listens to a tenant's jobs from now on, to be done before a picture is taken; `None` when there is no place.
@@ -241,17 +248,19 @@ impl Streams {
     /// The followed jobs by tenant: row-level security shows one tenant a transaction.
     pub(super) fn by_tenant(&self) -> HashMap<i32, Vec<Uuid>> {
         let mut tenants: HashMap<i32, Vec<Uuid>> = HashMap::new();
-        for (job, room) in &*lock(&self.rooms) {
-            tenants.entry(room.tenant).or_default().push(job.0);
+        for (job, rooms) in &*lock(&self.rooms) {
+            for room in rooms {
+                tenants.entry(room.tenant).or_default().push(job.0);
+            }
         }
         tenants
     }
 
     /// Versions that a look found: those above what is known are read.
-    pub(super) fn found(&self, versions: &[(JobId, i32)]) {
+    pub(super) fn found(&self, tenant: i32, versions: &[(JobId, i32)]) {
         let rooms = lock(&self.rooms);
         let newer = |(job, version): &&(JobId, i32)| {
-            rooms.get(job).is_some_and(|room| match &*room.latest.borrow() {
+            room_of(&rooms, *job, tenant).is_some_and(|room| match &*room.latest.borrow() {
                 Latest::Unread => true,
                 Latest::Seen(seen) => seen.job.version < *version,
                 Latest::Gone => false,
@@ -264,7 +273,8 @@ impl Streams {
 
     /// Looks again at what is followed by an address, which may have been taken back while a hint was lost.
     pub(super) fn doubt_links(&self) {
-        let doubted: Vec<JobId> = lock(&self.rooms).iter().filter(|(_, room)| room.by_link > 0).map(|(job, _)| *job).collect();
+        let doubted: Vec<JobId> =
+            lock(&self.rooms).iter().filter(|(_, rooms)| rooms.iter().any(|room| room.by_link > 0)).map(|(job, _)| *job).collect();
         self.changed(&doubted);
     }
 
@@ -303,7 +313,7 @@ impl Streams {
         let mut tenants: HashMap<i32, Wanted> = HashMap::new();
         {
             let rooms = lock(&self.rooms);
-            for (job, room) in dirty.iter().filter_map(|job| Some((job, rooms.get(job)?))) {
+            for (job, room) in dirty.iter().flat_map(|job| rooms.get(job).into_iter().flatten().map(move |room| (job, room))) {
                 let wanted = tenants.entry(room.tenant).or_default();
                 wanted.jobs.insert(job.0);
                 wanted.followed.insert(job.0);
@@ -324,7 +334,7 @@ impl Streams {
             for jobs in jobs.chunks(READ_TOGETHER) {
                 let followed: Vec<Uuid> = jobs.iter().copied().filter(|job| wanted.followed.contains(job)).collect();
                 let (found, links) = within(self.read_some(tenant, jobs, &followed, wanted.by_link)).await?;
-                self.tell(tenant, found, links, &followed);
+                self.tell(tenant, found, links.as_deref(), &followed);
             }
         }
         Ok(())
@@ -346,13 +356,13 @@ impl Streams {
         Ok((found, links))
     }
 
-    fn tell(&self, tenant: i32, found: Vec<FoundJob>, links: Option<Vec<(JobId, LinkHash)>>, followed: &[Uuid]) {
+    fn tell(&self, tenant: i32, found: Vec<FoundJob>, links: Option<&[(JobId, LinkHash)]>, followed: &[Uuid]) {
         let there: HashSet<Uuid> = found.iter().map(|job| job.id.0).collect();
         let feeds: Vec<Arc<Feed>> = lock(&self.feeds).get(&tenant).cloned().unwrap_or_default();
         for job in found {
-            let links = links.as_ref().map(|links| links.iter().filter(|(of, _)| *of == job.id).map(|(_, hash)| *hash).collect());
+            let links = links.map(|links| links.iter().filter(|(of, _)| *of == job.id).map(|(_, hash)| *hash).collect());
             let seen = Arc::new(Seen::new(job, links));
-            self.publish(&seen);
+            self.publish(tenant, &seen);
             for feed in feeds.iter().filter(|feed| feed.interest.holds(&seen.job)) {
                 lock(&feed.inbox).put(&seen);
                 feed.news.notify_one();
@@ -360,16 +370,16 @@ impl Streams {
         }
         let rooms = lock(&self.rooms);
         for gone in followed.iter().filter(|job| !there.contains(*job)) {
-            if let Some(room) = rooms.get(&JobId(*gone)) {
+            if let Some(room) = room_of(&rooms, JobId(*gone), tenant) {
                 room.latest.send_replace(Latest::Gone);
             }
         }
     }
 
     /// Hands a job as it was read to those who follow it, unless they know more.
-    pub fn publish(&self, seen: &Arc<Seen>) {
+    fn publish(&self, tenant: i32, seen: &Arc<Seen>) {
         let rooms = lock(&self.rooms);
-        let Some(room) = rooms.get(&seen.job.id) else { return };
+        let Some(room) = room_of(&rooms, seen.job.id, tenant) else { return };
         room.latest.send_if_modified(|latest| {
             let is_news = match latest {
                 Latest::Unread => true,
@@ -385,6 +395,10 @@ impl Streams {
     }
 }
 
+fn room_of(rooms: &HashMap<JobId, Vec<Room>>, job: JobId, tenant: i32) -> Option<&Room> {
+    rooms.get(&job)?.iter().find(|room| room.tenant == tenant)
+}
+
 /// A reading, or that it took too long.
 async fn within<T>(reading: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
     tokio::time::timeout(READ_WITHIN, reading).await.unwrap_or_else(|_| Err(shared::ledger::timed_out()))
@@ -394,6 +408,7 @@ async fn within<T>(reading: impl Future<Output = Result<T, LedgerError>>) -> Res
 #[derive(Debug)]
 pub struct Following {
     streams: Arc<Streams>,
+    tenant: i32,
     job: JobId,
     by_link: bool,
     receiver: watch::Receiver<Latest>,
@@ -404,6 +419,22 @@ impl Following {
     /// What is known of the job; from now on news is what comes after it.
     pub fn latest(&mut self) -> Latest {
         self.receiver.borrow_and_update().clone()
+    }
+
+    /// What is known of the job, read where it is not known yet: together with what others wait for. `None` when that took too long.
+    pub async fn known(&mut self) -> Option<Latest> {
+        let reading = async {
+            loop {
+                match self.latest() {
+                    Latest::Unread => {
+                        self.streams.changed(&[self.job]);
+                        self.news().await;
+                    }
+                    known => return known,
+                }
+            }
+        };
+        tokio::time::timeout(READ_WITHIN, reading).await.ok()
     }
 
     /// Waits until there is something after what [`Self::latest`] told.
@@ -418,12 +449,14 @@ impl Following {
 impl Drop for Following {
     fn drop(&mut self) {
         let mut rooms = lock(&self.streams.rooms);
-        if let Some(room) = rooms.get_mut(&self.job) {
+        let Some(of_job) = rooms.get_mut(&self.job) else { return };
+        if let Some(room) = of_job.iter_mut().find(|room| room.tenant == self.tenant) {
             room.followers = room.followers.saturating_sub(1);
             room.by_link = room.by_link.saturating_sub(usize::from(self.by_link));
-            if room.followers == 0 {
-                rooms.remove(&self.job);
-            }
+        }
+        of_job.retain(|room| room.followers > 0);
+        if of_job.is_empty() {
+            rooms.remove(&self.job);
         }
     }
 }

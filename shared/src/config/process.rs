@@ -219,7 +219,7 @@ pub(super) fn signing_keys(reader: &mut Reader<'_>) -> BTreeMap<String, SigningK
         match SigningKeys::read(value) {
             Some(read) => _ = keys.insert(name.to_owned(), read),
             None => {
-                reader.problem(name, "is not a signing key; write `whsec_` and 24 to 64 random bytes in base64, several parted by spaces")
+                reader.problem(name, "is not a signing key; write `whsec_` and 24 to 64 random bytes in base64, several parted by spaces");
             }
         }
     }

@@ -60,7 +60,7 @@ async fn note(State(receiver): State<Receiver>, headers: HeaderMap, body: Bytes)
     receiver.refusals.lock().unwrap().pop().map_or(StatusCode::NO_CONTENT, |status| StatusCode::from_u16(status).unwrap())
 }
 
-/// The verifier of the specification's authors, from PyPI.
+/// The verifier of the specification's authors, from `PyPI`.
 fn verifier() -> PathBuf {
     let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("standardwebhooks-1");
     if !home.exists() {

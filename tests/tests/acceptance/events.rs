@@ -139,7 +139,11 @@ async fn streams_end_with_the_right_to_them_and_with_the_program() {
     world.client.get("/v1/events").await.problem(503, "overloaded");
     let elsewhere = world.tenant("globex").await;
     let other = elsewhere.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": later})).await;
-    elsewhere.events(&format!("/v1/jobs/{other}/events"), None).await.must("the present state").await;
+    let mut others = elsewhere.events(&format!("/v1/jobs/{other}/events"), None).await;
+    others.must("the present state").await;
+    // Somebody follows it: to another tenant it does not exist all the same, nor to another user.
+    elsewhere.get(&path).await.problem(404, "job_not_found");
+    elsewhere.acting_for("eve").get(&format!("/v1/jobs/{other}/events")).await.problem(404, "job_not_found");
 
     let tail = revoked.key().to_owned().split_off(revoked.key().len() - 4);
     let key: String = world.text(format!("SELECT id::text FROM api_key WHERE last_four = '{tail}'")).await;

@@ -1,17 +1,8 @@
 //! `GET /v1/jobs/{id}/events` and `GET /v1/events`: jobs followed live.
 
-use std::sync::Arc;
-
 use axum::{extract::State, http::HeaderMap, response::Response};
 use serde::Deserialize;
-use shared::{
-    ledger::{
-        find::{self, FoundJob},
-        links::{self, LinkHash},
-    },
-    queue::Queue,
-    tenant,
-};
+use shared::{ledger::find::FoundJob, queue::Queue};
 
 use super::{Asked, IdOfPath, list::listed_owner, missing, view::Reader};
 use crate::{
@@ -19,7 +10,7 @@ use crate::{
     auth::{Caller, JobsRead},
     events::{self, Authority},
     extract::Query,
-    follow::{Interest, Latest, Seen},
+    follow::{Interest, Latest},
     problem::{Problem, ProblemBody},
 };
 
@@ -57,15 +48,11 @@ pub async fn stream(app: App, asked: Asked<'_>, authority: Authority, reader: Re
     // Before the first reading, or a change between the two would go unheard.
     let mut following = app.follow.streams().follow(asked.tenant, asked.id, by_link).ok_or_else(events::no_place)?;
     let may_see = |job: &FoundJob| asked.owner.is_none_or(|owner| job.owner.as_deref() == Some(owner));
-    let seen = match following.latest() {
-        // Others follow it, so it was read after its last change, or soon is.
-        Latest::Seen(seen) if may_see(&seen.job) && !by_link => seen,
-        _ => {
-            let Some(seen) = read(&app, asked, by_link).await? else { return Err(missing(&app, asked).await) };
-            let seen = Arc::new(seen);
-            app.follow.streams().publish(&seen);
-            seen
-        }
+    // Read for all who follow it, and of many jobs together: when thousands connect at once, a statement each would be too many.
+    let seen = match following.known().await {
+        Some(Latest::Seen(seen)) if may_see(&seen.job) => seen,
+        Some(_) => return Err(missing(&app, asked).await),
+        None => return Err(events::no_place()),
     };
     let told = events::last_event_id(headers).and_then(|id| i32::try_from(id).ok());
     if seen.job.state.is_terminal() && told.is_some_and(|told| told >= seen.job.version) {
@@ -74,21 +61,6 @@ pub async fn stream(app: App, asked: Asked<'_>, authority: Authority, reader: Re
     // A mark beyond the present version is none of this job's.
     let told = told.filter(|told| *told <= seen.job.version);
     Ok(events::of_job(app.clone(), following, authority, reader, told))
-}
-
-async fn read(app: &App, asked: Asked<'_>, by_link: bool) -> Result<Option<Seen>, Problem> {
-    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
-    let ids = [asked.id.0];
-    let found = find::followed(&mut transaction, asked.tenant, &ids, &ids).await?;
-    let Some(job) = found.into_iter().next().filter(|job| asked.owner.is_none_or(|owner| job.owner.as_deref() == Some(owner))) else {
-        return Ok(None);
-    };
-    let mut hashes: Option<Vec<LinkHash>> = None;
-    if by_link {
-        let found = links::of_jobs(&mut transaction, asked.tenant, &ids, app.clock.now()).await?;
-        hashes = Some(found.into_iter().map(|(_, hash)| hash).collect());
-    }
-    Ok(Some(Seen::new(job, hashes)))
 }
 
 /// Which jobs to follow.
