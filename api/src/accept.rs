@@ -10,12 +10,13 @@ mod room;
 
 use std::{sync::Arc, time::Instant};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     clock::Clock,
     job::{JobId, Reason},
     ledger::{
         LedgerError,
+        batch::store::{self, NewBatch, Stored},
         insert::{self, Arrival, Inserted, NewJob},
     },
     queue::{
@@ -60,6 +61,7 @@ struct Entry {
 }
 
 /// What is to be told to Redis after an insert.
+#[derive(Debug)]
 struct Told {
     handovers: Vec<Handover>,
     wake: Vec<Queue>,
@@ -71,6 +73,7 @@ struct Told {
 #[derive(Debug, Clone)]
 pub struct Acceptor {
     entries: mpsc::Sender<Entry>,
+    gatherer: Arc<Gatherer>,
 }
 
 impl Acceptor {
@@ -81,12 +84,13 @@ impl Acceptor {
         let (entries, waiting) = mpsc::channel(WAITING);
         let (tell, told) = mpsc::channel(HANDOVERS);
         let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&room), told));
-        let gathering = Gatherer { pool, clock, room, tell };
+        let gatherer = Arc::new(Gatherer { pool, clock, room, tell });
+        let gathering = Arc::clone(&gatherer);
         let handle = tokio::spawn(async move {
             gathering.run(waiting).await;
             let _ = announcing.await;
         });
-        (Self { entries }, handle)
+        (Self { entries, gatherer }, handle)
     }
 
     /// Stores a job durably, unless its idempotency key says that it was asked for before. `state` is decided here, and told
@@ -103,8 +107,48 @@ impl Acceptor {
             Err(_) => Err(AcceptError::Overloaded),
         }
     }
+
+    /// Stores a batch with its jobs, each with its place in the request, in an insert of its own. How each arrives is decided here.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub async fn accept_batch(&self, batch: &NewBatch, jobs: &mut [NewJob], places: &[usize]) -> Result<Stored, LedgerError> {
+        let Gatherer { pool, clock, .. } = &*self.gatherer;
+        let now = clock.now();
+        for job in &mut *jobs {
+            job.options.batch = Some(batch.id);
+            job.state = self.gatherer.arrival(job, now);
+        }
+        let began = Instant::now();
+        let stored = store::store(pool, now, batch, jobs, places).await?;
+        metrics::histogram!("offstage_batch_store_seconds").record(began.elapsed().as_secs_f64());
+        let outcomes = if let Stored::Accepted(outcomes) = &stored { outcomes.as_slice() } else { &[] };
+        let is_in = |place: usize| outcomes.get(place) == Some(&Inserted::Accepted);
+        let not_first = jobs.iter().enumerate().filter(|(place, job)| job.state == Arrival::First && !is_in(*place));
+        self.gatherer.room.left(not_first.map(|(_, job)| job.id));
+        if !outcomes.is_empty() {
+            let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };
+            jobs.iter().enumerate().filter(|(place, _)| is_in(*place)).for_each(|(_, job)| told.add(job, now));
+            self.gatherer.tell(told);
+        }
+        Ok(stored)
+    }
 }
 
+impl Told {
+    /// What must be told of a job that was stored.
+    fn add(&mut self, job: &NewJob, now: DateTime<Utc>) {
+        metrics::counter!("offstage_jobs_accepted_total", "queue" => job.queue.name(), "kind" => job.kind).increment(1);
+        self.accepted.push(job.id);
+        if let Some(handover) = job.handover() {
+            self.handovers.push(handover);
+        } else if job.run_at - now < DISPATCHER_LOOKS && !self.wake.contains(&job.queue) {
+            self.wake.push(job.queue);
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Gatherer {
     pool: PgPool,
     clock: Clock,
@@ -113,16 +157,15 @@ struct Gatherer {
 }
 
 impl Gatherer {
-    async fn run(self, mut waiting: mpsc::Receiver<Entry>) {
+    async fn run(self: Arc<Self>, mut waiting: mpsc::Receiver<Entry>) {
         let inserts = Arc::new(Semaphore::new(INSERTS));
-        let gatherer = Arc::new(self);
         loop {
             let Ok(turn) = Arc::clone(&inserts).acquire_owned().await else { return };
             let mut batch = Vec::new();
             if waiting.recv_many(&mut batch, BATCH).await == 0 {
                 break;
             }
-            let gatherer = Arc::clone(&gatherer);
+            let gatherer = Arc::clone(&self);
             tokio::spawn(async move {
                 gatherer.store(batch).await;
                 drop(turn);
@@ -135,14 +178,7 @@ impl Gatherer {
     async fn store(&self, mut batch: Vec<Entry>) {
         let now = self.clock.now();
         for entry in &mut batch {
-            entry.job.state = if entry.job.run_at > now {
-                Arrival::Waiting(Reason::NotDue)
-            } else if entry.job.options.limit.is_some() {
-                // Its key is asked by those who dispatch.
-                Arrival::Waiting(Reason::Limited)
-            } else {
-                self.room.admit(entry.job.id, entry.job.tenant, entry.job.queue, entry.job.priority)
-            };
+            entry.job.state = self.arrival(&entry.job, now);
         }
         let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
         metrics::histogram!("offstage_accept_batch_jobs").record(jobs.len() as f64);
@@ -153,13 +189,7 @@ impl Gatherer {
         let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };
         for ((job, outcome), answer) in jobs.iter().zip(outcomes).zip(answers) {
             if matches!(outcome, Ok(Inserted::Accepted)) {
-                metrics::counter!("offstage_jobs_accepted_total", "queue" => job.queue.name(), "kind" => job.kind).increment(1);
-                told.accepted.push(job.id);
-                if let Some(handover) = job.handover() {
-                    told.handovers.push(handover);
-                } else if job.run_at - now < DISPATCHER_LOOKS && !told.wake.contains(&job.queue) {
-                    told.wake.push(job.queue);
-                }
+                told.add(job, now);
             }
             if job.state == Arrival::First && !matches!(outcome, Ok(Inserted::Accepted)) {
                 self.room.left([job.id]);
@@ -167,6 +197,22 @@ impl Gatherer {
             // Who went away keeps an accepted job all the same.
             let _ = answer.send(outcome.map(|inserted| (inserted, job.state)));
         }
+        self.tell(told);
+    }
+
+    /// How a job enters the ledger.
+    fn arrival(&self, job: &NewJob, now: DateTime<Utc>) -> Arrival {
+        if job.run_at > now {
+            Arrival::Waiting(Reason::NotDue)
+        } else if job.options.limit.is_some() {
+            // Its key is asked by those who dispatch.
+            Arrival::Waiting(Reason::Limited)
+        } else {
+            self.room.admit(job.id, job.tenant, job.queue, job.priority)
+        }
+    }
+
+    fn tell(&self, told: Told) {
         if self.tell.try_send(told).is_err() {
             metrics::counter!("offstage_handovers_dropped_total").increment(1);
         }

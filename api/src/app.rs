@@ -23,14 +23,20 @@ use tokio::{sync::Semaphore, task::JoinHandle};
 use crate::{
     accept::{Acceptor, Room},
     auth::KeyCache,
+    backlog::Backlogs,
     follow::Follow,
     pace::Paces,
     routes::Health,
 };
 
+/// Batches that are read and stored at a time; further ones wait for their turn.
+pub const BATCHES: usize = 4;
+
 /// Counters that are there from the start, so that an alert on one finds it before the first event.
 const FROM_THE_START: &[&str] = &[
     "offstage_announcements_dropped_total",
+    "offstage_backlog_refused_total",
+    "offstage_batches_accepted_total",
     "offstage_handovers_dropped_total",
     "offstage_http_waiting_refused_total",
     "offstage_jobs_discarded_total",
@@ -64,6 +70,10 @@ pub struct Parts {
     pub acceptor: Acceptor,
     /// Turns of those who take pictures of many jobs, so that they leave connections to others.
     pub pictures: Semaphore,
+    /// How much of each tenant waits.
+    pub backlogs: Backlogs,
+    /// Batches under way: each holds some megabytes, so there are few at a time.
+    pub batches: Arc<Semaphore>,
     /// Who waits for news of jobs.
     pub follow: Follow,
     /// How long jobs take.
@@ -104,6 +114,10 @@ impl App {
         for name in FROM_THE_START {
             metrics::counter!(*name).increment(0);
         }
+        let _registered = metrics::histogram!("offstage_batch_store_seconds");
+        for by in ["idempotency_key", "unique"] {
+            metrics::counter!("offstage_jobs_duplicate_total", "by" => by).increment(0);
+        }
         metrics::counter!("offstage_http_panics_total", "route" => "unmatched").increment(0);
         metrics::gauge!("offstage_http_requests_waiting").increment(0.0);
         metrics::gauge!("offstage_streams").set(0.0);
@@ -121,6 +135,8 @@ impl App {
             kinds: Registry::new(config.probe.enabled),
             acceptor,
             pictures: Semaphore::new(PICTURES),
+            backlogs: Backlogs::new(pool.clone()),
+            batches: Arc::new(Semaphore::new(BATCHES)),
             follow,
             redis: redis.commands(),
             config,

@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
-use serde_json::error::Category;
+use serde_json::{Value, error::Category};
 use serde_path_to_error::Track;
 use shared::kinds::{Violation, pointer_of_ignored};
 
@@ -135,6 +135,32 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     }
 }
 
+/// Reads JSON that was read before, an object, as a `T`: all that is wrong, by its place in it.
+///
+/// # Errors
+/// The violations.
+pub fn read_value<T: DeserializeOwned>(value: Value) -> Result<T, Vec<Violation>> {
+    if !value.is_object() {
+        return Err(vec![Violation::new("", "must be an object")]);
+    }
+    let mut track = Track::new();
+    let mut unknown = Vec::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let read: Result<T, _> = serde_ignored::deserialize(tracked, |path| {
+        if unknown.len() < MOST_VIOLATIONS {
+            unknown.push(Violation::new(pointer_of_ignored(&path), UNKNOWN_FIELD));
+        }
+    });
+    match read {
+        Ok(value) if unknown.is_empty() => Ok(value),
+        Ok(_) => Err(unknown),
+        Err(error) => {
+            unknown.push(Violation::unreadable(&track.path(), &error.to_string()));
+            Err(unknown)
+        }
+    }
+}
+
 fn malformed(bytes: &[u8], error: &serde_json::Error) -> Problem {
     let detail = if bytes.is_empty() {
         "The body is empty; send a JSON object.".to_owned()
@@ -213,16 +239,16 @@ mod tests {
         sleep_ms: u32,
     }
 
-    fn refused(body: &str) -> serde_json::Value {
+    fn refused(body: &str) -> Value {
         let problem = parse::<Job>(body.as_bytes()).unwrap_err();
         let status = problem.code().status();
         let body = futures_util::FutureExt::now_or_never(problem.answer(None).into_body().collect()).unwrap().unwrap().to_bytes();
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let answer: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(answer["status"], status.as_u16());
         answer
     }
 
-    fn pointers(answer: &serde_json::Value) -> Vec<(&str, &str)> {
+    fn pointers(answer: &Value) -> Vec<(&str, &str)> {
         let errors = answer["errors"].as_array().unwrap();
         errors.iter().map(|error| (error["pointer"].as_str().unwrap(), error["detail"].as_str().unwrap())).collect()
     }
@@ -260,7 +286,7 @@ mod tests {
             assert_eq!((answer["code"].as_str(), answer["detail"].as_str()), (Some("json_malformed"), Some(detail)), "{body}");
         }
         let deep = "[".repeat(100_000);
-        assert_eq!(parse::<serde_json::Value>(deep.as_bytes()).unwrap_err().code(), Code::JsonMalformed);
+        assert_eq!(parse::<Value>(deep.as_bytes()).unwrap_err().code(), Code::JsonMalformed);
         assert_eq!(parse::<Job>(b"{\"kind\": \"\xff\"}").unwrap_err().code(), Code::JsonMalformed);
     }
 

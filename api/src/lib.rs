@@ -9,6 +9,7 @@ pub mod accept;
 pub mod app;
 pub mod arrival;
 pub mod auth;
+pub mod backlog;
 pub mod commands;
 pub mod edge;
 pub mod events;

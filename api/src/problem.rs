@@ -71,10 +71,16 @@ codes! {
     KeyRevoked = "key_revoked", UNAUTHORIZED, "The API key was revoked";
     /// The API key may not do this.
     ScopeMissing = "scope_missing", FORBIDDEN, "The API key lacks a scope";
+    /// The kind is switched off, or not on for this user yet.
+    KindNotEnabled = "kind_not_enabled", FORBIDDEN, "The kind is not enabled";
+    /// The product may not ask for batches.
+    BatchesNotEnabled = "batches_not_enabled", FORBIDDEN, "Batches are not enabled";
     /// There is nothing at this address.
     RouteNotFound = "route_not_found", NOT_FOUND, "There is nothing at this address";
     /// There is no such job, or it is another's.
     JobNotFound = "job_not_found", NOT_FOUND, "There is no such job";
+    /// There is no such batch, or it is another's.
+    BatchNotFound = "batch_not_found", NOT_FOUND, "There is no such batch";
     /// There is no such queue.
     QueueNotFound = "queue_not_found", NOT_FOUND, "There is no such queue";
     /// There is no such export, or it is another's.
@@ -89,6 +95,8 @@ codes! {
     IdempotencyConflict = "idempotency_conflict", CONFLICT, "The idempotency key was used for another request";
     /// The job has ended.
     JobNotCancellable = "job_not_cancellable", CONFLICT, "The job can't be cancelled any more";
+    /// The batch has finished.
+    BatchNotCancellable = "batch_not_cancellable", CONFLICT, "The batch can't be cancelled any more";
     /// The job has not ended, or there is no use in trying it again.
     JobNotRetryable = "job_not_retryable", CONFLICT, "The job can't be tried again";
     /// The export has no file, or none yet.
@@ -109,6 +117,8 @@ codes! {
     ContentTypeUnsupported = "content_type_unsupported", UNSUPPORTED_MEDIA_TYPE, "The body's type is not supported";
     /// The body is JSON and says something that can't be.
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, "The input is not valid";
+    /// As many jobs of the tenant wait as may.
+    BacklogFull = "backlog_full", TOO_MANY_REQUESTS, "The backlog is full";
     /// A mistake of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
     /// More is asked at once than can be served.

@@ -8,11 +8,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::{
-    job::{JobId, Priority, Reason, State},
+    job::{JobId, Parent, Priority, Reason, State},
     kinds::{ExportCreate, Kind, Registry},
-    ledger::find::{FoundAttempt, FoundJob},
+    ledger::{
+        find::{FoundAttempt, FoundJob},
+        insert::DuplicateBy,
+    },
 };
 
 /// The shortest and the longest pause between two polls that we advise for what is under way. Long-polling
@@ -89,11 +93,75 @@ pub struct Job {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Vec<Attempt>, required = false)]
     attempts: Option<Vec<Attempt>>,
+    /// The batch that it is a member of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Uuid, required = false)]
+    batch: Option<Uuid>,
+    /// What it follows: `{"job": …}` or `{"batch": …}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Parent, required = false)]
+    parent: Option<Parent>,
+    /// What follows it when it succeeds. Left out of lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Followers, required = false)]
+    then: Option<Followers>,
+    /// In the answer to a request that asked for it again: by what that was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Duplicate, required = false)]
+    duplicate: Option<Duplicate>,
     /// When to expect something of it.
     #[serde(flatten)]
     outlook: Outlook,
     /// Where to go from here.
     links: Links,
+}
+
+/// The jobs that follow a job or a batch.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Followers {
+    /// Whether they have been made.
+    state: FollowersState,
+    /// Their kinds, in the order of the request.
+    kinds: Vec<String>,
+    /// The jobs, once they are made.
+    jobs: Vec<JobId>,
+}
+
+/// Whether jobs that are to follow have been made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FollowersState {
+    /// Not yet: what they follow has not ended, or only just.
+    Waiting,
+    /// They have been made.
+    Created,
+    /// They have not been: what they follow did not succeed, or was cancelled. A job that is tried again and succeeds brings them.
+    NotCreated,
+}
+
+impl Followers {
+    /// Of what is to follow, and did. `in_vain`: what it follows has ended in a way that brings nothing.
+    pub fn of(kinds: Vec<String>, jobs: Vec<JobId>, in_vain: bool) -> Option<Self> {
+        if kinds.is_empty() {
+            return None;
+        }
+        let state = match (jobs.is_empty(), in_vain) {
+            (false, _) => FollowersState::Created,
+            (true, false) => FollowersState::Waiting,
+            (true, true) => FollowersState::NotCreated,
+        };
+        Some(Self { state, kinds, jobs })
+    }
+}
+
+/// A job that was there before, and by what it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Duplicate {
+    /// The job that stands.
+    #[serde(rename = "of")]
+    pub first: JobId,
+    /// By what the request was found to repeat it.
+    pub by: DuplicateBy,
 }
 
 /// How much of a job is done.
@@ -246,6 +314,10 @@ pub struct Links {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     discard: Option<String>,
+    /// The batch that it is a member of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    batch: Option<String>,
     /// The export that it makes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
@@ -304,6 +376,7 @@ impl Job {
             cancel: (!state.is_terminal()).then(|| format!("{this}/cancel")),
             retry: may_run_again.then(|| format!("{this}/retry")),
             discard: is_dead.then(|| format!("{this}/discard")),
+            batch: found.options.batch.map(|batch| format!("/v1/batches/{batch}")),
             export: (found.kind == ExportCreate::NAME).then(|| format!("/v1/exports/{}", found.id)),
             this,
         };
@@ -330,9 +403,19 @@ impl Job {
             error: found.error.as_ref().map(|error| Trouble::of(error, reader)),
             payload: found.payload,
             result: found.result,
+            batch: found.options.batch,
+            parent: found.options.parent,
+            then: Followers::of(found.options.then.into_iter().map(|next| next.kind).collect(), found.children, is_dead),
+            duplicate: None,
             attempts: attempts.map(|attempts| attempts.into_iter().map(|attempt| Attempt::of(attempt, reader)).collect()),
             links,
         }
+    }
+
+    /// The same, told as what was there before a request for it.
+    #[must_use]
+    pub fn found_by(self, duplicate: Option<Duplicate>) -> Self {
+        Self { duplicate, ..self }
     }
 }
 

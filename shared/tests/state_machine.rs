@@ -2,7 +2,7 @@
 //! ledger's promises hold. A seeded random walk; a failure prints the seed, and `STATE_MACHINE_SEED` repeats the walk.
 //!
 //! Done to them: accept, dispatch, claim, settle with every outcome (also of claims that were lost long ago), cancel, take over, give back,
-//! redrive, and time that passes, so that jobs expire.
+//! redrive, admit behind limiting keys, hold and release, and time that passes, so that jobs expire.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,15 +19,16 @@ use secrecy::SecretString;
 use serde_json::json;
 use shared::{
     clock::Clock,
-    job::{Failure, JobId, Outcome, Policy, Priority, Reason, State, Success},
+    job::{Failure, JobId, Limit, Outcome, Policy, Priority, Reason, State, Success},
     ledger::{
         self, LedgerError, Sessions,
         change::{self, Change},
         claim::{ClaimedJob, claim},
         dispatch::{Dispatched, Turn, dispatch},
         insert::{Arrival, Inserted, NewJob, insert},
-        recover,
+        limits, recover,
         settle::{Settlement, settle},
+        switches,
     },
     queue::Queue,
     tenant::{self, Manifest},
@@ -38,6 +39,8 @@ use uuid::Uuid;
 const QUEUE: Queue = Queue::Email;
 /// Few, so that they meet.
 const WORKERS: usize = 3;
+/// Jobs of one limiting key that may run at a time.
+const RUNNING: u32 = 2;
 /// Unfinished jobs at a time; few, so that most steps hit one that another step has just changed.
 const JOBS: usize = 10;
 
@@ -108,7 +111,7 @@ impl Walk {
 
     async fn step(&self, dice: &mut Dice) -> Result<String, LedgerError> {
         let known = self.accepted.lock().unwrap().clone();
-        match dice.below(20) {
+        match dice.below(22) {
             0..=3 => self.accept(dice).await,
             4..=5 => {
                 let moved = self.dispatch(1 + dice.below(4)).await?;
@@ -132,6 +135,14 @@ impl Walk {
                 let lost: Vec<_> = (0..3).filter_map(|_| dice.pick(&claims)).map(|claim| (claim.id, claim.token)).collect();
                 let returned = recover::give_back(&mut *self.engine.acquire().await?, &lost, self.now()).await?;
                 Ok(format!("give back: {} of {}", returned.len(), lost.len()))
+            }
+            18 => {
+                let admitted = limits::admit(&self.engine, self.now()).await?;
+                Ok(format!("admit: {} of {} keys", admitted.jobs, admitted.keys))
+            }
+            19 => {
+                let released = switches::release(&self.engine, QUEUE, self.now()).await?;
+                Ok(format!("release: {}", released.len()))
             }
             17 => {
                 let claims = self.claims.lock().unwrap().clone();
@@ -158,6 +169,8 @@ impl Walk {
             1 => (now, Arrival::Waiting(Reason::Window)),
             _ => (later, Arrival::Waiting(Reason::NotDue)),
         };
+        let limit = dice.one_in(2).then(|| Limit { key: format!("key {}", dice.below(2)), running: Some(RUNNING), rate: None });
+        let state = if limit.is_some() && state == Arrival::Queued { Arrival::Waiting(Reason::Limited) } else { state };
         let job = NewJob {
             id,
             tenant: self.tenant,
@@ -173,7 +186,7 @@ impl Walk {
             start_by: dice.one_in(4).then(|| run_at + TimeDelta::seconds(20)),
             state,
             idempotency: None,
-            options: shared::job::Options::default(),
+            options: shared::job::Options { limit, ..Default::default() },
         };
         let inserted = insert(&self.engine, now, &[job]).await.remove(0).map_err(|error| Arc::try_unwrap(error).unwrap())?;
         assert_eq!(inserted, Inserted::Accepted);
@@ -273,7 +286,39 @@ impl Walk {
         .await
         .unwrap();
         assert_eq!(strays, 0, "every unfinished or unsuccessful job stands in one small table, and nothing else does");
+        self.look_at_keys().await;
         standings
+    }
+
+    /// What must be true of limiting keys at any moment.
+    async fn look_at_keys(&self) {
+        let rows = sqlx::query(
+            "SELECT s.job_id, s.state, s.reason, l.admitted, w.run_at = 'infinity' AS never_due
+             FROM job_state s JOIN job j ON j.id = s.job_id
+             LEFT JOIN job_limited l ON l.job_id = s.job_id LEFT JOIN job_waiting w ON w.job_id = s.job_id
+             WHERE j.options ? 'limit'",
+        )
+        .fetch_all(&self.engine)
+        .await
+        .unwrap();
+        for row in rows {
+            let state = State::from_code(row.get("state")).unwrap();
+            let held = matches!(Reason::from_code(row.get("reason")).unwrap(), Reason::SwitchedOff | Reason::Paused);
+            let (admitted, never_due): (Option<bool>, Option<bool>) = (row.get("admitted"), row.get("never_due"));
+            let right = match state {
+                State::Waiting if held => admitted.is_none() && never_due == Some(true),
+                State::Waiting => admitted.is_some() && admitted.map(|admitted| !admitted) == never_due,
+                State::Queued | State::Running => admitted == Some(true),
+                _ => admitted.is_none(),
+            };
+            assert!(right, "{state:?}, held: {held}, admitted: {admitted:?}, never due: {never_due:?}: {row:?}");
+        }
+        let most: Option<i64> =
+            sqlx::query_scalar("SELECT max(n) FROM (SELECT count(*) AS n FROM job_limited WHERE admitted GROUP BY key_id) c")
+                .fetch_one(&self.engine)
+                .await
+                .unwrap();
+        assert!(most.unwrap_or(0) <= i64::from(RUNNING), "{most:?} jobs of one key are admitted");
     }
 
     /// Everything is worked off by workers that do nothing but succeed: whatever happened before, no job is lost.
@@ -281,6 +326,8 @@ impl Walk {
         recover::take_over(&self.engine, &self.workers, self.now(), 10_000).await.unwrap();
         for _ in 0..1_000 {
             self.clock.advance(TimeDelta::minutes(15));
+            switches::release(&self.engine, QUEUE, self.now()).await.unwrap();
+            while limits::admit(&self.engine, self.now()).await.unwrap().jobs > 0 {}
             self.dispatch(1_000).await.unwrap();
             let jobs: Vec<Uuid> = sqlx::query_scalar("SELECT job_id FROM job_dispatched").fetch_all(&self.engine).await.unwrap();
             let jobs: Vec<JobId> = jobs.into_iter().map(JobId).collect();
@@ -303,7 +350,7 @@ impl Walk {
 
 fn outcome(dice: &mut Dice) -> Outcome {
     let second = Duration::from_secs(1);
-    match dice.below(12) {
+    match dice.below(14) {
         0..=2 => Outcome::Succeeded(Success::with(json!({"done": true}))),
         3 => Outcome::Failed(Failure::transient("passing", "it may pass")),
         4 => Outcome::Failed(Failure::permanent("final", "it will not pass")),
@@ -313,6 +360,8 @@ fn outcome(dice: &mut Dice) -> Outcome {
         8 => Outcome::HandedBack,
         9 => Outcome::Cancelled,
         10 => Outcome::Died("of the test".into()),
+        11 => Outcome::Paused,
+        12 => Outcome::Paced(second * 2),
         _ => {
             if dice.one_in(3) {
                 Outcome::Expired

@@ -82,15 +82,17 @@ impl Room {
         let depth = &mut depths.entry(queue).or_insert(Measured { depth: Some(Depth::default()), at: now }).depth;
         let standing = standings.entry((queue, tenant)).or_default();
         let has_backlog = standing.backlog.is_some_and(|since| now.duration_since(since) < HAS_BACKLOG);
-        if let Some(depth) = depth.as_mut().filter(|depth| depth.total() < self.window / 2) {
-            if !has_backlog && priority != Priority::Low && standing.first < MOST_FIRST {
+        if let Some(depth) = depth.as_mut() {
+            // Whatever stands in the other lanes: nobody waits behind those here.
+            let has_place = standing.first < MOST_FIRST && depth.of(Lane::First) < self.window / 4;
+            if !has_backlog && priority != Priority::Low && has_place {
                 standing.first += 1;
                 first.insert(job, (queue, tenant, now));
                 depth.add(Lane::First);
                 return Arrival::First;
             }
             let lane = Lane::of(priority);
-            if depth.of(lane) < STRAIGHT * queue.default_concurrency() as u64 {
+            if depth.total() < self.window / 2 && depth.of(lane) < STRAIGHT * queue.default_concurrency() as u64 {
                 depth.add(lane);
                 return Arrival::Queued;
             }
@@ -114,7 +116,9 @@ impl Room {
 
     /// Redis did not take these.
     pub fn not_pushed(&self, handovers: &[Handover]) {
-        handovers.iter().for_each(|handover| self.learn(handover.queue, None));
+        for handover in handovers {
+            self.learn(handover.queue, None);
+        }
         self.left(handovers.iter().map(|handover| handover.job));
     }
 
@@ -145,7 +149,9 @@ impl Known {
         self.swept = now;
         let old = |(_, _, since): &(Queue, i32, Instant)| now.duration_since(*since) > FORGOTTEN_AFTER;
         let forgotten: Vec<JobId> = self.first.iter().filter(|(_, entry)| old(entry)).map(|(job, _)| *job).collect();
-        forgotten.into_iter().for_each(|job| self.forget(job));
+        for job in forgotten {
+            self.forget(job);
+        }
         self.standings
             .retain(|_, standing| standing.first > 0 || standing.backlog.is_some_and(|since| now.duration_since(since) < HAS_BACKLOG));
     }
@@ -193,7 +199,8 @@ mod tests {
         room.learn(Queue::Email, None);
         assert_eq!(room.admit(job(1), 1, Queue::Email, Priority::Normal), Arrival::Waiting(Reason::Window));
         room.learn(Queue::Email, Some(Depth::default()));
-        let straight = (0..100).filter(|n| room.admit(job(*n), 2, Queue::Email, Priority::Normal) != Arrival::Waiting(Reason::Window));
-        assert_eq!(straight.count(), 50, "half the window is the dispatchers'");
+        let arrivals: Vec<Arrival> = (0..100).map(|n| room.admit(job(n), 2, Queue::Email, Priority::Normal)).collect();
+        assert_eq!(arrivals.iter().filter(|arrival| **arrival != Arrival::Waiting(Reason::Window)).count(), 50, "half is the dispatchers'");
+        assert_eq!(room.admit(job(200), 3, Queue::Email, Priority::Normal), Arrival::First, "full lanes keep nobody from going first");
     }
 }

@@ -1,5 +1,6 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
+mod batches;
 mod downloads;
 mod exports;
 mod health;
@@ -44,6 +45,7 @@ pub fn router(app: App) -> Router {
         .route("/openapi.json", get(openapi::serve))
         .merge(jobs::routes())
         .merge(links::routes())
+        .merge(batches::routes())
         .merge(exports::routes())
         .merge(queues::routes())
         .merge(downloads::routes());

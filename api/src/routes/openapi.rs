@@ -50,6 +50,7 @@ pub fn document() -> String {
     let mut document = Contract::openapi()
         .merge_from(super::jobs::Contract::openapi())
         .merge_from(super::links::Contract::openapi())
+        .merge_from(super::batches::Contract::openapi())
         .merge_from(super::exports::Contract::openapi())
         .merge_from(super::queues::Contract::openapi())
         .merge_from(super::downloads::Contract::openapi());

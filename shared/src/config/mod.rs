@@ -43,8 +43,10 @@ pub struct ApiConfig {
     pub window: u32,
     /// How many streams of events are held open.
     pub streams: Streams,
-    /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`).
+    /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
     pub idempotency: Duration,
+    /// Jobs of one tenant that may wait, where its manifest says nothing (`OFFSTAGE_BACKLOG`).
+    pub backlog: u64,
     /// How long requests under way may take to finish at shutdown (`OFFSTAGE_SHUTDOWN_GRACE_SECONDS`).
     pub shutdown_grace: Duration,
     /// What is suspicious but allowed; to be logged once the log runs.
@@ -68,13 +70,14 @@ impl ApiConfig {
         let window = process::window(&mut reader);
         let streams = Streams::read(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
+        let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
         let shutdown_grace = process::shutdown_grace(&mut reader);
         stores::warn_of_shared_role(&mut reader, "OFFSTAGE_API_DATABASE_URL", "offstage_api");
         let warnings = reader.finish()?;
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, public_url, log, probe, window, streams, idempotency, shutdown_grace, warnings })
+        Ok(Self { database, redis, s3, listen, public_url, log, probe, window, streams, idempotency, backlog, shutdown_grace, warnings })
     }
 }
 

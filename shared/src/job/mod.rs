@@ -2,6 +2,7 @@
 //!
 //! The numeric codes are what stands in Postgres (`migrations/`); they are permanent.
 
+mod next;
 mod options;
 mod outcome;
 mod policy;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use next::{DEEPEST, MOST_NEXT, MOST_NEXT_IN_ALL, Next, Parent, Unique};
 pub use options::{Limit, Options, Rate};
 pub use outcome::{Failure, FailureClass, Interrupt, Outcome, PublishedFile, Success};
 pub use policy::{Backoff, Policy, SnoozeBounds};

@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Next, Parent, Unique};
 
 /// A job's options. Every field has a default, so that old rows and old programs stay readable.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -14,6 +17,18 @@ pub struct Options {
     /// Where its end is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_url: Option<String>,
+    /// The key that no other unfinished job, or none for a period, may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Unique>,
+    /// The batch that it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Uuid>,
+    /// What it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// What follows it when it succeeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<Next>,
 }
 
 impl Options {
@@ -33,7 +48,7 @@ impl Options {
     /// Whether somebody acts upon the job's end: it then leaves a row for [`crate::ledger::ended`].
     #[must_use]
     pub const fn is_followed(&self) -> bool {
-        self.completion_url.is_some()
+        self.batch.is_some() || !self.then.is_empty() || self.completion_url.is_some()
     }
 }
 

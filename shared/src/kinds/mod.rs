@@ -40,6 +40,9 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
     const OUTWARD: bool;
     /// How often and how patiently it is tried.
     const POLICY: Policy = Policy::DEFAULT;
+    /// How long an idempotency key of its jobs is remembered; as long as the installation says when `None`. A tenant's manifest goes
+    /// before this.
+    const IDEMPOTENCY: Option<Duration> = None;
     /// How long it is thought to take from acceptance to result, before anything was measured (R3).
     const ESTIMATE: Duration;
 
@@ -95,6 +98,8 @@ pub struct Entry {
     pub outward: bool,
     /// The policy.
     pub policy: Policy,
+    /// How long an idempotency key is remembered, where the kind says so.
+    pub idempotency: Option<Duration>,
     /// The estimate before anything was measured.
     pub estimate: Duration,
     /// Checks a payload as its creator sent it.
@@ -111,6 +116,7 @@ impl Entry {
             queue: K::QUEUE,
             outward: K::OUTWARD,
             policy: K::POLICY,
+            idempotency: K::IDEMPOTENCY,
             estimate: K::ESTIMATE,
             check: check::<K>,
             sample: || serde_json::to_value(K::sample()).unwrap_or_default(),

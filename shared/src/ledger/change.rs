@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, unique};
 use crate::{
     job::{JobId, State},
     queue::Queue,
@@ -19,6 +19,8 @@ pub enum Change {
     Asked,
     /// The job's state does not allow it.
     NotFrom(State),
+    /// Another job holds its unique key.
+    Held(JobId),
     /// Its `start_by` has passed, so it could only expire again.
     TooLate(DateTime<Utc>),
     /// This tenant has no such job.
@@ -142,6 +144,9 @@ pub async fn retry(
     }
     if let Some(start_by) = start_by.filter(|start_by| *start_by < now) {
         return Ok((Change::TooLate(start_by), None));
+    }
+    if let Some(holder) = unique::hold(connection, job, now).await? {
+        return Ok((Change::Held(holder), None));
     }
     sqlx::query(concat!(
         "WITH again AS (

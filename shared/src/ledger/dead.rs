@@ -57,7 +57,7 @@ pub enum Purpose {
 
 /// The dead letters of a filter, `f`, with their jobs, `j`: by the index of an owner's jobs, of an error's code, or of a
 /// state. `$1` tenant, `$2` state, `$3` kind, `$4` queue, `$5` code, `$6` owner, `$7` and `$8` times, `$9` now where they
-/// must still be worth starting, `$10` how many.
+/// must still be worth starting and nobody else may hold their unique key, `$10` how many.
 ///
 /// An index is asked for by ranges of one and by its own order: told that they are equal, the planner leaves them out of the
 /// order and likes to walk a primary key, past everybody's jobs.
@@ -82,6 +82,7 @@ macro_rules! found {
                AND ($3::text IS NULL OR f.kind = $3) AND ($4::text IS NULL OR f.queue = $4)
                AND ($7::timestamptz IS NULL OR f.ended_at >= $7) AND f.ended_at < $8
                AND ($9::timestamptz IS NULL OR j.start_by IS NULL OR j.start_by > $9)
+               AND ($9::timestamptz IS NULL OR j.options IS NULL OR NOT j.options ? 'unique' OR unique_may_run(j.id, $9))
                AND s.state = $2"
         )
     };
@@ -176,13 +177,15 @@ pub async fn redrive(
             SELECT f.job_id, j.queue, j.priority, j.max_attempts ",
         // The state's row first, as whoever redrives a single job takes it.
         " FOR UPDATE OF s SKIP LOCKED
+        ), refused AS MATERIALIZED (
+            SELECT refused_id FROM hold_unique(ARRAY (SELECT job_id FROM picked), $9)
         ), again AS (
             UPDATE job_state s SET ",
         redriven!("$9", "p"),
-        " FROM picked p WHERE s.job_id = p.job_id
+        " FROM picked p WHERE s.job_id = p.job_id AND p.job_id NOT IN (SELECT refused_id FROM refused)
             RETURNING s.job_id, s.tenant_id, p.priority, p.queue
         ), gone AS (
-            DELETE FROM job_unsuccessful u USING picked p WHERE u.job_id = p.job_id
+            DELETE FROM job_unsuccessful u USING again a WHERE u.job_id = a.job_id
         )
         INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
         SELECT job_id, tenant_id, $9, priority, 3, queue FROM again

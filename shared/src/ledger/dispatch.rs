@@ -4,7 +4,7 @@
 //! Tenants take turns. What must stay true: however many jobs a tenant has waiting, it gets the share that another gets, and who looks
 //! reads only the rows that it takes and one probe of an index for each tenant that has any.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgPool, Row};
@@ -19,7 +19,7 @@ use crate::{
 pub const BATCH: usize = 1_000;
 
 /// Tenants that have their turn in one statement; the next one goes on behind them.
-pub const TURNS: i64 = 200;
+pub const TURNS: usize = 200;
 
 /// How many of a tenant's jobs may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +37,10 @@ pub struct Turn {
 /// [`LedgerError`].
 pub async fn turns(pool: &PgPool, queue: Queue, priority: Priority, now: DateTime<Utc>, after: i32) -> Result<Vec<i32>, LedgerError> {
     let mut tenants = turns_between(pool, queue, priority, now, after, i32::MAX).await?;
-    if (tenants.len() as i64) < TURNS && after >= 0 {
+    if tenants.len() < TURNS && after >= 0 {
         let rest = turns_between(pool, queue, priority, now, -1, after).await?;
         tenants.extend(rest);
-        tenants.truncate(usize::try_from(TURNS).unwrap_or_default());
+        tenants.truncate(TURNS);
     }
     Ok(tenants)
 }
@@ -73,7 +73,7 @@ async fn turns_between(
     .bind(now)
     .bind(after)
     .bind(last)
-    .bind(TURNS)
+    .bind(i64::try_from(TURNS).unwrap_or(i64::MAX))
     .fetch_all(pool)
     .await?)
 }
@@ -116,7 +116,7 @@ pub async fn dispatch(
                 ORDER BY w.run_at, w.job_id LIMIT turn.jobs FOR UPDATE SKIP LOCKED
             ) d
         ), taken AS (
-            DELETE FROM job_waiting w USING due WHERE w.job_id = due.job_id RETURNING w.job_id, w.tenant_id, w.priority
+            DELETE FROM job_waiting w USING due WHERE w.job_id = due.job_id RETURNING w.job_id, w.tenant_id, w.priority, w.run_at
         ), moved AS (
             UPDATE job_state s
             SET state = CASE WHEN j.start_by < $2 THEN 6 ELSE 1 END,
@@ -124,7 +124,7 @@ pub async fn dispatch(
                 reason = 0, changed_at = $2, version = s.version + 1
             FROM taken t JOIN job j ON j.id = t.job_id
             WHERE s.job_id = t.job_id AND s.state = 0
-            RETURNING s.job_id, s.state, t.tenant_id, t.priority
+            RETURNING s.job_id, s.state, t.tenant_id, t.priority, t.run_at
         ), dispatched AS (
             INSERT INTO job_dispatched (job_id, tenant_id, dispatched_at, priority, queue)
             SELECT job_id, tenant_id, now(), priority, $1 FROM moved WHERE state = 1
@@ -132,7 +132,7 @@ pub async fn dispatch(
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
             SELECT m.job_id, m.tenant_id, m.state, j.kind, $1, $2 FROM moved m JOIN job j ON j.id = m.job_id WHERE m.state = 6
         )
-        SELECT job_id, priority, state FROM moved",
+        SELECT job_id, tenant_id, run_at, state FROM moved",
     )
     .bind(queue.name())
     .bind(now)
@@ -143,19 +143,31 @@ pub async fn dispatch(
     .await?;
 
     let mut dispatched = Dispatched::default();
+    let mut by_tenant: BTreeMap<i32, Vec<(DateTime<Utc>, JobId)>> = BTreeMap::new();
     for row in rows {
         let job = JobId(row.try_get("job_id")?);
         let state: i16 = row.try_get("state")?;
         if state == 1 {
-            let priority = Priority::from_code(row.try_get("priority")?).unwrap_or(Priority::Normal);
-            dispatched.handovers.push(Handover { job, queue, lane: Lane::of(priority) });
+            by_tenant.entry(row.try_get("tenant_id")?).or_default().push((row.try_get("run_at")?, job));
         } else {
             dispatched.expired.push(job);
         }
     }
+    dispatched.handovers = in_turns(by_tenant).into_iter().map(|job| Handover { job, queue, lane: Lane::of(priority) }).collect();
     super::leave(&mut transaction, dispatched.expired.iter().map(|job| job.0).collect(), now).await?;
     transaction.commit().await?;
     Ok(dispatched)
+}
+
+/// One of each tenant's at a time, oldest due time first: in a lane nobody's turn is behind somebody else's whole batch.
+fn in_turns(by_tenant: BTreeMap<i32, Vec<(DateTime<Utc>, JobId)>>) -> Vec<JobId> {
+    let mut placed: Vec<(usize, i32, JobId)> = Vec::with_capacity(by_tenant.values().map(Vec::len).sum());
+    for (tenant, mut jobs) in by_tenant {
+        jobs.sort_unstable();
+        placed.extend(jobs.into_iter().enumerate().map(|(place, (_, job))| (place, tenant, job)));
+    }
+    placed.sort_unstable();
+    placed.into_iter().map(|(.., job)| job).collect()
 }
 
 /// How long until a queue's next waiting job is due: zero when one is, `None` when none waits.
@@ -215,5 +227,14 @@ mod tests {
             assert!(jobs().max().unwrap_or(0) - jobs().min().unwrap_or(0) <= 1, "{turns:?}");
         }
         assert!(divide(10, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_batch_goes_in_turns() {
+        let (at, job) = (DateTime::UNIX_EPOCH, |number| JobId(uuid::Uuid::from_u128(number)));
+        let mut by_tenant = BTreeMap::new();
+        by_tenant.insert(1, (0..4).rev().map(|number| (at, job(number))).collect());
+        by_tenant.insert(2, vec![(at, job(10)), (at, job(11))]);
+        assert_eq!(in_turns(by_tenant), [0, 10, 1, 11, 2, 3].map(job));
     }
 }

@@ -5,9 +5,9 @@ use serde_json::Value;
 use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, claim::options_of};
 use crate::{
-    job::{JobId, Priority, Reason, State},
+    job::{JobId, Options, Priority, Reason, State},
     queue::Queue,
 };
 
@@ -56,6 +56,10 @@ pub struct FoundJob {
     pub result: Option<Value>,
     /// What went wrong at the latest run: `{code, class, message, causes}`.
     pub error: Option<Value>,
+    /// What it carries beside its payload; in a list without what follows it.
+    pub options: Options,
+    /// The jobs that followed it; in a list none.
+    pub children: Vec<JobId>,
 }
 
 /// A run of a job.
@@ -103,7 +107,11 @@ pub struct Filter {
 /// The columns that [`FoundJob`] reads, from `j` (job) and `s` (`job_state`): all of them, or without what may be large.
 macro_rules! job_columns {
     (whole) => {
-        concat!("j.payload, (SELECT r.result FROM job_result r WHERE r.job_id = j.id) AS result, ", job_columns!(narrow))
+        concat!(
+            "j.payload, (SELECT r.result FROM job_result r WHERE r.job_id = j.id) AS result, j.options::text AS options,
+             CASE WHEN j.options ? 'then' THEN ARRAY (SELECT c.job_id FROM job_child c WHERE c.parent_id = j.id ORDER BY c.position) END AS children, ",
+            job_columns!(narrow)
+        )
     };
     (followed) => {
         concat!(
@@ -112,7 +120,10 @@ macro_rules! job_columns {
         )
     };
     (listed) => {
-        concat!("NULL::jsonb AS payload, NULL::jsonb AS result, ", job_columns!(narrow))
+        concat!(
+            "NULL::jsonb AS payload, NULL::jsonb AS result, (j.options - 'then')::text AS options, NULL::uuid[] AS children, ",
+            job_columns!(narrow)
+        )
     };
     (narrow) => {
         "j.id, j.kind, j.queue, j.priority, j.owner, j.created_at, j.start_by,
@@ -350,6 +361,35 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
     rows.iter().map(found).collect()
 }
 
+/// A page of a batch's jobs, newest first, at most `limit`; only those in a state where one is given.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn of_batch(
+    connection: &mut PgConnection,
+    tenant: i32,
+    batch: Uuid,
+    state: Option<State>,
+    after: Option<JobId>,
+    limit: i64,
+) -> Result<Vec<FoundJob>, LedgerError> {
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        job_columns!(listed),
+        " FROM batch_member m JOIN job j ON j.id = m.job_id JOIN job_state s ON s.job_id = m.job_id
+         WHERE m.batch_id = $1 AND m.tenant_id = $2 AND m.job_id < $3 AND ($4::smallint IS NULL OR s.state = $4)
+         ORDER BY m.job_id DESC LIMIT $5"
+    ))
+    .bind(batch)
+    .bind(tenant)
+    .bind(after.map_or(Uuid::max(), |job| job.0))
+    .bind(state.map(State::code))
+    .bind(limit)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(found).collect()
+}
+
 /// The longest between the making of a job's id and its acceptance, generously: a request that takes longer has been given
 /// up. A list from a time on looks for ids from that much before it.
 const LONGEST_ACCEPTANCE: TimeDelta = TimeDelta::minutes(2);
@@ -371,6 +411,8 @@ fn found(row: &PgRow) -> Result<FoundJob, LedgerError> {
     let state: i16 = row.try_get("state")?;
     let reason: i16 = row.try_get("reason")?;
     let priority: i16 = row.try_get("priority")?;
+    let options: Option<String> = row.try_get("options")?;
+    let children: Option<Vec<Uuid>> = row.try_get("children")?;
     Ok(FoundJob {
         id: JobId(row.try_get("id")?),
         kind: row.try_get("kind")?,
@@ -393,5 +435,7 @@ fn found(row: &PgRow) -> Result<FoundJob, LedgerError> {
         payload: row.try_get("payload")?,
         result: row.try_get("result")?,
         error: row.try_get("error")?,
+        options: options.map(|options| options_of(&options)).transpose()?.unwrap_or_default(),
+        children: children.unwrap_or_default().into_iter().map(JobId).collect(),
     })
 }

@@ -2,8 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor, PgPool, Row};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::LedgerError;
@@ -99,22 +101,40 @@ pub struct IdempotencyKey {
 pub enum Inserted {
     /// It is stored.
     Accepted,
-    /// The same was asked for before under this key: that job stands.
-    Duplicate(JobId),
+    /// It was asked for before: that job stands.
+    Duplicate(JobId, DuplicateBy),
     /// Something else was asked for before under this key.
     Conflict(JobId),
 }
 
+/// By what a job was found to be there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DuplicateBy {
+    /// The same request came before under this idempotency key.
+    IdempotencyKey,
+    /// Another job holds its `unique` key.
+    Unique,
+}
+
 impl NewJob {
-    /// What became of it, by who holds its key.
-    fn became(&self, holder: Holder) -> Inserted {
+    /// What became of it, by who holds its keys. `stood_for`: another one with its idempotency key was offered in its place.
+    fn became(&self, holder: Holder, stood_for: bool) -> Inserted {
         if holder.job == self.id {
             Inserted::Accepted
+        } else if holder.by_unique && !stood_for {
+            Inserted::Duplicate(holder.job, DuplicateBy::Unique)
         } else if holder.body_hash == self.idempotency.as_ref().map(|key| key.body_hash) {
-            Inserted::Duplicate(holder.job)
+            Inserted::Duplicate(holder.job, DuplicateBy::IdempotencyKey)
         } else {
             Inserted::Conflict(holder.job)
         }
+    }
+
+    /// Until when its unique key is its own; `None` for as long as it has not ended.
+    fn unique_until(&self) -> Option<DateTime<Utc>> {
+        let seconds = self.options.unique.as_ref()?.for_seconds?;
+        Some(self.created_at + TimeDelta::seconds(seconds.into()))
     }
 
     fn key(&self) -> Option<(i32, &str, &str)> {
@@ -134,26 +154,42 @@ impl NewJob {
     }
 }
 
-/// Who holds a job's key after the insert: the job itself when it has none.
+/// Who holds a job's keys after the insert: the job itself when it has none.
 #[derive(Clone, Copy)]
 struct Holder {
     job: JobId,
     body_hash: Option<[u8; 32]>,
+    /// By its unique key; the hash is then the loser's own.
+    by_unique: bool,
+}
+
+/// Members of a batch with one idempotency key can't be offered together: the first is, and the others share its holder.
+struct Offer {
+    /// By place, who is offered in a member's place.
+    stands_for: Vec<usize>,
+}
+
+impl Offer {
+    fn of(jobs: &[NewJob]) -> Self {
+        let mut first_of_key: HashMap<(i32, &str, &str), usize> = HashMap::new();
+        let stands_for = jobs.iter().enumerate().map(|(index, job)| match job.key() {
+            Some(key) => *first_of_key.entry(key).or_insert(index),
+            None => index,
+        });
+        Self { stands_for: stands_for.collect() }
+    }
+
+    /// The places of those that are offered.
+    fn offered(&self) -> Vec<usize> {
+        self.stands_for.iter().enumerate().filter(|(index, first)| index == *first).map(|(index, _)| index).collect()
+    }
 }
 
 /// Stores a batch and answers for each member in order. When the batch is refused for its data, it is split until the bad
 /// member fails alone.
 pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<Result<Inserted, Arc<LedgerError>>> {
-    // Of several members with one key the first is offered to the database; the others share its holder.
-    let mut first_of_key: HashMap<(i32, &str, &str), usize> = HashMap::new();
-    let mut stands_for: Vec<usize> = Vec::with_capacity(jobs.len());
-    for (index, job) in jobs.iter().enumerate() {
-        stands_for.push(match job.key() {
-            Some(key) => *first_of_key.entry(key).or_insert(index),
-            None => index,
-        });
-    }
-    let offered: Vec<usize> = stands_for.iter().enumerate().filter(|(index, first)| index == *first).map(|(index, _)| index).collect();
+    let offer = Offer::of(jobs);
+    let offered = offer.offered();
 
     let mut holders: HashMap<usize, Result<Holder, Arc<LedgerError>>> = HashMap::with_capacity(offered.len());
     let mut parts: Vec<&[usize]> = offered.chunks(BATCH).collect();
@@ -173,9 +209,10 @@ pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<R
     }
 
     jobs.iter()
-        .zip(stands_for)
-        .map(|(job, first)| match holders.get(&first) {
-            Some(Ok(holder)) => Ok(job.became(*holder)),
+        .enumerate()
+        .zip(offer.stands_for)
+        .map(|((index, job), first)| match holders.get(&first) {
+            Some(Ok(holder)) => Ok(job.became(*holder, index != first)),
             Some(Err(error)) => Err(Arc::clone(error)),
             // Every offered member got an answer above.
             None => Err(Arc::new(LedgerError::Unavailable(sqlx::Error::WorkerCrashed))),
@@ -202,14 +239,20 @@ async fn insert_patiently(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]
     }
 }
 
-/// Stores jobs in a transaction of the caller's, with whatever else it writes; at most [`BATCH`], no two with one key.
+/// Stores jobs in a transaction of the caller's, with whatever else it writes, and answers for each in order. All in one statement, so
+/// that everybody takes keys in one order.
 ///
 /// # Errors
 /// [`LedgerError`]: the transaction is of no use any more.
 pub async fn insert_within(connection: &mut PgConnection, now: DateTime<Utc>, jobs: &[NewJob]) -> Result<Vec<Inserted>, LedgerError> {
-    let members: Vec<&NewJob> = jobs.iter().collect();
+    let offer = Offer::of(jobs);
+    let offered = offer.offered();
+    let members: Vec<&NewJob> = offered.iter().filter_map(|index| jobs.get(*index)).collect();
     let holders = insert_once(connection, now, &members).await?;
-    Ok(jobs.iter().zip(holders).map(|(job, holder)| job.became(holder)).collect())
+    let holders: HashMap<usize, Holder> = offered.into_iter().zip(holders).collect();
+    let answers = jobs.iter().enumerate().zip(offer.stands_for);
+    // Every offered member has a holder.
+    Ok(answers.filter_map(|((index, job), first)| Some(job.became(*holders.get(&first)?, index != first))).collect())
 }
 
 /// Proves that jobs can be stored, by storing none: the function runs, with its rights and its locks.
@@ -224,9 +267,9 @@ async fn insert_once(executor: impl PgExecutor<'_>, now: DateTime<Utc>, members:
     fn column<'a, T>(members: &[&'a NewJob], value: impl Fn(&'a NewJob) -> T) -> Vec<T> {
         members.iter().map(|job| value(job)).collect()
     }
-    // In order of id, so that no two batches wait for each other's keys crosswise is the function's affair (it sorts by key).
+    // That no two batches wait for each other's keys crosswise is the function's affair: it sorts by key.
     let lost = sqlx::query(
-        "SELECT lost_id, winner_id, winner_hash FROM accept_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
+        "SELECT lost_id, winner_id, winner_hash FROM accept_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
     )
     .bind(now)
     .bind(column(members, |job| job.id.0))
@@ -248,20 +291,26 @@ async fn insert_once(executor: impl PgExecutor<'_>, now: DateTime<Utc>, members:
     .bind(column(members, |job| job.idempotency.as_ref().map(|key| key.expires_at)))
     .bind(column(members, |job| job.options.to_json()))
     .bind(column(members, |job| job.options.is_followed()))
+    .bind(column(members, |job| job.options.unique.as_ref().map(|unique| unique.key.as_str())))
+    .bind(column(members, NewJob::unique_until))
     .fetch_all(executor)
     .await?;
 
-    let mut winners: HashMap<Uuid, Holder> = HashMap::with_capacity(lost.len());
+    let mut winners: HashMap<Uuid, (JobId, Option<[u8; 32]>)> = HashMap::with_capacity(lost.len());
     for row in lost {
-        let hash: Vec<u8> = row.try_get("winner_hash")?;
-        let holder = Holder { job: JobId(row.try_get("winner_id")?), body_hash: hash.try_into().ok() };
-        winners.insert(row.try_get("lost_id")?, holder);
+        let hash: Option<Vec<u8>> = row.try_get("winner_hash")?;
+        let winner = (JobId(row.try_get("winner_id")?), hash.and_then(|hash| hash.try_into().ok()));
+        winners.insert(row.try_get("lost_id")?, winner);
     }
     Ok(members
         .iter()
         .map(|job| {
-            let own = Holder { job: job.id, body_hash: job.idempotency.as_ref().map(|key| key.body_hash) };
-            winners.get(&job.id.0).copied().unwrap_or(own)
+            let own = job.idempotency.as_ref().map(|key| key.body_hash);
+            match winners.get(&job.id.0) {
+                None => Holder { job: job.id, body_hash: own, by_unique: false },
+                Some((winner, None)) => Holder { job: *winner, body_hash: own, by_unique: true },
+                Some((winner, hash)) => Holder { job: *winner, body_hash: *hash, by_unique: false },
+            }
         })
         .collect())
 }

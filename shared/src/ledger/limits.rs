@@ -27,14 +27,14 @@ pub struct Admitted {
     /// How many jobs were admitted.
     pub jobs: u64,
     /// How many keys were looked at; as many as one look takes, and there may be more.
-    pub keys: usize,
+    pub keys: i64,
 }
 
 impl Admitted {
     /// Whether there may be more to do at once.
     #[must_use]
     pub const fn is_full(&self) -> bool {
-        self.keys as i64 >= KEYS
+        self.keys >= KEYS
     }
 }
 
@@ -100,11 +100,10 @@ pub async fn admit(pool: &PgPool, now: DateTime<Utc>) -> Result<Admitted, Ledger
     transaction.commit().await?;
     let queues: Vec<String> = row.try_get("queues")?;
     let jobs: i64 = row.try_get("jobs")?;
-    let keys: i64 = row.try_get("keys")?;
     Ok(Admitted {
         queues: queues.iter().filter_map(|queue| Queue::from_name(queue)).collect(),
         jobs: u64::try_from(jobs).unwrap_or_default(),
-        keys: usize::try_from(keys).unwrap_or_default(),
+        keys: row.try_get("keys")?,
     })
 }
 

@@ -11,6 +11,7 @@
 //! A job is in `job_waiting` exactly while it waits (never due there while a switch holds it, see [`switches`]), in `job_dispatched` exactly while it is queued or running.
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
+pub mod batch;
 pub mod change;
 pub mod checkpoint;
 pub mod claim;
@@ -27,10 +28,12 @@ pub mod holds;
 pub mod insert;
 pub mod limits;
 pub mod links;
+pub mod next;
 pub mod recover;
 pub mod retention;
 pub mod settle;
 pub mod switches;
+pub mod unique;
 
 use std::{str::FromStr, time::Duration};
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
     completion::Completion,
     dataset::{Dataset, Source},
     plan::Plan,
@@ -123,12 +124,46 @@ impl Manifest {
         self.declaration.retention.as_ref().map_or(installation, |declared| declared.of(kind, installation))
     }
 
+    /// Whether jobs of a kind may be asked for, for an owner.
+    ///
+    /// # Errors
+    /// [`NotEnabled`]: why not.
+    pub fn allows(&self, kind: &str, owner: Option<&str>) -> Result<(), NotEnabled> {
+        admission::is_on(&self.declaration.kinds, kind, owner)
+    }
+
+    /// How many of the tenant's jobs may wait, where `installation` holds for what the manifest leaves out.
+    #[must_use]
+    pub fn backlog(&self, installation: u64) -> u64 {
+        self.declaration.limits.and_then(|limits| limits.backlog).unwrap_or(installation)
+    }
+
+    /// Whether batches may be asked for.
+    #[must_use]
+    pub fn allows_batches(&self) -> bool {
+        self.declaration.limits.and_then(|limits| limits.batches).unwrap_or(true)
+    }
+
+    /// How long an idempotency key of a kind is remembered; `None` where the manifest says nothing of it.
+    #[must_use]
+    pub fn idempotency(&self, kind: &str) -> Option<Duration> {
+        self.declaration.kinds.get(kind)?.idempotency_hours.map(|hours| Duration::from_secs(hours * 3_600))
+    }
+
     fn check(declaration: Declaration, faults: &mut Vec<Fault>) -> Option<Self> {
         let name = declaration.tenant.name.clone();
         check_name(&name, &["tenant", "name"], faults);
         for (path, detail) in declaration.retention.iter().flat_map(RetentionDeclaration::faults) {
             let path = [vec!["retention".to_owned()], path].concat();
             faults.push(Fault { path, offset: 0, detail });
+        }
+        for (field, detail) in declaration.limits.into_iter().flat_map(LimitsDeclaration::faults) {
+            faults.push(Fault::new(&["limits", field], detail));
+        }
+        for (kind, declared) in &declaration.kinds {
+            for (field, detail) in declared.faults() {
+                faults.push(Fault::new(&["kinds", kind, field], detail));
+            }
         }
         let mut sources = BTreeMap::new();
         for (key, source) in &declaration.sources {
@@ -170,12 +205,14 @@ impl Manifest {
 /// know more.
 fn unknown_kinds(declaration: &Declaration) -> Vec<Fault> {
     let registry = Registry::new(true);
-    let kinds = declaration.retention.iter().flat_map(RetentionDeclaration::kinds);
-    kinds
-        .filter(|kind| registry.find(kind).is_none_or(|entry| entry.name != *kind))
-        .map(|kind| {
+    let retained = declaration.retention.iter().flat_map(RetentionDeclaration::kinds).map(|kind| (vec!["retention", "kinds", kind], kind));
+    let switched = declaration.kinds.keys().map(|kind| (vec!["kinds", kind.as_str()], kind.as_str()));
+    retained
+        .chain(switched)
+        .filter(|(_, kind)| registry.find(kind).is_none_or(|entry| entry.name != *kind))
+        .map(|(path, kind)| {
             let known: Vec<_> = registry.entries().map(|entry| entry.name).collect();
-            Fault::new(&["retention", "kinds", kind], format!("there is no kind `{kind}`; there are: {}", known.join(", ")))
+            Fault::new(&path, format!("there is no kind `{kind}`; there are: {}", known.join(", ")))
         })
         .collect()
 }
@@ -195,6 +232,10 @@ struct Declaration {
     plans: BTreeMap<String, Plan>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     completion: Option<Completion>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<LimitsDeclaration>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    kinds: BTreeMap<String, KindDeclaration>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

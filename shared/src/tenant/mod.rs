@@ -4,6 +4,7 @@
 //! What must stay true: a manifest in the database was checked when it was applied and is checked again when it is read;
 //! it holds no secret; and a statement of the API sees one tenant's rows, because it runs in [`transaction`].
 
+mod admission;
 mod completion;
 mod dataset;
 mod manifest;
@@ -11,6 +12,7 @@ mod plan;
 mod retention;
 mod store;
 
+pub use admission::NotEnabled;
 pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};

@@ -18,6 +18,8 @@ enum Walk {
     Job,
     /// One export: another's does not exist.
     Export,
+    /// One batch: another's does not exist.
+    Batch,
     /// A list: it holds only the caller's.
     List,
     /// A stream without end: it tells only of the caller's.
@@ -51,6 +53,11 @@ const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/jobs/{id}/discard", Walk::Job, "jobs:write"),
     ("post", "/v1/jobs/retry", Walk::List, "jobs:write"),
     ("post", "/v1/jobs/discard", Walk::List, "jobs:write"),
+    ("post", "/v1/jobs/batch", Walk::Make, "jobs:write"),
+    ("get", "/v1/batches", Walk::List, "jobs:read"),
+    ("get", "/v1/batches/{id}", Walk::Batch, "jobs:read"),
+    ("get", "/v1/batches/{id}/jobs", Walk::Batch, "jobs:read"),
+    ("post", "/v1/batches/{id}/cancel", Walk::Batch, "jobs:write"),
     ("post", "/v1/exports", Walk::Make, "exports:write"),
     ("get", "/v1/exports", Walk::List, "exports:read"),
     ("get", "/v1/exports/{id}", Walk::Export, "exports:read"),
@@ -73,6 +80,7 @@ fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> Req
     let request = client.request(method, &path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media"));
     match (walk, path) {
         (Walk::Make, "/v1/jobs") => request.json(&probe(&json!({}))),
+        (Walk::Make, "/v1/jobs/batch") => request.json(&json!({"jobs": [probe(&json!({}))]})),
         (Walk::Make, "/v1/exports") => request.json(&json!({"dataset": "words", "format": "csv"})),
         (Walk::List, "/v1/jobs/retry" | "/v1/jobs/discard") => request.json(&json!({"filter": {}})),
         (Walk::Backend, "/v1/queues/{queue}/pause" | "/v1/queues/{queue}/resume") => request.json(&json!({})),
@@ -115,6 +123,9 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
     let job = ada.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + chrono::TimeDelta::hours(1)})).await;
     let failed = ada.create_id(&probe(&json!({"outcome": "fail"}))).await;
     let export = id_of(&ada.post("/v1/exports", &json!({"dataset": "words", "format": "csv"})).await.expect(202));
+    let member = json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + chrono::TimeDelta::hours(1)});
+    let accepted = ada.post("/v1/jobs/batch", &json!({"jobs": [member]})).await.expect(202);
+    let (batch, member) = (id_of(&accepted), accepted["items"][0]["job"].as_str().unwrap().to_owned());
     ada.ended(&failed).await;
     assert_eq!(ada.ended(&export).await["state"], "succeeded");
     let download = async |client: &Client| client.get(&format!("/v1/exports/{export}/download")).await.status;
@@ -131,12 +142,15 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
     ];
     for (who, stranger) in &strangers {
         for (method, path, walk, _) in DOORS {
-            for id in [&job, &failed, &export] {
+            for id in [&job, &failed, &export, &batch] {
                 if *walk == Walk::Stream {
                     let mut stream = stranger.events(path, None).await;
                     loop {
                         let event = stream.must("the picture's end").await;
-                        assert!([&job, &failed, &export].iter().all(|id| event.data["id"] != id.as_str()), "{who} at {path}: {event:?}");
+                        assert!(
+                            [&job, &failed, &export, &batch].iter().all(|id| event.data["id"] != id.as_str()),
+                            "{who} at {path}: {event:?}"
+                        );
                         if event.name == "snapshot" {
                             break;
                         }
@@ -148,10 +162,11 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
                 match walk {
                     Walk::Open => assert!(!answer.text().contains(id.as_str()), "{context}"),
                     Walk::Job => drop(answer.problem(404, "job_not_found")),
+                    Walk::Batch => drop(answer.problem(404, "batch_not_found")),
                     Walk::Export => drop(answer.problem(404, "export_not_found")),
                     Walk::List => {
                         assert_eq!(answer.status, 200, "{context}");
-                        assert!([&job, &failed, &export].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
+                        assert!([&job, &failed, &export, &batch].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
                     }
                     Walk::Stream => unreachable!("listened to above"),
                     Walk::Make => assert_eq!(answer.status, 202, "{context}"),
@@ -169,13 +184,13 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
         }
     }
     // What they made is theirs; what was there is untouched.
-    let ours = format!("SELECT coalesce(sum(version), 0) FROM job_state WHERE job_id IN ('{job}', '{failed}', '{export}')");
+    let ours = format!("SELECT coalesce(sum(version), 0) FROM job_state WHERE job_id IN ('{job}', '{failed}', '{export}', '{member}')");
     assert_eq!((world.number(ours).await, world.number(downloads).await), before);
     for list in ["/v1/jobs?limit=200", "/v1/exports?limit=200"] {
         let mine = ada.get(list).await.expect(200);
         let ids: BTreeSet<_> = mine["items"].as_array().unwrap().iter().map(id_of).collect();
         let expected: BTreeSet<_> =
-            if list.contains("jobs") { [&job, &failed, &export].into_iter().cloned().collect() } else { [export.clone()].into() };
+            if list.contains("jobs") { [&job, &failed, &export, &member].into_iter().cloned().collect() } else { [export.clone()].into() };
         assert_eq!(ids, expected, "{list}");
     }
 }

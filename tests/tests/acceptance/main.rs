@@ -1,6 +1,9 @@
 //! Acceptance tests: real processes, entered by HTTP, judged by the effect. One module a topic.
 
 mod access;
+mod admission;
+mod batches;
+mod chains;
 mod client;
 mod completions;
 mod contract;
@@ -19,3 +22,4 @@ mod refusals;
 mod retention;
 mod storage;
 mod switches;
+mod uniqueness;

@@ -41,3 +41,32 @@ async fn no_more_jobs_of_a_queue_run_at_a_time_than_was_set() {
     }
     assert!((2..=3).contains(&most), "several at a time, and never more than allowed: {most}");
 }
+
+#[tokio::test]
+async fn no_more_jobs_start_in_a_time_than_a_throttle_lets() {
+    let world = World::start().await;
+    let throttle = ["throttle", "--tenant", "acme", "--queue", "analytics", "--jobs", "5", "--seconds", "1", "--burst", "2", "--by", "ops"];
+    world.sandbox.run_api(throttle).await.unwrap();
+    let _worker = world.worker().await;
+    let callbacks = Callbacks::listen().await;
+    let mut ids = Vec::new();
+    for _ in 0..17 {
+        ids.push(world.client.create_id(&probe(&json!({"callback_url": callbacks.url()}))).await);
+    }
+    // Another tenant's jobs, and its own in another queue, are no concern of it.
+    let globex = world.tenant("globex").await;
+    let theirs = globex.create_id(&probe(&json!({}))).await;
+    globex.succeeded(&theirs).await;
+    for id in &ids {
+        let job = world.client.succeeded(id).await;
+        assert_eq!(job["attempt"], 1, "{job}");
+    }
+    let started = callbacks.of_phase("started");
+    let took = started.last().unwrap().received.duration_since(started[0].received);
+    // Fifteen more than the two at once, five a second, less what the first one came late.
+    assert!(took.as_secs_f64() >= 2.5, "17 started in {took:?}");
+    world.sandbox.run_api(["throttle", "--tenant", "acme", "--queue", "analytics", "--off", "--by", "ops"]).await.unwrap();
+    let holds = world.sandbox.run_api(["holds", "--json"]).await.unwrap();
+    let holds = String::from_utf8(holds.stdout).unwrap();
+    assert!(holds.contains("\"throttles\":[]"), "{holds}");
+}

@@ -1,6 +1,9 @@
 //! The chaos suite: an installation of real processes under load, faults from a seed, and then the count.
 //!
-//! Each scenario ([`kills`], [`redis`], [`postgres`], [`pause`], [`misbehaviour`], [`listeners`], [`rollout`], [`soak`]) lets clients post jobs
+//! [`limits`], [`fairness`] and [`backlog`] are about who goes first, and how many: limits that hold under kills, shares, what a million
+//! waiting jobs cost.
+//!
+//! Each other scenario ([`kills`], [`redis`], [`postgres`], [`pause`], [`misbehaviour`], [`listeners`], [`rollout`], [`soak`]) lets clients post jobs
 //! without a pause while it breaks something, then waits until all is quiet and asks [`count`]: is each job that was accepted
 //! finished, and did each effect arrive at a receiver outside the product once, or is it on the ledger's list of what nobody can
 //! know? Figures go to a report in `target/chaos/`.
@@ -13,9 +16,12 @@
 //! are written into the report and not judged, since other people's load is no fault of ours.
 
 mod arena;
+mod backlog;
 mod count;
 mod effects;
+mod fairness;
 mod kills;
+mod limits;
 mod listeners;
 mod misbehaviour;
 mod pause;

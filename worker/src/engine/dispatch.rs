@@ -37,6 +37,8 @@ const AFTER_FAULT: Duration = Duration::from_secs(1);
 
 /// How much work a lane holds ready.
 const HELD_READY: Duration = Duration::from_secs(1);
+/// The shortest time over which it is measured how fast jobs are taken: the first ones fill free slots, and say nothing of the next.
+const MEASURED_OVER: Duration = Duration::from_millis(100);
 /// The least that a lane holds ready, in jobs a slot: what is taken before it is known how fast.
 const LEAST_READY: u64 = 4;
 
@@ -108,6 +110,8 @@ struct Lanes {
     last_turn: [i32; 3],
     /// Jobs a second that this worker took lately.
     rate: f64,
+    /// Jobs that it took since it was measured.
+    taken: u64,
     measured: Instant,
     next_look: Instant,
 }
@@ -115,18 +119,20 @@ struct Lanes {
 impl Lanes {
     fn new(slots: usize) -> Self {
         let now = Instant::now();
-        Self { slots: slots as u64, unpushed: Vec::new(), last_turn: [-1; 3], rate: 0.0, measured: now, next_look: now }
+        Self { slots: slots as u64, unpushed: Vec::new(), last_turn: [-1; 3], rate: 0.0, taken: 0, measured: now, next_look: now }
     }
 
     /// Learns how fast jobs are taken. Quick to grow, so that a burst is not held up by what was before it; slower to shrink.
     fn learn(&mut self, taken: u64) {
-        let elapsed = self.measured.elapsed().as_secs_f64();
-        if elapsed < 0.005 && taken == 0 {
-            return;
+        let elapsed = self.measured.elapsed();
+        self.taken += taken;
+        self.rate = self.rate.max(self.taken as f64 / elapsed.max(MEASURED_OVER).as_secs_f64());
+        if elapsed >= MEASURED_OVER {
+            let now = self.taken as f64 / elapsed.as_secs_f64();
+            self.rate = now.max(self.rate * 0.5_f64.powf(elapsed.as_secs_f64()));
+            self.measured = Instant::now();
+            self.taken = 0;
         }
-        self.measured = Instant::now();
-        let now = taken as f64 / elapsed.max(0.001);
-        self.rate = now.max(self.rate * (0.5_f64).powf(elapsed));
     }
 
     /// How many jobs a lane should hold.

@@ -2,17 +2,25 @@
 //!
 //! Looks when this process settled such an end, and every [`FALLBACK`] for those of others. Any number of replicas may look.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use shared::{
     ledger::{
-        LedgerError, completion,
+        LedgerError,
+        batch::{self, Finished},
+        completion,
         ended::{self, Ended},
+        next::{self, Maker},
     },
     queue::Queue,
 };
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::Engine;
 
@@ -20,9 +28,12 @@ use super::Engine;
 const FALLBACK: Duration = Duration::from_secs(2);
 /// Ends of one transaction.
 const BATCH: i64 = 100;
+/// Batches of one look's transaction.
+const BATCHES: i64 = 20;
 
 /// Follows ends until `stop`.
 pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
+    let mut batches_looked_at: Option<Instant> = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -35,6 +46,39 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
         if let Err(error) = engine.bounded(follow_all(&engine)).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "can't act upon the ends of jobs; trying again");
         }
+        if batches_looked_at.is_none_or(|at| at.elapsed() >= FALLBACK) {
+            batches_looked_at = Some(Instant::now());
+            if let Err(error) = engine.bounded(look_at_batches(&engine)).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "can't look at batches; trying again");
+            }
+        }
+    }
+}
+
+/// What the engine makes jobs with that follow others.
+fn maker(engine: &Engine) -> Maker<'_> {
+    Maker { kinds: &engine.kinds, clock: &engine.services.clock }
+}
+
+/// Finishes batches that nobody told of, and removes those of which nothing is left.
+async fn look_at_batches(engine: &Engine) -> Result<(), LedgerError> {
+    loop {
+        let mut transaction = engine.services.pool.begin().await?;
+        let (finished, looked_at) = batch::look(&mut transaction, &maker(engine), engine.services.clock.now(), BATCHES).await?;
+        transaction.commit().await?;
+        tell_of_batches(engine, &finished);
+        if i64::try_from(looked_at).unwrap_or(i64::MAX) < BATCHES {
+            return Ok(());
+        }
+    }
+}
+
+fn tell_of_batches(engine: &Engine, finished: &[Finished]) {
+    for Finished { batch, made } in finished {
+        metrics::counter!("offstage_batches_finished_total").increment(1);
+        metrics::counter!("offstage_jobs_followed_total", "after" => "batch").increment(made.jobs.len() as u64);
+        tracing::debug!(%batch, follow_ups = made.jobs.len(), "a batch finished");
+        made.queues.iter().for_each(|queue| engine.dispatch.due(*queue));
     }
 }
 
@@ -55,25 +99,53 @@ async fn follow_all(engine: &Engine) -> Result<(), LedgerError> {
     Ok(())
 }
 
-/// Acts upon up to `limit` ends; answers how many there were.
+/// Acts upon up to `limit` ends; answers how many it acted upon.
 async fn follow(engine: &Engine, limit: i64) -> Result<usize, LedgerError> {
     let mut transaction = engine.services.pool.begin().await?;
     let ends = ended::take(&mut transaction, limit).await?;
-    let mut due = BTreeSet::new();
+    let mut followed = Followed::default();
     for end in &ends {
-        due.extend(act(engine, &mut transaction, end).await?);
+        act(engine, &mut transaction, end, &mut followed).await?;
     }
+    let batches: Vec<_> = followed.batches.iter().copied().collect();
+    let finished = batch::finish(&mut transaction, &maker(engine), &batches).await?;
     transaction.commit().await?;
-    metrics::counter!("offstage_ends_followed_total").increment(ends.len() as u64);
-    due.into_iter().for_each(|queue| engine.dispatch.due(queue));
-    Ok(ends.len())
+    metrics::counter!("offstage_ends_followed_total").increment(followed.ends as u64);
+    metrics::counter!("offstage_jobs_followed_total", "after" => "job").increment(followed.jobs as u64);
+    for queue in followed.due {
+        engine.dispatch.due(queue);
+    }
+    tell_of_batches(engine, &finished);
+    Ok(followed.ends)
 }
 
-/// What one end leads to; answers the queues that got work by it.
-async fn act(engine: &Engine, connection: &mut PgConnection, end: &Ended) -> Result<Vec<Queue>, LedgerError> {
+/// What some ends led to.
+#[derive(Debug, Default)]
+struct Followed {
+    /// Ends acted upon.
+    ends: usize,
+    /// Jobs made.
+    jobs: usize,
+    /// The queues that got work by it.
+    due: BTreeSet<Queue>,
+    /// The batches whose members they were: looked at together, in one order for all replicas.
+    batches: BTreeSet<Uuid>,
+}
+
+/// What one end leads to.
+async fn act(engine: &Engine, connection: &mut PgConnection, end: &Ended, followed: &mut Followed) -> Result<(), LedgerError> {
+    let Some(made) = maker(engine).follow(connection, end).await? else {
+        // A newer API accepted it: a newer worker follows it.
+        tracing::warn!(job = %end.job, "what follows this job is of a kind that this version does not know; leaving it to others");
+        return next::put_back(connection, end).await;
+    };
+    followed.ends += 1;
+    followed.due.extend(completion::tell(connection, end, &engine.services.clock).await?);
+    followed.jobs += made.jobs.len();
+    followed.due.extend(made.queues);
+    followed.batches.extend(end.options.batch);
     tracing::debug!(job = %end.job, state = end.state.word(), "a followed job ended");
-    let clock = &engine.services.clock;
-    Ok(completion::tell(connection, end, clock).await?.into_iter().collect())
+    Ok(())
 }
 
 /// Lets go of an end that the database won't have acted upon: that is a fault of ours, and is shown.

@@ -19,7 +19,10 @@ const EVERY: Duration = Duration::from_secs(10);
 /// knows (a kind) begin with it.
 const FROM_THE_START: &[&str] = &[
     "offstage_announcements_dropped_total",
+    "offstage_batches_finished_total",
     "offstage_claims_given_back_total",
+    "offstage_ends_followed_total",
+    "offstage_ends_given_up_total",
     "offstage_file_deletions_failed_total",
     "offstage_file_sweep_failures_total",
     "offstage_jobs_taken_over_total",
@@ -65,6 +68,9 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
         for name in FROM_THE_START_BY_KIND {
             metrics::counter!(*name, "kind" => kind.name).increment(0);
         }
+    }
+    for after in ["batch", "job"] {
+        metrics::counter!("offstage_jobs_followed_total", "after" => after).increment(0);
     }
     for reason in ["expired", "removed"] {
         metrics::counter!("offstage_files_deleted_total", "reason" => reason).increment(0);

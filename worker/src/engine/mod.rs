@@ -44,6 +44,7 @@ use std::{
 use apalis_core::worker::builder::WorkerBuilder;
 use secrecy::SecretString;
 use shared::{
+    kinds::Registry,
     ledger::{self, LedgerError},
     queue::{Queue, Redis, backend::ChannelBackend, signal},
     shutdown::{Exit, Shutdown},
@@ -104,6 +105,8 @@ struct Engine {
     redis: Redis,
     services: Arc<Services>,
     handlers: Handlers,
+    /// The kinds, for jobs that follow others.
+    kinds: Registry,
     held: Arc<Held>,
     lease: Arc<Lease>,
     announcer: Announcer,
@@ -183,6 +186,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
         worker,
         claims: parts.claims,
         redis: parts.redis,
+        kinds: Registry::new(parts.services.probe.enabled),
         services: parts.services,
         handlers: parts.handlers,
         held: Arc::clone(&held),
@@ -242,16 +246,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     drop(finished);
     tracing::info!(worker = %worker, name = parts.name, "the engine runs");
 
-    // From here to the shutdown nothing ends by itself; a worker that did would leave its queue unserved, so it ends all.
-    let mut exit = Exit::Finished;
-    let ended_early = tokio::select! {
-        () = draining.cancelled() => false,
-        _ = workers.join_next() => !draining.is_cancelled(),
-    };
-    if ended_early {
-        exit = Exit::Fault;
-        draining.cancel();
-    }
+    let mut exit = serve_until(&draining, &mut workers).await;
 
     health.stop();
     let asked = Instant::now();
@@ -339,6 +334,20 @@ fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sende
     let first = Credits::new((slots / 4).clamp(2, 16));
     workers.spawn(fetch::run(Arc::clone(engine), queue, true, first, feed.clone(), engine.redis.commands()));
     workers.spawn(fetch::run(Arc::clone(engine), queue, false, credits, feed, engine.redis.commands()));
+}
+
+/// Waits until the process is asked to stop. Until then nothing ends by itself; a worker that did would leave its queue unserved, so it
+/// ends all.
+async fn serve_until(draining: &CancellationToken, workers: &mut JoinSet<()>) -> Exit {
+    let ended_early = tokio::select! {
+        () = draining.cancelled() => false,
+        _ = workers.join_next() => !draining.is_cancelled(),
+    };
+    if ended_early {
+        draining.cancel();
+        return Exit::Fault;
+    }
+    Exit::Finished
 }
 
 /// Waits for what runs; hands it back when the grace time is over, or at once when forced. Answers whether all finished.

@@ -14,7 +14,7 @@ use std::{
 use shared::{
     job::{JobId, State},
     ledger::{
-        LedgerError, checkpoint,
+        LedgerError, checkpoint, limits,
         recover::{self, Recovered},
     },
     queue::{
@@ -43,6 +43,8 @@ const AFTER_FAULT: Duration = Duration::from_secs(1);
 const SECOND_LOOK: Duration = Duration::from_millis(2_500);
 /// How often what has served its purpose is forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
+/// How long a limiting key is remembered that no job names.
+const KEYS_FORGOTTEN_AFTER: chrono::TimeDelta = chrono::TimeDelta::days(1);
 /// Jobs of one statement.
 const BATCH: usize = 1_000;
 
@@ -199,6 +201,7 @@ async fn sweep_all(engine: &Engine, connection: &mut Commands) -> Result<(), Swe
         }
         recover::tidy(pool, engine.services.clock.now()).await?;
         checkpoint::tidy(pool).await?;
+        limits::tidy(pool, engine.services.clock.now() - KEYS_FORGOTTEN_AFTER).await?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Finished history: pruned by age and by count, as the tenants' manifests and the installation say.
+//! Finished history: pruned by age and by count, as the tenants' manifests and the installation say; and unique keys that are free.
 //!
 //! Each tenant's kind is looked through once in [`PASS_EVERY`], by whichever replica comes first; what a replica could not finish in
 //! its round is anybody's at once. Between two pages it rests as long as the last one took, so that it never has more than
@@ -15,6 +15,7 @@ use shared::{
         LedgerError,
         recover::{give_up_duty, take_duty},
         retention::{self, Cut},
+        unique,
     },
     tenant::Retention,
 };
@@ -75,7 +76,23 @@ async fn round(services: &Services, kinds: &Registry, installation: Retention, w
         let until = Instant::now() + PASS_WITHIN;
         while retention::forget_tombstones(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
     }
+    if take_duty(pool, "forget_unique_keys", worker, PASS_EVERY).await? {
+        forget_unique_keys(services).await?;
+    }
     Ok(())
+}
+
+/// Goes once through all unique keys and forgets those that are free, resting between two pages as long as the last one took.
+async fn forget_unique_keys(services: &Services) -> Result<(), LedgerError> {
+    let mut after = None;
+    loop {
+        let began = Instant::now();
+        after = unique::forget(&services.pool, after.as_ref(), services.clock.now()).await?;
+        if after.is_none() {
+            return Ok(());
+        }
+        tokio::time::sleep(began.elapsed()).await;
+    }
 }
 
 /// Looks through a tenant's kind; false where it did not come to the end. What it leaves is the newest, so the next pass, which

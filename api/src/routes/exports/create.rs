@@ -26,7 +26,7 @@ use crate::{
     extract::Json,
     problem::{Problem, ProblemBody},
     routes::{
-        jobs::{Admitted, Asked, Reader, Wish, admit, gone},
+        jobs::{Admitted, Asked, Duplicate, Reader, Wish, admit, gone},
         moment::Moment,
     },
 };
@@ -100,6 +100,8 @@ impl NewExport {
             owner: self.owner,
             limit: None,
             completion_url: self.completion_url,
+            unique: None,
+            then: Vec::new(),
         };
         (export, wish)
     }
@@ -117,9 +119,11 @@ impl NewExport {
     responses(
         (status = 202, body = Export, description = "Accepted", headers(("Location" = String, description = "The export's address"))),
         (status = 200, body = Export, description = "Accepted before under this idempotency key; the export as it stands now", headers(("Location" = String, description = "The export's address"))),
+        (status = 403, body = ProblemBody<'static>, description = "`kind_not_enabled`: exports are switched off, or not on for this user yet"),
         (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key was used for another request"),
         (status = 413, body = ProblemBody<'static>, description = "`payload_too_large`, `body_too_large`"),
         (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field"),
+        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: as many jobs of this product wait as may; again after `Retry-After`"),
         (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
     ),
 )]
@@ -133,7 +137,7 @@ pub async fn create(
     let acting_user = caller.acting_user.as_deref();
     let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {
         Admitted::Now(job) => (StatusCode::ACCEPTED, FoundExport::accepted(*job, &export)),
-        Admitted::Before(id) => {
+        Admitted::Before(Duplicate { first: id, .. }) => {
             let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
             let asked = Asked { tenant: caller.tenant, owner: acting_user, id };
             (StatusCode::OK, find::export(&mut transaction, asked).await?.ok_or_else(|| gone(id))?)

@@ -4,28 +4,36 @@
 //! idempotency key gets the first one's job, also when time or the manifest have moved on and it would not be accepted as
 //! new, because its sender can't know whether the first one arrived.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use shared::{
-    job::{JobId, Limit, Options, Priority, Reason, State},
+    job::{JobId, Limit, Options, Priority, Reason, State, Unique},
     kinds::{Entry, PAYLOAD_LIMIT, Violation},
     ledger::{
         LedgerError,
         find::FoundJob,
-        insert::{Arrival, IdempotencyKey, Inserted, NewJob},
+        insert::{Arrival, DuplicateBy, IdempotencyKey, Inserted, NewJob},
+        unique,
     },
-    queue::Queue,
-    tenant,
+    tenant::{self, NotEnabled, Tenant},
 };
+use utoipa::ToSchema;
 
-use super::fingerprint::{Asked as Fingerprinted, fingerprint};
+pub use shared::status::Duplicate;
+
+use super::{
+    fingerprint::{Asked as Fingerprinted, fingerprint, hash_of},
+    next::{self, NextJob},
+};
 use crate::{
     accept::AcceptError,
     app::App,
     auth,
+    backlog::Full,
     problem::{Code, Problem},
 };
 
@@ -66,6 +74,71 @@ pub struct Wish {
     pub limit: Option<Limit>,
     /// See the request.
     pub completion_url: Option<String>,
+    pub unique: Option<UniqueWish>,
+    /// See the request.
+    pub then: Vec<NextJob>,
+}
+
+impl Wish {
+    /// What it asks for beside what every job has, to tell a repeat from a mistake.
+    fn extras(&self) -> Option<Value> {
+        if self.limit.is_none() && self.unique.is_none() && self.then.is_empty() && self.completion_url.is_none() {
+            return None;
+        }
+        let mut extras = json!({"limit": self.limit, "unique": self.unique, "then": self.then});
+        if let (Some(url), Some(extras)) = (&self.completion_url, extras.as_object_mut()) {
+            extras.insert("completion_url".to_owned(), url.as_str().into());
+        }
+        Some(extras)
+    }
+}
+
+/// What makes a job the only one of its sort for a while. Other than an idempotency key it is about the work and not about the request: a
+/// second job is answered with the first whatever else it says.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(as = Unique)]
+pub struct UniqueWish {
+    /// What they have in common, among jobs of one kind and owner: 1 to 255 visible ASCII characters. The payload when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 255, example = "digest:ada")]
+    key: Option<String>,
+    /// `unfinished`: until it has succeeded, failed, expired or been cancelled. The default.
+    #[serde(default, rename = "while", skip_serializing_if = "Option::is_none")]
+    lasts_while: Option<While>,
+    /// For so many seconds after it was accepted, whatever becomes of it; at most 366 days. Either this or `while`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 31_622_400)]
+    for_seconds: Option<u32>,
+}
+
+/// How long a job is unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = UniqueWhile)]
+pub enum While {
+    /// Until it has ended.
+    Unfinished,
+}
+
+/// The longest that a job can be unique for, in seconds: 366 days.
+const LONGEST_UNIQUE: u32 = 31_622_400;
+
+impl UniqueWish {
+    fn check(&self, payload: &Value, violations: &mut Vec<Violation>) -> Option<Unique> {
+        let before = violations.len();
+        if self.key.as_deref().is_some_and(|key| !is_key(key)) {
+            violations.push(Violation::new("/unique/key", KEY_RULE));
+        }
+        if self.lasts_while.is_some() && self.for_seconds.is_some() {
+            violations.push(Violation::new("/unique", "has both `while` and `for_seconds`; send one of the two"));
+        }
+        if let Some(seconds) = self.for_seconds.filter(|seconds| !(1..=LONGEST_UNIQUE).contains(seconds)) {
+            violations.push(Violation::new("/unique/for_seconds", format!("is {seconds}; 1 to {LONGEST_UNIQUE} are allowed")));
+        }
+        // With a space: no key that a caller names can be the same.
+        let key = || self.key.clone().unwrap_or_else(|| format!("payload {}", hex::encode(hash_of(payload))));
+        (violations.len() == before).then(|| Unique { key: key(), for_seconds: self.for_seconds })
+    }
 }
 
 /// What became of a wish.
@@ -74,7 +147,110 @@ pub enum Admitted {
     /// It is a job now.
     Now(Box<FoundJob>),
     /// It was one already.
-    Before(JobId),
+    Before(Duplicate),
+}
+
+/// What keeps a wish from being a job.
+#[derive(Debug, Default)]
+pub struct Refusal {
+    /// What is wrong with it.
+    pub violations: Vec<Violation>,
+    /// Kinds that are not on, and where they are named.
+    pub off: Vec<Violation>,
+    /// The payload's size in bytes, where it is too large.
+    pub too_large: Option<usize>,
+}
+
+impl Refusal {
+    /// A kind that is not on.
+    pub fn not_enabled(&mut self, kind: &str, why: NotEnabled, at: &str) {
+        let detail = match why {
+            NotEnabled::ForTenant => format!("`{kind}` is switched off for this product; its manifest turns it on"),
+            NotEnabled::ForUser => format!("`{kind}` is being introduced step by step and is not on for this user yet"),
+        };
+        self.off.push(Violation::new(at, detail));
+    }
+
+    /// Whether there is nothing.
+    pub const fn is_empty(&self) -> bool {
+        self.violations.is_empty() && self.off.is_empty() && self.too_large.is_none()
+    }
+
+    /// The code that says best what it is.
+    pub const fn code(&self) -> Code {
+        if self.too_large.is_some() {
+            Code::PayloadTooLarge
+        } else if self.violations.is_empty() && !self.off.is_empty() {
+            Code::KindNotEnabled
+        } else {
+            Code::ValidationFailed
+        }
+    }
+
+    /// All that is wrong, by place.
+    pub fn into_errors(self) -> Vec<Violation> {
+        let too_large = self.too_large.map(|bytes| Violation::new("/payload", too_large(bytes)));
+        too_large.into_iter().chain(self.violations).chain(self.off).collect()
+    }
+
+    /// As it is answered.
+    pub fn into_problem(self) -> Problem {
+        match self.code() {
+            Code::PayloadTooLarge => Problem::new(Code::PayloadTooLarge, too_large(self.too_large.unwrap_or_default())),
+            Code::KindNotEnabled => {
+                let detail = self.off.first().map(|first| format!("{}: {}.", first.pointer, first.detail)).unwrap_or_default();
+                Problem::new(Code::KindNotEnabled, detail).with_errors(self.off)
+            }
+            _ => Problem::invalid(self.into_errors()),
+        }
+    }
+}
+
+fn too_large(bytes: usize) -> String {
+    format!("The payload has {bytes} bytes of JSON; {PAYLOAD_LIMIT} are allowed. Send large content another way and name it.")
+}
+
+/// By what a wish may have been accepted before.
+#[derive(Debug, Clone)]
+pub struct Marks {
+    owner: Option<String>,
+    /// Its idempotency key, with the hash of what it asks for.
+    key: Option<(String, [u8; 32])>,
+    /// Its unique key, with its kind.
+    unique: Option<(&'static str, String)>,
+}
+
+/// A wish that was looked at.
+#[derive(Debug)]
+pub struct Examined {
+    /// The job that it would be, or why it can't be one.
+    pub job: Result<NewJob, Refusal>,
+    /// By what it may be there already.
+    pub marks: Marks,
+}
+
+/// For whom wishes are looked at, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// The tenant.
+    pub tenant: &'a Tenant,
+    /// The user that a backend acts for.
+    pub acting_user: Option<&'a str>,
+    /// The time.
+    pub now: DateTime<Utc>,
+}
+
+/// The tenant of a number, which a key named.
+///
+/// # Errors
+/// [`Problem`].
+pub async fn tenant_of(app: &App, tenant: i32) -> Result<Arc<Tenant>, Problem> {
+    if let Some(tenant) = app.tenants.get(tenant).await? {
+        return Ok(tenant);
+    }
+    // A key leads to its tenant by a foreign key, so this takes a database changed by hand.
+    tracing::error!(tenant, "the key's tenant is not in the database");
+    Err(Problem::unexplained())
 }
 
 /// Checks a wish and stores it as a job.
@@ -82,35 +258,110 @@ pub enum Admitted {
 /// # Errors
 /// What is wrong with it, what it contradicts, or that it can't be stored now.
 pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &HeaderMap, wish: Wish) -> Result<Admitted, Problem> {
+    let key = idempotency_key(headers, wish.idempotency_key.as_deref())?.map(str::to_owned);
+    let key = key.as_deref();
+    let tenant = tenant_of(app, tenant).await?;
+    let now = app.clock.now();
+    let has_key = key.is_some();
+    let Examined { job, marks } = examine(app, Asker { tenant: &tenant, acting_user, now }, key, wish);
+    let job = match job {
+        Ok(job) => job,
+        Err(refusal) => {
+            if refusal.too_large.is_none()
+                && let Some(first) = accepted_before(app, tenant.id, &marks, false, now).await?
+            {
+                return Ok(Admitted::Before(first));
+            }
+            return Err(refusal.into_problem());
+        }
+    };
+    let mut place = match app.backlogs.enter(tenant.id, tenant.manifest.backlog(app.config.backlog), 1) {
+        Ok(place) => place,
+        Err(full) => {
+            return match accepted_before(app, tenant.id, &marks, true, now).await? {
+                Some(first) => Ok(Admitted::Before(first)),
+                None => Err(backlog_full(full)),
+            };
+        }
+    };
+    let accepted = accepted_as(&job, now);
+    let became = app.acceptor.accept(job).await;
+    if let Ok((Inserted::Accepted, Arrival::Waiting(_))) = became {
+        place.wait(1);
+    }
+    drop(place);
+    match became {
+        Ok((Inserted::Accepted, arrival)) => Ok(Admitted::Now(Box::new(accepted.arrived(arrival)))),
+        Ok((Inserted::Duplicate(first, by), _)) => {
+            count_duplicates(by, 1);
+            Ok(Admitted::Before(Duplicate { first, by }))
+        }
+        Ok((Inserted::Conflict(first), _)) => Err(conflict(first)),
+        Err(error) => Err(not_accepted(error, has_key)),
+    }
+}
+
+/// Counts requests that were answered with an earlier one's job.
+pub fn count_duplicates(by: DuplicateBy, jobs: u64) {
+    let by = match by {
+        DuplicateBy::IdempotencyKey => "idempotency_key",
+        DuplicateBy::Unique => "unique",
+    };
+    metrics::counter!("offstage_jobs_duplicate_total", "by" => by).increment(jobs);
+}
+
+/// The tenant's backlog is full.
+pub fn backlog_full(full: Full) -> Problem {
+    metrics::counter!("offstage_backlog_refused_total").increment(1);
+    let Full { limit, room_in, .. } = full;
+    let when = match room_in {
+        Some(room_in) => format!("By how fast it went down lately there is room in about {} s.", room_in.as_secs().max(1)),
+        None => "How fast it goes down is not known yet.".to_owned(),
+    };
+    let detail =
+        format!("As many jobs of this product wait as may, {limit}. Nothing was accepted; send the same request again later. {when}");
+    Problem::new(Code::BacklogFull, detail).retry_after(full.retry_after())
+}
+
+/// Looks at a wish: everything that is wrong is found at once. `key` is its idempotency key.
+pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Examined {
+    let Asker { tenant, acting_user, now } = asker;
+    let mut refusal = Refusal::default();
     let payload = wish.payload.to_string();
     if payload.len() > PAYLOAD_LIMIT {
-        let detail = format!(
-            "The payload has {} bytes of JSON; {PAYLOAD_LIMIT} are allowed. Send large content another way and name it.",
-            payload.len()
-        );
-        return Err(Problem::new(Code::PayloadTooLarge, detail));
+        refusal.too_large = Some(payload.len());
+        return Examined { job: Err(refusal), marks: Marks { owner: None, key: None, unique: None } };
     }
-    let key = idempotency_key(headers, wish.idempotency_key.as_deref())?;
-    let now = app.clock.now();
-    let mut violations = Vec::new();
-    let named = owner(acting_user, wish.owner.as_deref()).map_err(|violation| violations.push(violation));
+    let named = owner(acting_user, wish.owner.as_deref()).map_err(|violation| refusal.violations.push(violation));
     // The rest is looked at as if the owner were right, so that no mistake is named that is none.
-    let owner = named.unwrap_or(acting_user.or(wish.owner.as_deref()));
-    check_times(&wish, now, &mut violations);
-    check_limit(wish.limit.as_ref(), &mut violations);
-    check_completion(app, tenant, wish.completion_url.as_deref(), &mut violations).await?;
+    let owner = named.unwrap_or(acting_user.or(wish.owner.as_deref())).map(str::to_owned);
+    let owner = owner.as_deref();
+    check_times(&wish, now, &mut refusal.violations);
+    check_limit(wish.limit.as_ref(), &mut refusal.violations);
+    check_completion(tenant, wish.completion_url.as_deref(), &mut refusal.violations);
+    let unique = wish.unique.as_ref().and_then(|unique| unique.check(&wish.payload, &mut refusal.violations));
+    let then = next::Check::new(app, tenant, acting_user, &mut refusal).all(&wish.then, owner, "/then");
     let entry = app.kinds.find(&wish.kind);
     let mut queue = None;
     match entry {
-        None => violations.push(unknown_kind(app, &wish.kind)),
-        Some(entry) => match check_payload(app, tenant, entry, &wish, owner).await? {
-            Ok(found) => queue = Some(found),
-            Err(found) => violations.extend(found),
-        },
+        None => refusal.violations.push(unknown_kind(app, &wish.kind)),
+        Some(entry) => {
+            if let Err(why) = tenant.manifest.allows(entry.name, owner) {
+                refusal.not_enabled(entry.name, why, if wish.payload_at.is_empty() { "" } else { "/kind" });
+            }
+            match (entry.check)(&wish.payload, &tenant.manifest, owner) {
+                Ok(checked) => queue = Some(checked.queue),
+                Err(violations) => {
+                    let placed = |violation: Violation| Violation { pointer: wish.payload_at.to_owned() + &violation.pointer, ..violation };
+                    refusal.violations.extend(violations.into_iter().map(placed));
+                }
+            }
+        }
     }
     let priority = wish.priority.unwrap_or(Priority::Normal);
-    let body_hash = entry.map(|entry| {
-        let Wish { payload, run_at, start_by, completion_url, .. } = &wish;
+    let body_hash = |entry: &Entry| {
+        let Wish { payload, run_at, start_by, .. } = &wish;
+        let extras = wish.extras();
         fingerprint(Fingerprinted {
             kind: entry.name,
             payload,
@@ -118,21 +369,21 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
             start_by: *start_by,
             priority,
             owner,
-            completion_url: completion_url.as_deref(),
+            extras: extras.as_ref(),
         })
-    });
-    let (Some(entry), Some(queue), Some(body_hash), true) = (entry, queue, body_hash, violations.is_empty()) else {
-        if let (Some(key), Some(body_hash), Ok(owner)) = (key, body_hash, named)
-            && let Some(first) = accepted_before(app, tenant, owner, key, body_hash, now).await?
-        {
-            return Ok(Admitted::Before(first));
-        }
-        return Err(Problem::invalid(violations));
     };
-
+    let hash = if key.is_some() { entry.map(body_hash) } else { None };
+    let marks = Marks {
+        owner: owner.map(str::to_owned),
+        // Under a wrong owner nobody was accepted before.
+        key: key.filter(|_| named.is_ok()).zip(hash).map(|(key, hash)| (key.to_owned(), hash)),
+        unique: entry.zip(unique.as_ref()).filter(|_| named.is_ok()).map(|(entry, unique)| (entry.name, unique.key.clone())),
+    };
+    let (Some(entry), Some(queue), true) = (entry, queue, refusal.is_empty()) else { return Examined { job: Err(refusal), marks } };
+    let remembered = tenant.manifest.idempotency(entry.name).or(entry.idempotency).unwrap_or(app.config.idempotency);
     let job = NewJob {
         id: JobId(app.clock.new_id()),
-        tenant,
+        tenant: tenant.id,
         owner: owner.map(str::to_owned),
         subject: owner.map(str::to_owned),
         kind: entry.name,
@@ -145,20 +396,17 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
         run_at: wish.run_at.map_or(now, |run_at| run_at.max(now)),
         start_by: wish.start_by,
         state: Arrival::Queued,
-        idempotency: key.map(|key| IdempotencyKey { key: key.to_owned(), body_hash, expires_at: now + app.config.idempotency }),
-        options: Options { limit: wish.limit, completion_url: wish.completion_url },
+        idempotency: marks.key.clone().map(|(key, body_hash)| IdempotencyKey { key, body_hash, expires_at: now + remembered }),
+        options: Options { limit: wish.limit, completion_url: wish.completion_url, unique, then, ..Options::default() },
     };
-    let accepted = accepted_as(&job, now);
-    match app.acceptor.accept(job).await {
-        Ok((Inserted::Accepted, arrival)) => Ok(Admitted::Now(Box::new(accepted.arrived(arrival)))),
-        Ok((Inserted::Duplicate(first), _)) => Ok(Admitted::Before(first)),
-        Ok((Inserted::Conflict(first), _)) => Err(conflict(first)),
-        Err(error) => Err(not_accepted(error, key.is_some())),
-    }
+    Examined { job: Ok(job), marks }
 }
 
 /// The key of the header or the body, which must agree.
-fn idempotency_key<'a>(headers: &'a HeaderMap, of_body: Option<&'a str>) -> Result<Option<&'a str>, Problem> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn idempotency_key<'a>(headers: &'a HeaderMap, of_body: Option<&'a str>) -> Result<Option<&'a str>, Problem> {
     let invalid = |detail: &str| Problem::new(Code::HeaderInvalid, format!("Idempotency-Key {detail}."));
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let of_header = values.next().map(HeaderValue::as_bytes);
@@ -179,14 +427,19 @@ fn idempotency_key<'a>(headers: &'a HeaderMap, of_body: Option<&'a str>) -> Resu
     }
 }
 
-const KEY_RULE: &str = "must have 1 to 255 visible ASCII characters, as a UUID has";
+/// What a key must be.
+pub const KEY_RULE: &str = "must have 1 to 255 visible ASCII characters, as a UUID has";
 
-fn is_key(key: &str) -> bool {
+/// Whether it can be a key.
+pub fn is_key(key: &str) -> bool {
     (1..=LONGEST_KEY).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Whose job it is to be: the acting user's, or whomever a backend that acts for none names.
-fn owner<'a>(acting_user: Option<&'a str>, wished: Option<&'a str>) -> Result<Option<&'a str>, Violation> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn owner<'a>(acting_user: Option<&'a str>, wished: Option<&'a str>) -> Result<Option<&'a str>, Violation> {
     match (acting_user, wished) {
         (Some(acting), Some(wished)) if acting != wished => {
             Err(Violation::new("/owner", "must be the user of X-Acting-User; leave it out, or leave that header out to act for any user"))
@@ -246,67 +499,56 @@ fn check_limit(limit: Option<&Limit>, violations: &mut Vec<Violation>) {
 }
 
 /// Its end may be told to hosts that the product's manifest lists, and to nobody else.
-async fn check_completion(app: &App, tenant: i32, url: Option<&str>, violations: &mut Vec<Violation>) -> Result<(), Problem> {
-    let Some(url) = url else { return Ok(()) };
-    let tenant = app.tenants.get(tenant).await?;
-    let refused = match tenant.as_ref().and_then(|tenant| tenant.manifest.completion.as_ref()) {
+fn check_completion(tenant: &Tenant, url: Option<&str>, violations: &mut Vec<Violation>) {
+    let Some(url) = url else { return };
+    let refused = match &tenant.manifest.completion {
         None => Some("can't be told to anybody: the product's manifest lists no hosts, [completion]".to_owned()),
         Some(completion) => completion.destination(url).err(),
     };
     violations.extend(refused.map(|detail| Violation::new("/completion_url", detail)));
-    Ok(())
 }
 
-fn unknown_kind(app: &App, kind: &str) -> Violation {
+/// There is no such kind.
+pub fn unknown_kind(app: &App, kind: &str) -> Violation {
     let known: BTreeSet<_> = app.kinds.entries().map(|entry| entry.name).collect();
     let known: Vec<_> = known.into_iter().collect();
     let named: String = kind.chars().take(100).collect();
     Violation::new("/kind", format!("there is no kind `{named}`; there are: {}", known.join(", ")))
 }
 
-/// The queue of a right payload, or what is wrong with it in terms of the request's body.
-async fn check_payload(
-    app: &App,
-    tenant: i32,
-    entry: &Entry,
-    wish: &Wish,
-    owner: Option<&str>,
-) -> Result<Result<Queue, Vec<Violation>>, Problem> {
-    let Some(tenant) = app.tenants.get(tenant).await? else {
-        // A key leads to its tenant by a foreign key, so this takes a database changed by hand.
-        tracing::error!(tenant, "the key's tenant is not in the database");
-        return Err(Problem::unexplained());
-    };
-    Ok(match (entry.check)(&wish.payload, &tenant.manifest, owner) {
-        Ok(checked) => Ok(checked.queue),
-        Err(violations) => {
-            let placed = |violation: Violation| Violation { pointer: wish.payload_at.to_owned() + &violation.pointer, ..violation };
-            Err(violations.into_iter().map(placed).collect())
-        }
-    })
-}
-
-/// The job that the same request made before, if it did.
+/// The job that the same request made before, if it did; `also_unique`: or that holds its unique key.
 async fn accepted_before(
     app: &App,
     tenant: i32,
-    owner: Option<&str>,
-    key: &str,
-    body_hash: [u8; 32],
+    marks: &Marks,
+    also_unique: bool,
     now: DateTime<Utc>,
-) -> Result<Option<JobId>, LedgerError> {
+) -> Result<Option<Duplicate>, LedgerError> {
+    let Marks { owner, key, unique } = marks;
+    if key.is_none() && !(also_unique && unique.is_some()) {
+        return Ok(None);
+    }
+    let owner = owner.as_deref().unwrap_or_default();
     let mut transaction = tenant::transaction(&app.pool, tenant).await?;
-    let first = sqlx::query_scalar(
-        "SELECT job_id FROM idempotency_key WHERE tenant_id = $1 AND owner = $2 AND key = $3 AND body_hash = $4 AND expires_at > $5",
-    )
-    .bind(tenant)
-    .bind(owner.unwrap_or_default())
-    .bind(key)
-    .bind(body_hash.as_slice())
-    .bind(now)
-    .fetch_optional(&mut *transaction)
-    .await?;
-    Ok(first.map(JobId))
+    if let Some((key, body_hash)) = key {
+        let first: Option<uuid::Uuid> = sqlx::query_scalar(
+            "SELECT job_id FROM idempotency_key WHERE tenant_id = $1 AND owner = $2 AND key = $3 AND body_hash = $4 AND expires_at > $5",
+        )
+        .bind(tenant)
+        .bind(owner)
+        .bind(key)
+        .bind(body_hash.as_slice())
+        .bind(now)
+        .fetch_optional(&mut *transaction)
+        .await?;
+        if let Some(first) = first {
+            return Ok(Some(Duplicate { first: JobId(first), by: DuplicateBy::IdempotencyKey }));
+        }
+    }
+    let Some((kind, key)) = unique.as_ref().filter(|_| also_unique) else { return Ok(None) };
+    let key = (tenant, owner.to_owned(), (*kind).to_owned(), key.clone());
+    let holder = unique::holder(&mut transaction, &key, now).await?;
+    Ok(holder.map(|first| Duplicate { first, by: DuplicateBy::Unique }))
 }
 
 /// A job as its insert leaves it, but for what the insert decides.
@@ -335,6 +577,8 @@ fn accepted_as(job: &NewJob, now: DateTime<Utc>) -> Accepted {
         payload: None,
         result: None,
         error: None,
+        options: job.options.clone(),
+        children: Vec::new(),
     })
 }
 
@@ -358,7 +602,8 @@ fn conflict(first: JobId) -> Problem {
     }
 }
 
-fn not_accepted(error: AcceptError, has_key: bool) -> Problem {
+/// What could not be stored.
+pub fn not_accepted(error: AcceptError, has_key: bool) -> Problem {
     match error {
         AcceptError::Overloaded => {
             let detail =
@@ -432,6 +677,8 @@ mod tests {
                 owner: None,
                 limit: None,
                 completion_url: None,
+                unique: None,
+                then: Vec::new(),
             };
             let mut violations = Vec::new();
             check_times(&wish, now, &mut violations);

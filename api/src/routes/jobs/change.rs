@@ -73,7 +73,7 @@ pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfP
             return Err(Problem::new(Code::JobNotCancellable, detail));
         }
         Change::Moved => return Err(restless()),
-        Change::TooLate(_) | Change::Missing => return Err(missing(&app, asked).await),
+        Change::TooLate(_) | Change::Held(_) | Change::Missing => return Err(missing(&app, asked).await),
     }
     let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
     answer(&app, asked, status, found)
@@ -92,7 +92,7 @@ async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
     match changed.change {
         Change::Done => app.follow.tell(asked.id, Call::Nothing),
         Change::Asked => app.follow.tell(asked.id, Call::Stop),
-        Change::NotFrom(_) | Change::TooLate(_) | Change::Missing | Change::Moved => {}
+        Change::NotFrom(_) | Change::TooLate(_) | Change::Held(_) | Change::Missing | Change::Moved => {}
     }
     Ok(changed)
 }
@@ -107,7 +107,7 @@ async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
     responses(
         (status = 202, body = Job, description = "It waits to run again"),
         (status = 404, body = ProblemBody<'static>, description = "`job_not_found`"),
-        (status = 409, body = ProblemBody<'static>, description = "`job_not_retryable`: it has not ended, has succeeded, or is past its `start_by`"),
+        (status = 409, body = ProblemBody<'static>, description = "`job_not_retryable`: it has not ended, has succeeded, is past its `start_by`, or another job holds its unique key"),
         (status = 410, body = ProblemBody<'static>, description = "`job_gone`: it was removed at `gone_at`"),
     ),
 )]
@@ -123,6 +123,9 @@ pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPa
         Change::NotFrom(Standing::Succeeded) => return refused("The job has succeeded. To do it once more, ask for a new job.".into()),
         Change::NotFrom(state) => {
             return refused(format!("The job is {}: it has not ended yet. Wait for it, or cancel it first.", state.word()));
+        }
+        Change::Held(holder) => {
+            return refused(format!("The job {holder} has its unique key and has not ended. Wait for that one, or cancel it first."));
         }
         Change::TooLate(start_by) => {
             return refused(format!("The job was to be started by {}, which has passed. Ask for a new job.", start_by.format("%FT%TZ")));

@@ -13,7 +13,8 @@ use utoipa::ToSchema;
 
 use super::{
     Asked,
-    admission::{Admitted, Wish, admit},
+    admission::{Admitted, UniqueWish, Wish, admit},
+    next::NextJob,
     read,
     view::{Job, Reader, address},
     view_of,
@@ -35,7 +36,7 @@ pub struct NewJob {
     /// What to do, as the kind wants it; at most 256 KiB.
     #[schema(value_type = Object, example = json!({"dataset": "prompts", "format": "csv"}))]
     payload: Value,
-    /// Makes a repeated request harmless: the same key and request lead to the same job for a day. 1 to 255 visible ASCII
+    /// Makes a repeated request harmless: the same key and request lead to the same job for a day (or as long as the kind says). 1 to 255 visible ASCII
     /// characters. The header `Idempotency-Key` does the same.
     #[schema(min_length = 1, max_length = 255)]
     idempotency_key: Option<String>,
@@ -57,6 +58,33 @@ pub struct NewJob {
     /// manifest lists. At most 2,000 bytes.
     #[schema(max_length = 2_000, example = "https://hooks.example.com/offstage")]
     completion_url: Option<String>,
+    /// Makes it the only one of its sort for a while: a second one is answered with the first (200, `duplicate`).
+    unique: Option<UniqueWish>,
+    /// Jobs to be made when it succeeds, at most 10; nested at most 5 deep, 50 in all, with 256 KiB of payloads together. When it ends
+    /// otherwise they are not made, unless it is tried again and succeeds then.
+    #[serde(default)]
+    #[schema(required = false, max_items = 10)]
+    then: Vec<NextJob>,
+}
+
+impl NewJob {
+    /// What it wishes for.
+    pub fn into_wish(self) -> Wish {
+        Wish {
+            kind: self.kind,
+            payload: self.payload,
+            payload_at: "/payload",
+            idempotency_key: self.idempotency_key,
+            run_at: self.run_at.map(|moment| moment.0),
+            start_by: self.start_by.map(|moment| moment.0),
+            priority: self.priority,
+            owner: self.owner,
+            limit: self.limit,
+            completion_url: self.completion_url,
+            unique: self.unique,
+            then: self.then,
+        }
+    }
 }
 
 /// Asks for a job.
@@ -70,10 +98,12 @@ pub struct NewJob {
     ),
     responses(
         (status = 202, body = Job, description = "Accepted", headers(("Location" = String, description = "The job's address"))),
-        (status = 200, body = Job, description = "Accepted before under this idempotency key; the job as it stands now", headers(("Location" = String, description = "The job's address"))),
+        (status = 200, body = Job, description = "It was accepted before, by its idempotency key or its `unique` key, as `duplicate` says; that job as it stands now", headers(("Location" = String, description = "The job's address"))),
+        (status = 403, body = ProblemBody<'static>, description = "`kind_not_enabled`: the kind is switched off, or not on for this user yet"),
         (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key was used for another request"),
         (status = 413, body = ProblemBody<'static>, description = "`payload_too_large`, `body_too_large`"),
         (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field"),
+        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: as many jobs of this product wait as may; again after `Retry-After`"),
         (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
     ),
 )]
@@ -83,28 +113,19 @@ pub async fn create(
     headers: HeaderMap,
     Json(new): Json<NewJob>,
 ) -> Result<Response, Problem> {
-    let wish = Wish {
-        kind: new.kind,
-        payload: new.payload,
-        payload_at: "/payload",
-        idempotency_key: new.idempotency_key,
-        run_at: new.run_at.map(|moment| moment.0),
-        start_by: new.start_by.map(|moment| moment.0),
-        priority: new.priority,
-        owner: new.owner,
-        limit: new.limit,
-        completion_url: new.completion_url,
-    };
     let acting_user = caller.acting_user.as_deref();
-    let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {
+    let mut duplicate = None;
+    let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, new.into_wish()).await? {
         Admitted::Now(job) => (StatusCode::ACCEPTED, *job),
-        Admitted::Before(id) => {
+        Admitted::Before(before) => {
+            let id = before.first;
+            duplicate = Some(before);
             let asked = Asked { tenant: caller.tenant, owner: acting_user, id };
             (StatusCode::OK, read::find(&app, asked).await?.ok_or_else(|| gone(id))?)
         }
     };
     let location = address(found.id);
-    let job = view_of(&app, caller.tenant, found, None, Reader::acting_for(acting_user));
+    let job = view_of(&app, caller.tenant, found, None, Reader::acting_for(acting_user)).found_by(duplicate);
     Ok((status, [(header::LOCATION, location)], Answer(job)).into_response())
 }
 

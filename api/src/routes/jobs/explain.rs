@@ -156,14 +156,13 @@ fn at(time: Option<DateTime<Utc>>) -> String {
 }
 
 fn running(job: &FoundJob, around: &Surroundings, reader: Reader) -> String {
-    let mut said = format!("It runs, since {}", job.started_at.map_or_else(|| "just now".to_owned(), shown));
-    if let (Some(worker), false) = (&around.worker, reader == Reader::User) {
-        said += &format!(", on {worker}");
-    }
-    if job.cancel_requested {
-        said += "; it has been asked to stop";
-    }
-    said + "."
+    let since = job.started_at.map_or_else(|| "just now".to_owned(), shown);
+    let place = match &around.worker {
+        Some(worker) if reader == Reader::Backend => format!(", on {worker}"),
+        _ => String::new(),
+    };
+    let asked = if job.cancel_requested { "; it has been asked to stop" } else { "" };
+    format!("It runs, since {since}{place}{asked}.")
 }
 
 fn failed(job: &FoundJob, reader: Reader) -> String {

@@ -22,15 +22,15 @@ pub struct Asked<'a> {
     pub priority: Priority,
     /// Whose it is.
     pub owner: Option<&'a str>,
-    /// Where its end is to be told.
-    pub completion_url: Option<&'a str>,
+    /// What else is asked for, where anything is.
+    pub extras: Option<&'a Value>,
 }
 
 /// SHA-256 over a form in which the order of fields, white space and escapes do not count. Kept for as long as a key is, by
 /// whatever version accepted the job: so it must not change between releases.
 #[must_use]
 pub fn fingerprint(asked: Asked<'_>) -> [u8; 32] {
-    let Asked { kind, payload, run_at, start_by, priority, owner, completion_url } = asked;
+    let Asked { kind, payload, run_at, start_by, priority, owner, extras } = asked;
     let moment = |moment: Option<DateTime<Utc>>| moment.map(|moment| moment.to_rfc3339_opts(SecondsFormat::Micros, true));
     let mut text = String::from("1\n");
     for part in [json!(kind), json!(moment(run_at)), json!(moment(start_by)), json!(priority.word()), json!(owner)] {
@@ -38,11 +38,22 @@ pub fn fingerprint(asked: Asked<'_>) -> [u8; 32] {
         text.push('\n');
     }
     write_canonical(payload, &mut text);
-    // Younger than the form: only where it is sent, or keys of before would not match any more.
-    if let Some(url) = completion_url {
-        text.push_str("\ncompletion_url ");
-        write_plain(&Value::from(url), &mut text);
+    if let Some(extras) = extras {
+        text.push('\n');
+        write_canonical(extras, &mut text);
     }
+    sha256(&text)
+}
+
+/// SHA-256 over JSON in that form.
+#[must_use]
+pub fn hash_of(value: &Value) -> [u8; 32] {
+    let mut text = String::new();
+    write_canonical(value, &mut text);
+    sha256(&text)
+}
+
+fn sha256(text: &str) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
     bytes
@@ -90,15 +101,8 @@ mod tests {
 
     fn of(payload: &str) -> String {
         let payload: Value = serde_json::from_str(payload).unwrap();
-        let asked = Asked {
-            kind: "a.b",
-            payload: &payload,
-            run_at: None,
-            start_by: None,
-            priority: Priority::Normal,
-            owner: None,
-            completion_url: None,
-        };
+        let asked =
+            Asked { kind: "a.b", payload: &payload, run_at: None, start_by: None, priority: Priority::Normal, owner: None, extras: None };
         hex::encode(fingerprint(asked))
     }
 
@@ -120,15 +124,9 @@ mod tests {
     #[test]
     fn every_part_counts() {
         let payload = json!({});
-        let plain = Asked {
-            kind: "a.b",
-            payload: &payload,
-            run_at: None,
-            start_by: None,
-            priority: Priority::Normal,
-            owner: None,
-            completion_url: None,
-        };
+        let plain =
+            Asked { kind: "a.b", payload: &payload, run_at: None, start_by: None, priority: Priority::Normal, owner: None, extras: None };
+        let extras = json!({"then": []});
         let time = DateTime::from_timestamp(1_767_225_600, 0);
         let all = [
             plain,
@@ -136,9 +134,9 @@ mod tests {
             Asked { run_at: time, ..plain },
             Asked { start_by: time, ..plain },
             Asked { priority: Priority::High, ..plain },
-            Asked { completion_url: Some(""), ..plain },
             Asked { owner: Some("null"), ..plain },
             Asked { owner: Some(""), ..plain },
+            Asked { extras: Some(&extras), ..plain },
         ];
         let distinct: std::collections::HashSet<_> = all.into_iter().map(fingerprint).collect();
         assert_eq!(distinct.len(), all.len());

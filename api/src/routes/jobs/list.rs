@@ -57,10 +57,10 @@ pub struct ListQuery {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobPage {
     /// The jobs, without payloads and results.
-    items: Vec<Job>,
+    pub items: Vec<Job>,
     /// Send it as `cursor` for the next page; `null` at the end.
     #[schema(required)]
-    next_cursor: Option<String>,
+    pub next_cursor: Option<String>,
 }
 
 /// Lists jobs, newest first.

@@ -11,6 +11,7 @@ mod events;
 mod explain;
 mod fingerprint;
 mod list;
+mod next;
 mod read;
 
 use axum::{
@@ -31,13 +32,18 @@ use shared::{
 use utoipa::OpenApi;
 use uuid::Uuid;
 
-pub use admission::{Admitted, Wish, admit};
+pub use admission::{
+    Admitted, Asker, Duplicate, Examined, KEY_RULE, Refusal, Wish, admit, backlog_full, count_duplicates, examine, idempotency_key, is_key,
+    not_accepted, tenant_of,
+};
 pub use change::{NoBody, restless, stop_job};
-pub use create::gone;
+pub use create::{NewJob, gone};
 pub use events::stream;
-pub use list::listed_owner;
+pub use fingerprint::hash_of;
+pub use list::{JobPage, listed_owner};
+pub use next::{Check, NextJob};
 pub use read::{held_versions, tag};
-pub use view::{Outlook, Progress, Reader, Trouble, address as job_address};
+pub use view::{Followers, Job, Outlook, Progress, Reader, Trouble, address as job_address};
 
 use crate::{
     app::App,
@@ -110,10 +116,10 @@ fn id_of(text: &str) -> Option<JobId> {
 }
 
 /// A job's view, with an outlook by what such jobs of its tenant took lately.
-pub fn view_of(app: &App, tenant: i32, found: FoundJob, attempts: Option<Vec<FoundAttempt>>, reader: Reader) -> view::Job {
+pub fn view_of(app: &App, tenant: i32, found: FoundJob, attempts: Option<Vec<FoundAttempt>>, reader: Reader) -> Job {
     let now = app.clock.now();
     let takes = (!found.state.is_terminal()).then(|| app.paces.of(tenant, &found.kind)).flatten();
-    view::Job::of(found, attempts, &app.kinds, now, reader).paced(takes, now)
+    Job::of(found, attempts, &app.kinds, now, reader).paced(takes, now)
 }
 
 /// Why there is no such job: it is gone, or it never was for this caller.
