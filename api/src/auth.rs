@@ -62,6 +62,8 @@ pub struct Caller<N: Needs> {
     pub tenant_name: String,
     /// The key's id, for logs and audits.
     pub key: Uuid,
+    /// By which the key is looked up again, for what lasts longer than a request.
+    pub hash: KeyHash,
     /// All that the key may do.
     pub scopes: Scopes,
     /// The end user the backend acts for; then only that user's things exist.
@@ -101,6 +103,7 @@ impl<N: Needs> FromRequestParts<App> for Caller<N> {
             tenant: key.tenant,
             tenant_name: key.tenant_name.clone(),
             key: key.id,
+            hash,
             scopes: key.scopes.clone(),
             acting_user,
             needs: PhantomData,

@@ -12,6 +12,8 @@ pub mod queue;
 pub mod random;
 pub mod schedule;
 pub mod shutdown;
+pub mod signing;
+pub mod status;
 pub mod storage;
 pub mod telemetry;
 pub mod tenant;

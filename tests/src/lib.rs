@@ -11,6 +11,7 @@
 mod callbacks;
 mod client;
 mod clock;
+mod events;
 mod figures;
 mod load;
 mod wait;
@@ -19,6 +20,7 @@ mod world;
 pub use callbacks::{Call, Callbacks};
 pub use client::{Answer, Client, id_of, is_terminal, probe};
 pub use clock::SetClock;
+pub use events::{Event, Events};
 pub use figures::Spread;
 pub use load::{Load, Loaded};
 pub use wait::{PATIENCE, until, until_within};

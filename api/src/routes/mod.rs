@@ -5,6 +5,7 @@ mod downloads;
 mod exports;
 mod health;
 mod jobs;
+mod links;
 mod moment;
 mod openapi;
 mod page;
@@ -44,6 +45,7 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::serve))
         .merge(jobs::routes())
+        .merge(links::routes())
         .merge(batches::routes())
         .merge(exports::routes())
         .merge(schedules::routes())

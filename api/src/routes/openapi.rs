@@ -49,6 +49,7 @@ impl Modify for ApiKey {
 pub fn document() -> String {
     let mut document = Contract::openapi()
         .merge_from(super::jobs::Contract::openapi())
+        .merge_from(super::links::Contract::openapi())
         .merge_from(super::batches::Contract::openapi())
         .merge_from(super::exports::Contract::openapi())
         .merge_from(super::schedules::Contract::openapi())

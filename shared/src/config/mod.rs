@@ -11,15 +11,15 @@ mod process;
 mod stores;
 mod variables;
 
-pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources};
+pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources, Streams};
 pub use stores::{Database, Redis, S3};
 pub use variables::{ConfigError, SettingProblem, Variables};
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{clock::Clock, tenant::Retention};
+use crate::{clock::Clock, signing::SigningKeys, tenant::Retention};
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -43,6 +43,8 @@ pub struct ApiConfig {
     pub probe: Probe,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
+    /// How many streams of events are held open.
+    pub streams: Streams,
     /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
     pub idempotency: Duration,
     /// Jobs of one tenant that may wait, where its manifest says nothing (`OFFSTAGE_BACKLOG`).
@@ -69,6 +71,7 @@ impl ApiConfig {
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
+        let streams = Streams::read(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
         let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -77,7 +80,22 @@ impl ApiConfig {
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, public_url, clock, log, probe, window, idempotency, backlog, shutdown_grace, warnings })
+        Ok(Self {
+            database,
+            redis,
+            s3,
+            listen,
+            public_url,
+            clock,
+            log,
+            probe,
+            window,
+            streams,
+            idempotency,
+            backlog,
+            shutdown_grace,
+            warnings,
+        })
     }
 }
 
@@ -104,6 +122,8 @@ pub struct WorkerConfig {
     pub drill: bool,
     /// The databases that datasets are read from.
     pub sources: Sources,
+    /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
+    pub signing_keys: BTreeMap<String, SigningKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
     /// How long finished jobs are kept where a manifest says nothing (`OFFSTAGE_RETENTION_DAYS`,
@@ -132,6 +152,7 @@ impl WorkerConfig {
         let probe = Probe::read(&mut reader);
         let drill = reader.word("OFFSTAGE_DRILL", false, &[("on", true), ("off", false)]);
         let sources = Sources::read(&mut reader);
+        let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
         let retention = process::retention(&mut reader);
@@ -140,7 +161,23 @@ impl WorkerConfig {
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, clock, log, queues, probe, drill, sources, window, retention, shutdown_grace, warnings })
+        Ok(Self {
+            database,
+            redis,
+            s3,
+            listen,
+            clock,
+            log,
+            queues,
+            probe,
+            drill,
+            sources,
+            signing_keys,
+            window,
+            retention,
+            shutdown_grace,
+            warnings,
+        })
     }
 }
 

@@ -13,7 +13,12 @@ use super::{
     stores,
     variables::{Reader, SOURCE_PREFIX},
 };
-use crate::{clock::Clock, queue::Queue, tenant::Retention};
+use crate::{
+    clock::Clock,
+    queue::Queue,
+    signing::SigningKeys,
+    tenant::{KEY_VARIABLE, Retention},
+};
 
 /// An address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,6 +213,38 @@ pub(super) fn clock(reader: &mut Reader<'_>) -> Clock {
             Clock::system()
         }
     }
+}
+
+/// How many streams of events one API process holds open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// In all (`OFFSTAGE_STREAMS`).
+    pub most: usize,
+    /// Of one tenant (`OFFSTAGE_STREAMS_OF_TENANT`).
+    pub most_of_tenant: usize,
+}
+
+impl Streams {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let most = reader.number_in("OFFSTAGE_STREAMS", 10_000, 0..=1_000_000);
+        let most_of_tenant = reader.number_in("OFFSTAGE_STREAMS_OF_TENANT", most.div_ceil(2), 0..=1_000_000);
+        Self { most: number(most), most_of_tenant: number(most_of_tenant) }
+    }
+}
+
+/// The keys by which completions are signed: every `OFFSTAGE_COMPLETION_*` variable, by its name, which manifests refer to.
+pub(super) fn signing_keys(reader: &mut Reader<'_>) -> BTreeMap<String, SigningKeys> {
+    let mut keys = BTreeMap::new();
+    for (name, value) in reader.beginning_with(KEY_VARIABLE).collect::<Vec<_>>() {
+        match SigningKeys::read(value) {
+            Some(read) => _ = keys.insert(name.to_owned(), read),
+            None => {
+                reader.problem(name, "is not a signing key; write `whsec_` and 24 to 64 random bytes in base64, several parted by spaces");
+            }
+        }
+    }
+    keys
 }
 
 pub(super) fn window(reader: &mut Reader<'_>) -> u32 {

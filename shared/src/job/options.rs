@@ -18,6 +18,9 @@ pub struct Options {
     /// The schedule that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduledBy>,
+    /// Where its end is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_url: Option<String>,
     /// The key that no other unfinished job, or none for a period, may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Unique>,
@@ -60,7 +63,7 @@ impl Options {
     /// Whether somebody acts upon the job's end: it then leaves a row for [`crate::ledger::ended`].
     #[must_use]
     pub const fn is_followed(&self) -> bool {
-        self.schedule.is_some() || self.batch.is_some() || !self.then.is_empty()
+        self.schedule.is_some() || self.batch.is_some() || !self.then.is_empty() || self.completion_url.is_some()
     }
 }
 
@@ -114,6 +117,7 @@ mod tests {
         let rate = Some(Rate { jobs: 10, seconds: 1, burst: 1 });
         let schedule = Some(ScheduledBy { id: Uuid::nil(), name: "nightly".into(), due_at: DateTime::UNIX_EPOCH });
         let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), schedule, ..Options::default() };
+        assert!(Options { completion_url: Some("https://a.example/".into()), ..Options::default() }.is_followed());
         assert!(!options.is_empty());
         let text = serde_json::to_string(&options).unwrap();
         assert_eq!(serde_json::from_str::<Options>(&text).unwrap(), options);

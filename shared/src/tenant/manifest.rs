@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::{
     admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
+    completion::Completion,
     dataset::{Dataset, Source},
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
@@ -47,6 +48,8 @@ pub struct Manifest {
     pub plans: BTreeMap<String, Plan>,
     /// What it plans by the clock; of a manifest that was read from a file only, as it takes effect when that is applied.
     pub schedules: BTreeMap<String, Definition>,
+    /// Where ends of jobs may be told.
+    pub completion: Option<Completion>,
     declaration: Declaration,
 }
 
@@ -195,12 +198,17 @@ impl Manifest {
                 faults.push(Fault::new(&path, detail));
             }
         }
+        for (field, detail) in declaration.completion.iter().flat_map(Completion::faults) {
+            faults.push(Fault::new(&["completion", field], detail));
+        }
+        let completion = declaration.completion.clone();
         let plans = declaration.plans.clone();
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
             sources,
             datasets,
             plans,
+            completion,
             schedules: BTreeMap::new(),
             declaration,
         })
@@ -238,6 +246,8 @@ struct Declaration {
     plans: BTreeMap<String, Plan>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "schedule::section")]
     schedules: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    completion: Option<Completion>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -5,6 +5,7 @@
 //! it holds no secret; and a statement of the API sees one tenant's rows, because it runs in [`transaction`].
 
 mod admission;
+mod completion;
 mod dataset;
 mod manifest;
 mod plan;
@@ -13,6 +14,7 @@ mod store;
 mod user;
 
 pub use admission::NotEnabled;
+pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};

@@ -12,6 +12,7 @@ use shared::{
     ledger::{
         LedgerError,
         batch::{self, Finished},
+        completion,
         ended::{self, Ended},
         next::{self, Maker},
         schedule,
@@ -142,6 +143,7 @@ async fn act(engine: &Engine, connection: &mut PgConnection, end: &Ended, follow
         return next::put_back(connection, end).await;
     };
     followed.ends += 1;
+    followed.due.extend(completion::tell(connection, end, &engine.services.clock).await?);
     followed.jobs += made.jobs.len();
     followed.due.extend(made.queues);
     followed.batches.extend(end.options.batch);

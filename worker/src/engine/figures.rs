@@ -59,6 +59,9 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
     for name in FROM_THE_START {
         metrics::counter!(*name).increment(0);
     }
+    for outcome in ["delivered", "not_delivered"] {
+        metrics::counter!("offstage_completions_total", "outcome" => outcome).increment(0);
+    }
     for queue in queues {
         for name in FROM_THE_START_BY_QUEUE {
             metrics::counter!(*name, "queue" => queue.name()).increment(0);
