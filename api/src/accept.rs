@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     clock::Clock,
-    job::Reason,
+    job::{JobId, Reason},
     ledger::{
         LedgerError,
         batch::store::{self, NewBatch, Stored},
@@ -65,6 +65,8 @@ struct Entry {
 struct Told {
     handovers: Vec<Handover>,
     wake: Vec<Queue>,
+    /// For who listens to all jobs.
+    accepted: Vec<JobId>,
 }
 
 /// Takes jobs in. Cloned for each request.
@@ -125,7 +127,7 @@ impl Acceptor {
         let not_first = jobs.iter().enumerate().filter(|(place, job)| job.state == Arrival::First && !is_in(*place));
         self.gatherer.room.left(not_first.map(|(_, job)| job.id));
         if !outcomes.is_empty() {
-            let mut told = Told { handovers: Vec::new(), wake: Vec::new() };
+            let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };
             jobs.iter().enumerate().filter(|(place, _)| is_in(*place)).for_each(|(_, job)| told.add(job, now));
             self.gatherer.tell(told);
         }
@@ -137,6 +139,7 @@ impl Told {
     /// What must be told of a job that was stored.
     fn add(&mut self, job: &NewJob, now: DateTime<Utc>) {
         metrics::counter!("offstage_jobs_accepted_total", "queue" => job.queue.name(), "kind" => job.kind).increment(1);
+        self.accepted.push(job.id);
         if let Some(handover) = job.handover() {
             self.handovers.push(handover);
         } else if job.run_at - now < DISPATCHER_LOOKS && !self.wake.contains(&job.queue) {
@@ -183,7 +186,7 @@ impl Gatherer {
         let outcomes = insert::insert(&self.pool, now, &jobs).await;
         metrics::histogram!("offstage_accept_insert_seconds").record(began.elapsed().as_secs_f64());
 
-        let mut told = Told { handovers: Vec::new(), wake: Vec::new() };
+        let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };
         for ((job, outcome), answer) in jobs.iter().zip(outcomes).zip(answers) {
             if matches!(outcome, Ok(Inserted::Accepted)) {
                 told.add(job, now);
@@ -223,9 +226,11 @@ async fn announce(mut connection: Commands, redis: Redis, room: Arc<Room>, mut t
     while told.recv_many(&mut batch, HANDOVERS).await > 0 {
         let mut handovers = Vec::new();
         let mut wake: Vec<Queue> = Vec::new();
+        let mut accepted = Vec::new();
         for one in batch.drain(..) {
             handovers.extend(one.handovers);
             wake.extend(one.wake);
+            accepted.extend(one.accepted);
         }
         wake.sort_unstable();
         wake.dedup();
@@ -245,6 +250,9 @@ async fn announce(mut connection: Commands, redis: Redis, room: Arc<Room>, mut t
             if let Err(error) = signal::wake(&mut connection, keys, queue).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "could not wake the dispatchers; they look by themselves");
             }
+        }
+        if let Err(error) = signal::accepted(&mut connection, keys, accepted).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "could not tell of new jobs; listeners look by themselves");
         }
         for queue in room.stale() {
             room.learn(queue, push::depth(&mut connection, keys, queue).await.ok());

@@ -25,6 +25,7 @@ use crate::{
     auth::KeyCache,
     backlog::Backlogs,
     follow::Follow,
+    pace::Paces,
     routes::Health,
 };
 
@@ -40,7 +41,13 @@ const FROM_THE_START: &[&str] = &[
     "offstage_http_waiting_refused_total",
     "offstage_jobs_discarded_total",
     "offstage_jobs_redriven_total",
+    "offstage_schedule_runs_wished_total",
+    "offstage_stream_events_total",
+    "offstage_streams_refused_total",
 ];
+
+/// Pictures of many jobs that are taken at a time.
+const PICTURES: usize = 4;
 
 /// The program's parts, shared by all requests. Cheap to clone.
 #[derive(Clone)]
@@ -62,12 +69,16 @@ pub struct Parts {
     pub kinds: Registry,
     /// Takes jobs in.
     pub acceptor: Acceptor,
+    /// Turns of those who take pictures of many jobs, so that they leave connections to others.
+    pub pictures: Semaphore,
     /// How much of each tenant waits.
     pub backlogs: Backlogs,
     /// Batches under way: each holds some megabytes, so there are few at a time.
     pub batches: Arc<Semaphore>,
     /// Who waits for news of jobs.
     pub follow: Follow,
+    /// How long jobs take.
+    pub paces: Paces,
     /// Tenants as last read.
     pub tenants: Tenants,
     /// API keys as last read.
@@ -110,18 +121,21 @@ impl App {
         }
         metrics::counter!("offstage_http_panics_total", "route" => "unmatched").increment(0);
         metrics::gauge!("offstage_http_requests_waiting").increment(0.0);
+        metrics::gauge!("offstage_streams").set(0.0);
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
         let redis = Redis::new(&config.redis.url, &config.redis.prefix)?;
         let room = Arc::new(Room::new(config.window.into()));
         let (acceptor, accepting) = Acceptor::start(pool.clone(), &redis, clock.clone(), Arc::clone(&room));
-        let follow = Follow::start(pool.clone(), &redis, room, shutdown.asked().clone());
+        let follow = Follow::start(pool.clone(), &redis, room, clock.clone(), config.streams, shutdown.asked().clone());
         Ok(Self(Arc::new(Parts {
+            paces: Paces::new(pool.clone()),
             tenants: Tenants::new(pool.clone()),
             keys: KeyCache::new(pool.clone(), clock.clone()),
             health: Health::default(),
             storage: Storage::new(&config.s3),
             kinds: Registry::new(config.probe.enabled),
             acceptor,
+            pictures: Semaphore::new(PICTURES),
             backlogs: Backlogs::new(pool.clone()),
             batches: Arc::new(Semaphore::new(BATCHES)),
             follow,

@@ -9,6 +9,11 @@
 //!   only while our Redis is away: a worker may have lost its own, which we can't know;
 //! - the number of waiting requests is bounded, and well below the number of connections, so that those who wait leave
 //!   room for those who ask; and one tenant's are bounded below that, so that its clients leave room for other tenants'.
+//!
+//! Who waits once is a [`Watch`]; who goes on listening is in [`streams`], in places of their own.
+
+mod places;
+mod streams;
 
 use std::{
     collections::HashMap,
@@ -20,6 +25,8 @@ use std::{
 };
 
 use shared::{
+    clock::Clock,
+    config::Streams as Bounds,
     job::JobId,
     ledger::{LedgerError, find},
     queue::{
@@ -36,6 +43,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use streams::{Following, Interest, Latest, Listening, Seen, Streams};
+
 use crate::{accept::Room, server::MOST_CONNECTIONS};
 
 /// Requests that may wait at a time. A request occupies its connection, so a quarter of those stays free.
@@ -46,6 +55,9 @@ pub const MOST_WAITING_OF_TENANT: usize = MOST_WAITING / 3;
 
 /// How often the watched jobs are looked at without a hint.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// At which of these looks the addresses are asked for by which jobs are followed.
+const DOUBT_LINKS_EVERY: u32 = 5;
 
 /// Jobs of one look's statement.
 const LOOKED_AT_TOGETHER: usize = 1_000;
@@ -60,6 +72,7 @@ const TOLD_TOGETHER: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Follow {
     registry: Arc<Registry>,
+    streams: Arc<Streams>,
     tell: mpsc::Sender<Telling>,
 }
 
@@ -84,14 +97,22 @@ struct Telling {
 impl Follow {
     /// Starts listening, looking and telling, until `stop`. Needs a Tokio runtime.
     #[must_use]
-    pub fn start(pool: PgPool, redis: &Redis, room: Arc<Room>, stop: CancellationToken) -> Self {
+    pub fn start(pool: PgPool, redis: &Redis, room: Arc<Room>, clock: Clock, bounds: Bounds, stop: CancellationToken) -> Self {
         let registry = Arc::new(Registry::new(MOST_WAITING, MOST_WAITING_OF_TENANT));
         let (tell, tellings) = mpsc::channel(TELLINGS);
         tokio::spawn(tell_redis(redis.commands(), redis.clone(), tellings));
-        let signals = signal::listen(redis.clone(), &[Channel::Changes], stop.clone());
-        tokio::spawn(hear(Arc::clone(&registry), room, signals));
-        tokio::spawn(look(Arc::clone(&registry), pool, stop));
-        Self { registry, tell }
+        let signals = signal::listen(redis.clone(), &[Channel::Changes, Channel::Accepted], stop.clone());
+        let streams = Arc::new(Streams::new(pool.clone(), clock, bounds.most, bounds.most_of_tenant));
+        tokio::spawn(hear(Arc::clone(&registry), Arc::clone(&streams), room, signals));
+        tokio::spawn(Arc::clone(&streams).run(stop.clone()));
+        tokio::spawn(look(Arc::clone(&registry), Arc::clone(&streams), pool, stop));
+        Self { registry, streams, tell }
+    }
+
+    /// The streams of events.
+    #[must_use]
+    pub const fn streams(&self) -> &Arc<Streams> {
+        &self.streams
     }
 
     /// Registers an interest in a job, to be done before its row is read; `None` when too many wait already.
@@ -104,6 +125,7 @@ impl Follow {
     /// away: then workers find it by themselves, seconds later.
     pub fn tell(&self, changed: JobId, call: Call) {
         self.registry.wake(&[changed]);
+        self.streams.changed(&[changed]);
         self.send(Telling { changed: Some(changed), call });
     }
 
@@ -262,33 +284,50 @@ impl Registry {
 }
 
 /// Passes on what Redis says, until its sender ends with `stop`.
-async fn hear(registry: Arc<Registry>, room: Arc<Room>, mut signals: mpsc::Receiver<Signal>) {
+async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, room: Arc<Room>, mut signals: mpsc::Receiver<Signal>) {
     while let Some(signal) = signals.recv().await {
         match signal {
             Signal::Changed(jobs) => {
                 registry.wake(&jobs);
+                streams.changed(&jobs);
                 room.left(jobs);
             }
-            Signal::Subscribed => registry.look.notify_one(),
+            Signal::Subscribed => {
+                registry.look.notify_one();
+                streams.missed();
+            }
+            Signal::Accepted(jobs) => streams.changed(&jobs),
             Signal::Wake(_) | Signal::Cancel(_) => {}
         }
     }
 }
 
 /// Looks at all that is watched, every so often and after each subscription.
-async fn look(registry: Arc<Registry>, pool: PgPool, stop: CancellationToken) {
+async fn look(registry: Arc<Registry>, streams: Arc<Streams>, pool: PgPool, stop: CancellationToken) {
     let mut turns = tokio::time::interval(LOOK_EVERY);
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks: u32 = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = turns.tick() => {}
             () = registry.look.notified() => {}
         }
-        for (tenant, jobs) in registry.by_tenant() {
+        looks = looks.wrapping_add(1);
+        if looks.is_multiple_of(DOUBT_LINKS_EVERY) {
+            streams.doubt_links();
+        }
+        let mut tenants = registry.by_tenant();
+        for (tenant, jobs) in streams.by_tenant() {
+            tenants.entry(tenant).or_default().extend(jobs);
+        }
+        for (tenant, jobs) in tenants {
             for jobs in jobs.chunks(LOOKED_AT_TOGETHER) {
                 match versions(&pool, tenant, jobs).await {
-                    Ok(versions) => registry.found(&versions),
+                    Ok(versions) => {
+                        registry.found(&versions);
+                        streams.found(tenant, &versions);
+                    }
                     // Who waits reads again at the end of their time; what fails then is theirs to hear.
                     Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "could not look at the watched jobs"),
                 }

@@ -24,8 +24,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-/// The most connections at once. Further ones wait in the operating system's queue. R6 asks for 900 users; some of them
-/// hold several.
+/// The most connections at once, besides those that the installation allows for streams of events. Further ones wait in the
+/// operating system's queue. R6 asks for 900 users; some of them hold several.
 pub const MOST_CONNECTIONS: usize = 4_096;
 
 /// How long a connection may take to send a request's headers, and may idle between requests. Longer than the 60 s for
@@ -37,6 +37,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The most bytes of a request's line and headers; twice what proxies usually let through.
 const HEADER_BYTES: usize = 16 * 1024;
+
+/// How long what was sent may stay unacknowledged, in milliseconds; above what a phone needs to change its network.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MS: u32 = 60_000;
 
 /// The pause after a connection could not be accepted, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,9 +54,9 @@ const LEAVE_TAKING: Duration = Duration::from_millis(500);
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// Serves until stopping is asked for and leave was taken; then accepts nothing, lets requests under way finish for `grace`, and
-/// tells how it ended.
-pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, grace: Duration) -> Exit {
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+/// tells how it ended. `streams`: how many connections may be taken up by streams of events.
+pub async fn run(listener: TcpListener, router: Router, shutdown: &Shutdown, grace: Duration, streams: usize) -> Exit {
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS + streams));
     let connections = TaskTracker::new();
     // Set when leave was taken: connections that idle are closed.
     let closing = CancellationToken::new();
@@ -126,7 +130,27 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> io::Result<(Tc
     let (stream, _) = listener.accept().await?;
     // Answers are small and complete: waiting for more to send would only delay them.
     stream.set_nodelay(true)?;
+    give_up_on_the_deaf(&stream);
     Ok((stream, place))
+}
+
+/// A client that is gone without a word, or that takes nothing any more, must not keep a stream's place for the quarter of an hour that
+/// the operating system would give it.
+fn give_up_on_the_deaf(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::TcpUserTimeout, &UNACKNOWLEDGED_MS) {
+        tracing::debug!(error = %error, "a connection's patience could not be set");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = stream;
+}
+
+/// Lets this process open as many files as it may: a stream of events is a connection, and each is one. Tells how many.
+#[must_use]
+pub fn open_all_files() -> Option<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).ok().map(|()| most)
 }
 
 async fn serve((stream, place): (TcpStream, Place), router: Router, closing: CancellationToken) {

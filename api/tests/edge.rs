@@ -108,7 +108,7 @@ impl Door {
         let address = listener.local_addr().unwrap();
         let dressed = routes::dress(routes, app, edge::DEADLINE);
         let stop = shutdown.clone();
-        let served = tokio::spawn(async move { server::run(listener, dressed, &stop, Duration::from_secs(10)).await });
+        let served = tokio::spawn(async move { server::run(listener, dressed, &stop, Duration::from_secs(10), 100).await });
         #[expect(clippy::disallowed_methods, reason = "the test is the client")]
         let client = Client::builder().timeout(Duration::from_secs(30)).build().unwrap();
         Self { url: format!("http://{address}"), address, client, clock, shutdown, inside, served }

@@ -10,6 +10,8 @@
 
 mod callbacks;
 mod client;
+mod clock;
+mod events;
 mod figures;
 mod load;
 mod wait;
@@ -17,6 +19,8 @@ mod world;
 
 pub use callbacks::{Call, Callbacks};
 pub use client::{Answer, Client, id_of, is_terminal, probe};
+pub use clock::SetClock;
+pub use events::{Event, Events};
 pub use figures::Spread;
 pub use load::{Load, Loaded};
 pub use wait::{PATIENCE, until, until_within};

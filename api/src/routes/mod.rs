@@ -5,10 +5,12 @@ mod downloads;
 mod exports;
 mod health;
 mod jobs;
+mod links;
 mod moment;
 mod openapi;
 mod page;
 mod queues;
+mod schedules;
 
 use std::time::Duration;
 
@@ -43,8 +45,10 @@ pub fn router(app: App) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::serve))
         .merge(jobs::routes())
+        .merge(links::routes())
         .merge(batches::routes())
         .merge(exports::routes())
+        .merge(schedules::routes())
         .merge(queues::routes())
         .merge(downloads::routes());
     dress(routes, app, edge::DEADLINE)

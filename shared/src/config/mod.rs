@@ -11,15 +11,15 @@ mod process;
 mod stores;
 mod variables;
 
-pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources};
+pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources, Streams};
 pub use stores::{Database, Redis, S3};
 pub use variables::{ConfigError, SettingProblem, Variables};
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::tenant::Retention;
+use crate::{clock::Clock, signing::SigningKeys, tenant::Retention};
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -35,12 +35,16 @@ pub struct ApiConfig {
     pub listen: Listen,
     /// Under which address people reach this API (`OFFSTAGE_PUBLIC_URL`); addresses in answers are paths without it.
     pub public_url: Option<Url>,
+    /// Business time (`OFFSTAGE_CLOCK_FILE`, in tests).
+    pub clock: Clock,
     /// The log.
     pub log: Log,
     /// Whether `probe.run` is a kind here.
     pub probe: Probe,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
+    /// How many streams of events are held open.
+    pub streams: Streams,
     /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
     pub idempotency: Duration,
     /// Jobs of one tenant that may wait, where its manifest says nothing (`OFFSTAGE_BACKLOG`).
@@ -63,9 +67,11 @@ impl ApiConfig {
         let s3 = S3::read(&mut reader);
         let listen = Listen::read(&mut reader, "OFFSTAGE_LISTEN", 8080);
         let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
+        let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
+        let streams = Streams::read(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
         let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -74,7 +80,22 @@ impl ApiConfig {
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, public_url, log, probe, window, idempotency, backlog, shutdown_grace, warnings })
+        Ok(Self {
+            database,
+            redis,
+            s3,
+            listen,
+            public_url,
+            clock,
+            log,
+            probe,
+            window,
+            streams,
+            idempotency,
+            backlog,
+            shutdown_grace,
+            warnings,
+        })
     }
 }
 
@@ -89,6 +110,8 @@ pub struct WorkerConfig {
     pub s3: S3,
     /// Where health and metrics are served (`OFFSTAGE_WORKER_LISTEN`).
     pub listen: Listen,
+    /// Business time (`OFFSTAGE_CLOCK_FILE`, in tests).
+    pub clock: Clock,
     /// The log.
     pub log: Log,
     /// Which queues to serve, how many jobs of each at once.
@@ -99,6 +122,8 @@ pub struct WorkerConfig {
     pub drill: bool,
     /// The databases that datasets are read from.
     pub sources: Sources,
+    /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
+    pub signing_keys: BTreeMap<String, SigningKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
     /// How long finished jobs are kept where a manifest says nothing (`OFFSTAGE_RETENTION_DAYS`,
@@ -121,11 +146,13 @@ impl WorkerConfig {
         let redis = Redis::read(&mut reader);
         let s3 = S3::read(&mut reader);
         let listen = Listen::read(&mut reader, "OFFSTAGE_WORKER_LISTEN", 9090);
+        let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
         let queues = Queues::read(&mut reader, queues);
         let probe = Probe::read(&mut reader);
         let drill = reader.word("OFFSTAGE_DRILL", false, &[("on", true), ("off", false)]);
         let sources = Sources::read(&mut reader);
+        let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
         let retention = process::retention(&mut reader);
@@ -134,7 +161,23 @@ impl WorkerConfig {
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, log, queues, probe, drill, sources, window, retention, shutdown_grace, warnings })
+        Ok(Self {
+            database,
+            redis,
+            s3,
+            listen,
+            clock,
+            log,
+            queues,
+            probe,
+            drill,
+            sources,
+            signing_keys,
+            window,
+            retention,
+            shutdown_grace,
+            warnings,
+        })
     }
 }
 
@@ -143,6 +186,8 @@ impl WorkerConfig {
 pub struct OwnerConfig {
     /// Postgres, as its owner (`OFFSTAGE_DATABASE_URL`).
     pub database: Database,
+    /// Business time (`OFFSTAGE_CLOCK_FILE`, in tests).
+    pub clock: Clock,
     /// The log.
     pub log: Log,
     /// What is suspicious but allowed; to be logged once the log runs.
@@ -157,10 +202,11 @@ impl OwnerConfig {
     pub fn read(variables: &Variables) -> Result<Self, ConfigError> {
         let mut reader = Reader::new(variables);
         let database = Database::read(&mut reader, "OFFSTAGE_DATABASE_URL", None);
+        let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
         let warnings = reader.finish()?;
         let Some(database) = database else { return Err(ConfigError::incomplete()) };
-        Ok(Self { database, log, warnings })
+        Ok(Self { database, clock, log, warnings })
     }
 }
 

@@ -13,7 +13,12 @@ use super::{
     stores,
     variables::{Reader, SOURCE_PREFIX},
 };
-use crate::{queue::Queue, tenant::Retention};
+use crate::{
+    clock::Clock,
+    queue::Queue,
+    signing::SigningKeys,
+    tenant::{KEY_VARIABLE, Retention},
+};
 
 /// An address to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +193,58 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Sources {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
         Self { urls: pairs.into_iter().map(|(name, url)| (name.into(), SecretString::from(url.into()))).collect() }
     }
+}
+
+/// Business time: the operating system's, or for tests a file's. A build for production has no such setting: a clock that stands still
+/// would stop every schedule, retry and expiry.
+pub(super) fn clock(reader: &mut Reader<'_>) -> Clock {
+    let Some(path) = reader.optional("OFFSTAGE_CLOCK_FILE") else { return Clock::system() };
+    if !cfg!(debug_assertions) {
+        reader.problem("OFFSTAGE_CLOCK_FILE", "is for tests, and this is a release build, which can't be told another time; remove it");
+        return Clock::system();
+    }
+    match Clock::of_file(path.into()) {
+        Ok(clock) => {
+            reader.warn(format!("OFFSTAGE_CLOCK_FILE: the business time is what {path} says; this is for tests only"));
+            clock
+        }
+        Err(detail) => {
+            reader.problem("OFFSTAGE_CLOCK_FILE", detail);
+            Clock::system()
+        }
+    }
+}
+
+/// How many streams of events one API process holds open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// In all (`OFFSTAGE_STREAMS`).
+    pub most: usize,
+    /// Of one tenant (`OFFSTAGE_STREAMS_OF_TENANT`).
+    pub most_of_tenant: usize,
+}
+
+impl Streams {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Self {
+        let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        let most = reader.number_in("OFFSTAGE_STREAMS", 10_000, 0..=1_000_000);
+        let most_of_tenant = reader.number_in("OFFSTAGE_STREAMS_OF_TENANT", most.div_ceil(2), 0..=1_000_000);
+        Self { most: number(most), most_of_tenant: number(most_of_tenant) }
+    }
+}
+
+/// The keys by which completions are signed: every `OFFSTAGE_COMPLETION_*` variable, by its name, which manifests refer to.
+pub(super) fn signing_keys(reader: &mut Reader<'_>) -> BTreeMap<String, SigningKeys> {
+    let mut keys = BTreeMap::new();
+    for (name, value) in reader.beginning_with(KEY_VARIABLE).collect::<Vec<_>>() {
+        match SigningKeys::read(value) {
+            Some(read) => _ = keys.insert(name.to_owned(), read),
+            None => {
+                reader.problem(name, "is not a signing key; write `whsec_` and 24 to 64 random bytes in base64, several parted by spaces");
+            }
+        }
+    }
+    keys
 }
 
 pub(super) fn window(reader: &mut Reader<'_>) -> u32 {

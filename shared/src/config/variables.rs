@@ -4,12 +4,15 @@ use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 use secrecy::SecretString;
 
+use crate::tenant::KEY_VARIABLE;
+
 /// All that some program of Offstage reads. A program is started with the others' variables too, so these are never
 /// reported as unknown.
 const KNOWN: &[&str] = &[
     "OFFSTAGE_API_DATABASE_URL",
     "OFFSTAGE_API_POOL",
     "OFFSTAGE_BACKLOG",
+    "OFFSTAGE_CLOCK_FILE",
     "OFFSTAGE_CONCURRENCY",
     "OFFSTAGE_DATABASE_URL",
     "OFFSTAGE_DRILL",
@@ -39,6 +42,8 @@ const KNOWN: &[&str] = &[
     "OFFSTAGE_S3_SECRET_ACCESS_KEY",
     "OFFSTAGE_S3_SESSION_TOKEN",
     "OFFSTAGE_SHUTDOWN_GRACE_SECONDS",
+    "OFFSTAGE_STREAMS",
+    "OFFSTAGE_STREAMS_OF_TENANT",
     "OFFSTAGE_URL",
     "OFFSTAGE_WINDOW",
     "OFFSTAGE_WORKER_LISTEN",
@@ -201,7 +206,10 @@ impl<'a> Reader<'a> {
 
 /// Names that look like ours and are nobody's: mostly typing mistakes, which would otherwise act as defaults, silently.
 fn unknown_names(variables: &Variables) -> Vec<String> {
-    let names = variables.values.keys().filter(|name| name.starts_with("OFFSTAGE_") && !name.starts_with(SOURCE_PREFIX));
+    let names = variables
+        .values
+        .keys()
+        .filter(|name| name.starts_with("OFFSTAGE_") && !name.starts_with(SOURCE_PREFIX) && !name.starts_with(KEY_VARIABLE));
     names
         .filter(|name| !KNOWN.contains(&name.as_str()))
         .map(|name| {

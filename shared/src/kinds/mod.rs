@@ -7,6 +7,7 @@
 //!
 //! To add a kind: its file, a `mod` line and a line in [`Registry::new`]; then its handler (a test fails without it).
 
+mod completion;
 mod export;
 mod probe;
 mod violation;
@@ -16,6 +17,7 @@ use std::{collections::HashMap, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+pub use completion::CompletionNotify;
 pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
 pub use probe::{ProbeOutcome, ProbeRun};
 pub use violation::{Violation, pointer_of_ignored, pointer_token};
@@ -133,7 +135,7 @@ impl Registry {
     /// All kinds; `probe.run` only where the installation allows it.
     #[must_use]
     pub fn new(probe: bool) -> Self {
-        let mut entries = vec![Entry::of::<ExportCreate>()];
+        let mut entries = vec![Entry::of::<CompletionNotify>(), Entry::of::<ExportCreate>()];
         if probe {
             entries.push(Entry::of::<ProbeRun>());
         }
@@ -247,6 +249,7 @@ mod tests {
                 );
             }
         }
+        survives::<CompletionNotify>();
         survives::<ExportCreate>();
         survives::<ProbeRun>();
     }

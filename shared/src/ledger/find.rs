@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{LedgerError, claim::options_of};
@@ -113,6 +113,12 @@ macro_rules! job_columns {
             job_columns!(narrow)
         )
     };
+    (followed) => {
+        concat!(
+            "NULL::jsonb AS payload, CASE WHEN j.id = ANY ($3) THEN (SELECT r.result FROM job_result r WHERE r.job_id = j.id) END AS result, ",
+            job_columns!(narrow)
+        )
+    };
     (listed) => {
         concat!(
             "NULL::jsonb AS payload, NULL::jsonb AS result, (j.options - 'then')::text AS options, NULL::uuid[] AS children, ",
@@ -196,6 +202,39 @@ pub async fn versions(connection: &mut PgConnection, tenant: i32, ids: &[Uuid]) 
         .fetch_all(connection)
         .await?;
     Ok(rows.into_iter().map(|(id, version)| (JobId(id), version)).collect())
+}
+
+/// Those of `ids` that the tenant has, as their followers are shown them: without payloads, and with results of `with_result` alone.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn followed(
+    connection: &mut PgConnection,
+    tenant: i32,
+    ids: &[Uuid],
+    with_result: &[Uuid],
+) -> Result<Vec<FoundJob>, LedgerError> {
+    let rows = sqlx::query(concat!(
+        "SELECT ",
+        job_columns!(followed),
+        " FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.id = ANY ($1) AND j.tenant_id = $2"
+    ))
+    .bind(ids)
+    .bind(tenant)
+    .bind(with_result)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(found).collect()
+}
+
+/// Where the tenants' jobs among `ids` belong; others are left out.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn tenants(pool: &PgPool, ids: &[Uuid], tenants: &[i32]) -> Result<Vec<(JobId, i32)>, LedgerError> {
+    let rows: Vec<(Uuid, i32)> =
+        sqlx::query_as("SELECT job_id, tenant_id FROM tenants_of_jobs($1, $2)").bind(ids).bind(tenants).fetch_all(pool).await?;
+    Ok(rows.into_iter().map(|(id, tenant)| (JobId(id), tenant)).collect())
 }
 
 /// The runs of a job of this tenant, the latest first, at most 100.

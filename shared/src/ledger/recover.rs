@@ -406,8 +406,8 @@ pub async fn give_up_duty(pool: &PgPool, name: &str, worker: Uuid) -> Result<(),
     Ok(())
 }
 
-/// Forgets what has served its purpose, a bounded bite at a time: expired idempotency keys, and wishes to cancel what no
-/// longer runs.
+/// Forgets what has served its purpose, a bounded bite at a time: expired idempotency keys and links, and wishes to cancel
+/// what no longer runs.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -420,5 +420,11 @@ pub async fn tidy(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, LedgerError>
     .execute(pool)
     .await?;
     let wishes = sqlx::query("DELETE FROM job_cancel c USING job_state s WHERE s.job_id = c.job_id AND s.state <> 2").execute(pool).await?;
-    Ok(keys.rows_affected() + wishes.rows_affected())
+    let links = sqlx::query(
+        "DELETE FROM job_link l USING (SELECT hash FROM job_link WHERE expires_at <= $1 LIMIT 5000 FOR UPDATE SKIP LOCKED) e WHERE l.hash = e.hash",
+    )
+    .bind(now)
+    .execute(pool)
+    .await?;
+    Ok(keys.rows_affected() + wishes.rows_affected() + links.rows_affected())
 }

@@ -7,6 +7,7 @@
 //! | `prefix:rate:start:<name>`, `:dispatch:<name>` | when a rate's next start is due, in microseconds; expires with it | one burst more than the rate allows |
 //! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
+//! | `prefix:accepted` | channel: these jobs are new (16 bytes each) | listeners to all jobs take a new picture every half minute |
 //! | `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
 //!
 //! The braces make one Cluster slot of a queue's streams, so one command may read them all.
@@ -105,6 +106,12 @@ impl Keys {
     #[must_use]
     pub fn changes(&self) -> String {
         format!("{}:changes", self.prefix)
+    }
+
+    /// The channel that tells of new jobs. Another one than that of changes: who put a job into a stream waits for its first change.
+    #[must_use]
+    pub fn accepted(&self) -> String {
+        format!("{}:accepted", self.prefix)
     }
 
     /// The channel that tells of running jobs to cancel.

@@ -24,6 +24,8 @@ pub enum Signal {
     Wake(Queue),
     /// These jobs changed.
     Changed(Vec<JobId>),
+    /// These jobs are new.
+    Accepted(Vec<JobId>),
     /// Owners want these running jobs cancelled.
     Cancel(Vec<JobId>),
 }
@@ -35,6 +37,8 @@ pub enum Channel {
     Wake,
     /// [`Signal::Changed`].
     Changes,
+    /// [`Signal::Accepted`].
+    Accepted,
     /// [`Signal::Cancel`].
     Cancels,
 }
@@ -44,6 +48,7 @@ impl Channel {
         match self {
             Self::Wake => keys.wake(),
             Self::Changes => keys.changes(),
+            Self::Accepted => keys.accepted(),
             Self::Cancels => keys.cancels(),
         }
     }
@@ -62,13 +67,25 @@ pub async fn wake(connection: &mut Commands, keys: &Keys, queue: Queue) -> Resul
 /// # Errors
 /// [`QueueError::Redis`].
 pub async fn changed(connection: &mut Commands, keys: &Keys, jobs: impl IntoIterator<Item = JobId>) -> Result<(), QueueError> {
+    tell(connection, keys.changes(), jobs).await
+}
+
+/// Tells whoever follows all jobs that these are new.
+///
+/// # Errors
+/// [`QueueError::Redis`].
+pub async fn accepted(connection: &mut Commands, keys: &Keys, jobs: impl IntoIterator<Item = JobId>) -> Result<(), QueueError> {
+    tell(connection, keys.accepted(), jobs).await
+}
+
+async fn tell(connection: &mut Commands, channel: String, jobs: impl IntoIterator<Item = JobId>) -> Result<(), QueueError> {
     let bytes: Vec<u8> = jobs.into_iter().flat_map(|job| job.0.into_bytes()).collect();
     if bytes.is_empty() {
         return Ok(());
     }
     let mut pipeline = redis::pipe();
     for chunk in bytes.chunks(IDS * 16) {
-        pipeline.cmd("PUBLISH").arg(keys.changes()).arg(chunk).ignore();
+        pipeline.cmd("PUBLISH").arg(&channel).arg(chunk).ignore();
     }
     pipeline.query_async(connection).await.map_err(QueueError::during("tell of changes"))
 }
@@ -130,7 +147,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
     if sender.send(Signal::Subscribed).await.is_err() {
         return Ok(false);
     }
-    let (wake, cancels) = (redis.keys().wake(), redis.keys().cancels());
+    let (wake, cancels, accepted) = (redis.keys().wake(), redis.keys().cancels(), redis.keys().accepted());
     let (mut sink, mut messages) = subscription.split();
     let mut missed = false;
     loop {
@@ -152,6 +169,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
         let signal = match message.get_channel_name() {
             channel if channel == wake => std::str::from_utf8(payload).ok().and_then(Queue::from_name).map(Signal::Wake),
             channel if channel == cancels => Some(Signal::Cancel(ids())),
+            channel if channel == accepted => Some(Signal::Accepted(ids())),
             _ => Some(Signal::Changed(ids())),
         };
         let Some(signal) = signal else { continue };

@@ -6,6 +6,7 @@
 
 mod dataset;
 mod lines;
+mod schedule;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -15,11 +16,12 @@ use serde_json::Value;
 
 use super::{
     admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
+    completion::Completion,
     dataset::{Dataset, Source},
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
 };
-use crate::kinds::Registry;
+use crate::{kinds::Registry, schedule::Definition};
 use dataset::DatasetDeclaration;
 use lines::Lines;
 
@@ -44,6 +46,10 @@ pub struct Manifest {
     pub datasets: BTreeMap<String, Dataset>,
     /// What the product's users may use, by plan.
     pub plans: BTreeMap<String, Plan>,
+    /// What it plans by the clock; of a manifest that was read from a file only, as it takes effect when that is applied.
+    pub schedules: BTreeMap<String, Definition>,
+    /// Where ends of jobs may be told.
+    pub completion: Option<Completion>,
     declaration: Declaration,
 }
 
@@ -73,7 +79,10 @@ impl Manifest {
             .map(|path| Fault { path, offset: 0, detail: "is not part of a manifest; check its spelling or remove it".into() })
             .collect();
         faults.extend(unknown_kinds(&declaration));
-        let checked = Self::check(declaration, &mut faults);
+        let mut checked = Self::check(declaration, &mut faults);
+        if let Some(manifest) = &mut checked {
+            manifest.schedules = schedule::check(&manifest.declaration.schedules, manifest, &mut faults);
+        }
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),
             _ => {
@@ -189,8 +198,20 @@ impl Manifest {
                 faults.push(Fault::new(&path, detail));
             }
         }
+        for (field, detail) in declaration.completion.iter().flat_map(Completion::faults) {
+            faults.push(Fault::new(&["completion", field], detail));
+        }
+        let completion = declaration.completion.clone();
         let plans = declaration.plans.clone();
-        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, plans, declaration })
+        (datasets.len() == declaration.datasets.len()).then_some(Self {
+            name,
+            sources,
+            datasets,
+            plans,
+            completion,
+            schedules: BTreeMap::new(),
+            declaration,
+        })
     }
 }
 
@@ -223,6 +244,10 @@ struct Declaration {
     retention: Option<RetentionDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     plans: BTreeMap<String, Plan>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "schedule::section")]
+    schedules: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    completion: Option<Completion>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

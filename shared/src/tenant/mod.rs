@@ -5,15 +5,19 @@
 //! it holds no secret; and a statement of the API sees one tenant's rows, because it runs in [`transaction`].
 
 mod admission;
+mod completion;
 mod dataset;
 mod manifest;
 mod plan;
 mod retention;
 mod store;
+mod user;
 
 pub use admission::NotEnabled;
+pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, transaction};
+pub use user::check_user;

@@ -3,7 +3,7 @@
 //! [`limits`], [`fairness`] and [`backlog`] are about who goes first, and how many: limits that hold under kills, shares, what a million
 //! waiting jobs cost.
 //!
-//! Each other scenario ([`kills`], [`redis`], [`postgres`], [`pause`], [`misbehaviour`], [`rollout`], [`soak`]) lets clients post jobs
+//! Each other scenario ([`kills`], [`redis`], [`postgres`], [`pause`], [`misbehaviour`], [`listeners`], [`rollout`], [`soak`]) lets clients post jobs
 //! without a pause while it breaks something, then waits until all is quiet and asks [`count`]: is each job that was accepted
 //! finished, and did each effect arrive at a receiver outside the product once, or is it on the ledger's list of what nobody can
 //! know? Figures go to a report in `target/chaos/`.
@@ -22,6 +22,7 @@ mod effects;
 mod fairness;
 mod kills;
 mod limits;
+mod listeners;
 mod misbehaviour;
 mod pause;
 mod postgres;

@@ -4,11 +4,13 @@
 pub mod callback;
 pub mod source;
 pub mod upload;
+pub mod webhook;
 
 use shared::{config::WorkerConfig, storage::Storage};
 
 use callback::Callback;
 use source::Sources;
+use webhook::Webhook;
 
 /// Every client, one for the process.
 #[derive(Debug)]
@@ -19,12 +21,15 @@ pub struct Clients {
     pub sources: Sources,
     /// Observers of probes.
     pub callback: Callback,
+    /// Endpoints of tenants' choice.
+    pub webhook: Webhook,
 }
 
 impl Clients {
     /// Connects to nothing yet.
     #[must_use]
     pub fn new(config: &WorkerConfig) -> Self {
-        Self { storage: Storage::new(&config.s3), sources: Sources::default(), callback: Callback::default() }
+        let webhook = Webhook::new(config.signing_keys.clone());
+        Self { storage: Storage::new(&config.s3), sources: Sources::default(), callback: Callback::default(), webhook }
     }
 }

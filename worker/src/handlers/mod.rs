@@ -6,6 +6,7 @@
 //! [`JobContext::intend_outward`], and it holds no state but what it can lose. Errors classify themselves into a [`Failure`]; the
 //! handler just uses `?`.
 
+mod completion;
 mod export;
 mod probe;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use shared::{
     clock::Clock,
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
-    kinds::{ExportCreate, Kind, ProbeRun, Registry},
+    kinds::{CompletionNotify, ExportCreate, Kind, ProbeRun, Registry},
     ledger::{
         UNAVAILABLE,
         checkpoint::{self, CHECKPOINT_LIMIT},
@@ -265,7 +266,7 @@ impl Handlers {
     /// All handlers; `probe.run`'s only where the installation allows it.
     #[must_use]
     pub fn new(probe: bool) -> Self {
-        let mut handlers = vec![Handler::of::<ExportCreate, _, _>(export::run)];
+        let mut handlers = vec![Handler::of::<CompletionNotify, _, _>(completion::run), Handler::of::<ExportCreate, _, _>(export::run)];
         if probe {
             handlers.push(Handler::of::<ProbeRun, _, _>(probe::run));
         }

@@ -70,6 +70,10 @@ pub struct NewExport {
     /// other. 1 to 255 characters without spaces.
     #[schema(min_length = 1, max_length = 255)]
     owner: Option<String>,
+    /// Where to POST the view of the export's job when it has ended, signed by Standard Webhooks: an https address on a host that the
+    /// product's manifest lists. At most 2,000 bytes.
+    #[schema(max_length = 2_000, example = "https://hooks.example.com/offstage")]
+    completion_url: Option<String>,
 }
 
 impl NewExport {
@@ -95,6 +99,7 @@ impl NewExport {
             priority: self.priority,
             owner: self.owner,
             limit: None,
+            completion_url: self.completion_url,
             unique: None,
             then: Vec::new(),
         };

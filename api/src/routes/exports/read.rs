@@ -1,8 +1,16 @@
 //! `GET /v1/exports` and `GET /v1/exports/{id}`.
 
-use axum::{Json as Answer, extract::State};
+use axum::{
+    Json as Answer,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
 use serde::{Deserialize, Serialize};
-use shared::tenant;
+use shared::{
+    kinds::{ExportCreate, Kind},
+    tenant,
+};
 use utoipa::ToSchema;
 
 use super::{find, id_of, look_up, view::Export};
@@ -70,18 +78,35 @@ pub async fn list(
     get, path = "/v1/exports/{id}", tag = "exports", operation_id = "read_export",
     params(
         ("id" = String, Path, description = "The export's id"),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of an earlier answer"),
         ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for"),
     ),
     responses(
-        (status = 200, body = Export),
+        (status = 200, body = Export, headers(("ETag" = String, description = "Weak, of what the export says"))),
+        (status = 304, description = "Nothing changed"),
         (status = 404, body = ProblemBody<'static>, description = "`export_not_found`: it never was, or is another's"),
         (status = 410, body = ProblemBody<'static>, description = "`export_gone`: it was removed at `gone_at`"),
     ),
 )]
-pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfPath) -> Result<Answer<Export>, Problem> {
+pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfPath, headers: HeaderMap) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let found = look_up(&mut transaction, asked).await?;
     drop(transaction);
-    Ok(Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref(), Reader::acting_for(asked.owner))))
+    let now = app.clock.now();
+    let takes = (!found.state.is_terminal()).then(|| app.paces.of(asked.tenant, ExportCreate::NAME)).flatten();
+    let outlook = found.outlook_by(takes, now);
+    let export = Export::of(found, now, app.config.public_url.as_ref(), Reader::acting_for(asked.owner)).paced(outlook);
+    let tag = export.tag();
+    if holds(&headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    }
+    Ok(([(header::ETAG, tag)], Answer(export)).into_response())
+}
+
+/// Whether `If-None-Match` names this tag, compared weakly (RFC 9110 §13.1.2).
+fn holds(headers: &HeaderMap, tag: &str) -> bool {
+    let tag = tag.trim_start_matches("W/");
+    let held = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    held.map(str::trim).any(|held| held.strip_prefix("W/").unwrap_or(held) == tag)
 }

@@ -1,5 +1,8 @@
 //! An export as clients see it.
 
+use std::time::Duration;
+
+use aws_lc_rs::digest;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use shared::{
@@ -65,7 +68,12 @@ impl FoundExport {
 
     /// When to look at it again, and what to expect.
     pub fn outlook(&self, now: DateTime<Utc>) -> Outlook {
-        Outlook::of(self.state, self.reason, self.run_at, self.started_at, ExportCreate::ESTIMATE, now)
+        self.outlook_by(None, now)
+    }
+
+    /// The same by what exports took lately, where that is known.
+    pub fn outlook_by(&self, takes: Option<Duration>, now: DateTime<Utc>) -> Outlook {
+        Outlook::of(self.state, self.reason, self.run_at, self.started_at, takes.unwrap_or(ExportCreate::ESTIMATE), now)
     }
 }
 
@@ -191,6 +199,26 @@ impl Export {
             file: found.file.map(File::of),
             links: Links { this, job: job_address(found.id) },
         }
+    }
+}
+
+impl Export {
+    /// With an outlook by what exports took lately.
+    pub fn paced(mut self, outlook: Outlook) -> Self {
+        self.outlook = outlook;
+        self
+    }
+
+    /// The `ETag`: weak, of all that it says but for when to ask again. What a file's time does to it changes no version of its job.
+    pub fn tag(&self) -> String {
+        let lasting = serde_json::to_value(self).map(|mut export| {
+            if let Some(fields) = export.as_object_mut() {
+                fields.retain(|name, _| !["estimate_seconds", "poll_after_ms"].contains(&name.as_str()));
+            }
+            export.to_string()
+        });
+        let hash = digest::digest(&digest::SHA256, lasting.unwrap_or_default().as_bytes());
+        format!("W/\"{}\"", hex::encode(hash.as_ref().get(..12).unwrap_or_default()))
     }
 }
 

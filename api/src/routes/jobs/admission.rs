@@ -23,6 +23,8 @@ use shared::{
 };
 use utoipa::ToSchema;
 
+pub use shared::status::Duplicate;
+
 use super::{
     fingerprint::{Asked as Fingerprinted, fingerprint, hash_of},
     next::{self, NextJob},
@@ -71,6 +73,7 @@ pub struct Wish {
     /// See the request.
     pub limit: Option<Limit>,
     /// See the request.
+    pub completion_url: Option<String>,
     pub unique: Option<UniqueWish>,
     /// See the request.
     pub then: Vec<NextJob>,
@@ -79,10 +82,14 @@ pub struct Wish {
 impl Wish {
     /// What it asks for beside what every job has, to tell a repeat from a mistake.
     fn extras(&self) -> Option<Value> {
-        if self.limit.is_none() && self.unique.is_none() && self.then.is_empty() {
+        if self.limit.is_none() && self.unique.is_none() && self.then.is_empty() && self.completion_url.is_none() {
             return None;
         }
-        Some(json!({"limit": self.limit, "unique": self.unique, "then": self.then}))
+        let mut extras = json!({"limit": self.limit, "unique": self.unique, "then": self.then});
+        if let (Some(url), Some(extras)) = (&self.completion_url, extras.as_object_mut()) {
+            extras.insert("completion_url".to_owned(), url.as_str().into());
+        }
+        Some(extras)
     }
 }
 
@@ -141,16 +148,6 @@ pub enum Admitted {
     Now(Box<FoundJob>),
     /// It was one already.
     Before(Duplicate),
-}
-
-/// A job that was there before, and by what it was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Duplicate {
-    /// The job that stands.
-    #[serde(rename = "of")]
-    pub first: JobId,
-    /// By what the request was found to repeat it.
-    pub by: DuplicateBy,
 }
 
 /// What keeps a wish from being a job.
@@ -341,6 +338,7 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
     let owner = owner.as_deref();
     check_times(&wish, now, &mut refusal.violations);
     check_limit(wish.limit.as_ref(), &mut refusal.violations);
+    check_completion(tenant, wish.completion_url.as_deref(), &mut refusal.violations);
     let unique = wish.unique.as_ref().and_then(|unique| unique.check(&wish.payload, &mut refusal.violations));
     let then = next::Check::new(app, tenant, acting_user, &mut refusal).all(&wish.then, owner, "/then");
     let entry = app.kinds.find(&wish.kind);
@@ -399,7 +397,7 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
         start_by: wish.start_by,
         state: Arrival::Queued,
         idempotency: marks.key.clone().map(|(key, body_hash)| IdempotencyKey { key, body_hash, expires_at: now + remembered }),
-        options: Options { limit: wish.limit, unique, then, ..Options::default() },
+        options: Options { limit: wish.limit, completion_url: wish.completion_url, unique, then, ..Options::default() },
     };
     Examined { job: Ok(job), marks }
 }
@@ -498,6 +496,16 @@ fn check_limit(limit: Option<&Limit>, violations: &mut Vec<Violation>) {
             wrong("/limit/rate/burst", "must be 1 to 10000");
         }
     }
+}
+
+/// Its end may be told to hosts that the product's manifest lists, and to nobody else.
+fn check_completion(tenant: &Tenant, url: Option<&str>, violations: &mut Vec<Violation>) {
+    let Some(url) = url else { return };
+    let refused = match &tenant.manifest.completion {
+        None => Some("can't be told to anybody: the product's manifest lists no hosts, [completion]".to_owned()),
+        Some(completion) => completion.destination(url).err(),
+    };
+    violations.extend(refused.map(|detail| Violation::new("/completion_url", detail)));
 }
 
 /// There is no such kind.
@@ -668,6 +676,7 @@ mod tests {
                 priority: None,
                 owner: None,
                 limit: None,
+                completion_url: None,
                 unique: None,
                 then: Vec::new(),
             };

@@ -27,6 +27,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     Asked, IdOfPath, missing, not_found,
     view::{Job, Reader},
+    view_of,
 };
 use crate::{
     app::App,
@@ -75,7 +76,7 @@ pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfP
         Change::TooLate(_) | Change::Held(_) | Change::Missing => return Err(missing(&app, asked).await),
     }
     let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
-    answer(&app, status, found, Reader::acting_for(asked.owner))
+    answer(&app, asked, status, found)
 }
 
 /// Cancels a job for another door that shows it in other words, and tells those who must know.
@@ -132,7 +133,7 @@ pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPa
         Change::Moved => return Err(restless()),
         Change::Asked | Change::Missing => return Err(missing(&app, asked).await),
     }
-    answer(&app, StatusCode::ACCEPTED, found, Reader::acting_for(asked.owner))
+    answer(&app, asked, StatusCode::ACCEPTED, found)
 }
 
 /// So many changes at once that ours found no gap.
@@ -204,8 +205,8 @@ async fn change_once(app: &App, asked: Asked<'_>, wish: Wish, now: DateTime<Utc>
     Ok(Changed { change, queue, found })
 }
 
-fn answer(app: &App, status: StatusCode, found: Option<FoundJob>, reader: Reader) -> Result<Response, Problem> {
-    let job = Job::of(found.ok_or_else(not_found)?, None, &app.kinds, app.clock.now(), reader);
+fn answer(app: &App, asked: Asked<'_>, status: StatusCode, found: Option<FoundJob>) -> Result<Response, Problem> {
+    let job = view_of(app, asked.tenant, found.ok_or_else(not_found)?, None, Reader::acting_for(asked.owner));
     Ok((status, Answer(job)).into_response())
 }
 

@@ -17,6 +17,7 @@ use super::{
     next::NextJob,
     read,
     view::{Job, Reader, address},
+    view_of,
 };
 use crate::{
     app::App,
@@ -53,6 +54,10 @@ pub struct NewJob {
     owner: Option<String>,
     /// A key that it shares with other jobs, and how many of those may run or start at a time.
     limit: Option<Limit>,
+    /// Where to POST the job's view when it has ended, signed by Standard Webhooks: an https address on a host that the product's
+    /// manifest lists. At most 2,000 bytes.
+    #[schema(max_length = 2_000, example = "https://hooks.example.com/offstage")]
+    completion_url: Option<String>,
     /// Makes it the only one of its sort for a while: a second one is answered with the first (200, `duplicate`).
     unique: Option<UniqueWish>,
     /// Jobs to be made when it succeeds, at most 10; nested at most 5 deep, 50 in all, with 256 KiB of payloads together. When it ends
@@ -75,6 +80,7 @@ impl NewJob {
             priority: self.priority,
             owner: self.owner,
             limit: self.limit,
+            completion_url: self.completion_url,
             unique: self.unique,
             then: self.then,
         }
@@ -119,7 +125,7 @@ pub async fn create(
         }
     };
     let location = address(found.id);
-    let job = Job::of(found, None, &app.kinds, app.clock.now(), Reader::acting_for(acting_user)).found_by(duplicate);
+    let job = view_of(&app, caller.tenant, found, None, Reader::acting_for(acting_user)).found_by(duplicate);
     Ok((status, [(header::LOCATION, location)], Answer(job)).into_response())
 }
 

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use shared::{job, ledger::find, queue::Queue, tenant};
 use utoipa::ToSchema;
 
-use super::view::{Job, Reader};
+use super::{
+    view::{Job, Reader},
+    view_of,
+};
 use crate::{
     app::App,
     auth::{Caller, JobsRead, Needs},
@@ -93,9 +96,8 @@ pub async fn list(State(app): State<App>, caller: Caller<JobsRead>, Query(query)
     let found = find::list(&mut transaction, caller.tenant, &filter, page.to_read()).await?;
     drop(transaction);
     let (found, next_cursor) = page.cut(found, |job| job.id);
-    let now = app.clock.now();
     let reader = Reader::acting_for(caller.acting_user.as_deref());
-    let items = found.into_iter().map(|job| Job::of(job, None, &app.kinds, now, reader)).collect();
+    let items = found.into_iter().map(|job| view_of(&app, caller.tenant, job, None, reader)).collect();
     Ok(Answer(JobPage { items, next_cursor }))
 }
 

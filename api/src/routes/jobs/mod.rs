@@ -7,12 +7,12 @@ mod admission;
 mod change;
 mod create;
 mod dead;
+mod events;
 mod explain;
 mod fingerprint;
 mod list;
 mod next;
 mod read;
-mod view;
 
 use axum::{
     Router,
@@ -22,8 +22,12 @@ use axum::{
 };
 use shared::{
     job::JobId,
-    ledger::{self, LedgerError, dead::Tombstone},
-    tenant,
+    ledger::{
+        self, LedgerError,
+        dead::Tombstone,
+        find::{FoundAttempt, FoundJob},
+    },
+    status as view, tenant,
 };
 use utoipa::OpenApi;
 use uuid::Uuid;
@@ -34,9 +38,11 @@ pub use admission::{
 };
 pub use change::{NoBody, restless, stop_job};
 pub use create::{NewJob, gone};
+pub use events::stream;
 pub use fingerprint::hash_of;
 pub use list::{JobPage, listed_owner};
 pub use next::{Check, NextJob};
+pub use read::{held_versions, tag};
 pub use view::{Followers, Job, Outlook, Progress, Reader, Trouble, address as job_address};
 
 use crate::{
@@ -48,8 +54,8 @@ use crate::{
 #[derive(OpenApi)]
 #[openapi(
     paths(
-        create::create, list::list, read::read, change::cancel, change::retry, dead::discard, dead::retry_all, dead::discard_all,
-        explain::explain
+        create::create, list::list, read::read, change::cancel, change::retry, events::follow_one, events::follow_all, dead::discard,
+        dead::retry_all, dead::discard_all, explain::explain
     ),
     tags((name = "jobs", description = "Every kind of work, asked for and followed")),
 )]
@@ -62,6 +68,8 @@ pub fn routes() -> Router<App> {
         .route("/v1/jobs/retry", post(dead::retry_all))
         .route("/v1/jobs/discard", post(dead::discard_all))
         .route("/v1/jobs/{id}", get(read::read))
+        .route("/v1/jobs/{id}/events", get(events::follow_one))
+        .route("/v1/events", get(events::follow_all))
         .route("/v1/jobs/{id}/explain", get(explain::explain))
         .route("/v1/jobs/{id}/cancel", post(change::cancel))
         .route("/v1/jobs/{id}/retry", post(change::retry))
@@ -107,8 +115,15 @@ fn id_of(text: &str) -> Option<JobId> {
     (text.len() == 36).then(|| Uuid::try_parse(text).ok().map(JobId))?
 }
 
+/// A job's view, with an outlook by what such jobs of its tenant took lately.
+pub fn view_of(app: &App, tenant: i32, found: FoundJob, attempts: Option<Vec<FoundAttempt>>, reader: Reader) -> Job {
+    let now = app.clock.now();
+    let takes = (!found.state.is_terminal()).then(|| app.paces.of(tenant, &found.kind)).flatten();
+    Job::of(found, attempts, &app.kinds, now, reader).paced(takes, now)
+}
+
 /// Why there is no such job: it is gone, or it never was for this caller.
-async fn missing(app: &App, asked: Asked<'_>) -> Problem {
+pub async fn missing(app: &App, asked: Asked<'_>) -> Problem {
     match tombstone(app, asked).await {
         Ok(Some(Tombstone { gone_at, discarded, .. })) => {
             let how = if discarded { "discarded" } else { "removed with other finished history" };

@@ -22,6 +22,7 @@ use utoipa::ToSchema;
 use super::{
     Asked, IdOfPath, missing,
     view::{Job, Reader},
+    view_of,
 };
 use crate::{
     app::App,
@@ -87,7 +88,8 @@ pub async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id.job()? };
-    let held = held_versions(&headers);
+    let reader = Reader::acting_for(asked.owner);
+    let held = held_versions(&headers, reader);
     let wait = query.wait.unwrap_or(0);
     if wait > LONGEST_WAIT {
         return Err(Problem::new(Code::QueryInvalid, format!("wait: is {wait}; {LONGEST_WAIT} s are the longest.")));
@@ -104,7 +106,7 @@ pub async fn read(
             return Err(missing(&app, asked).await);
         };
         if held.contains(&version) {
-            return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag(version))]).into_response());
+            return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag(version, reader))]).into_response());
         }
     }
     let Some(found) = find::job(&mut transaction, asked.tenant, asked.owner, asked.id).await? else {
@@ -117,8 +119,8 @@ pub async fn read(
     }
     // Nothing was written: the connection goes back to its pool and is cleaned there, while the answer leaves.
     drop(transaction);
-    let tag = tag(found.version);
-    let job = Job::of(found, attempts, &app.kinds, app.clock.now(), Reader::acting_for(asked.owner));
+    let tag = tag(found.version, reader);
+    let job = view_of(&app, asked.tenant, found, attempts, reader);
     Ok(([(header::ETAG, tag)], Answer(job)).into_response())
 }
 
@@ -168,17 +170,25 @@ async fn version(app: &App, asked: Asked<'_>) -> Result<Option<i32>, LedgerError
     find::version(&mut transaction, asked.tenant, asked.owner, asked.id).await
 }
 
-/// Weak, since answers of one version differ in their advice on when to ask again (RFC 9110 §8.8.1).
-fn tag(version: i32) -> String {
-    format!("W/\"{version}\"")
+/// Weak, since answers of one version differ in their advice on when to ask again (RFC 9110 §8.8.1). Users read other words than
+/// backends do, so theirs is another.
+pub fn tag(version: i32, reader: Reader) -> String {
+    format!("W/\"{version}{}\"", sort(reader))
+}
+
+const fn sort(reader: Reader) -> &'static str {
+    match reader {
+        Reader::Backend => "",
+        Reader::User => "u",
+    }
 }
 
 /// The versions that `If-None-Match` names, compared weakly (RFC 9110 §13.1.2). What can't be ours matches nothing.
-fn held_versions(headers: &HeaderMap) -> Vec<i32> {
+pub fn held_versions(headers: &HeaderMap, reader: Reader) -> Vec<i32> {
     let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let version = |tag: &str| {
         let tag = tag.trim();
-        tag.strip_prefix("W/").unwrap_or(tag).strip_prefix('"')?.strip_suffix('"')?.parse().ok()
+        tag.strip_prefix("W/").unwrap_or(tag).strip_prefix('"')?.strip_suffix('"')?.strip_suffix(sort(reader))?.parse().ok()
     };
     tags.filter_map(version).take(10).collect()
 }
@@ -193,9 +203,10 @@ mod tests {
             let headers = values.iter().map(|value| (header::IF_NONE_MATCH, value.parse().unwrap()));
             let mut all = HeaderMap::new();
             headers.for_each(|(name, value): (_, header::HeaderValue)| _ = all.append(name, value));
-            held_versions(&all)
+            held_versions(&all, Reader::Backend)
         };
-        assert_eq!(of(&[&tag(7)]), [7]);
+        assert_eq!(of(&[&tag(7, Reader::Backend)]), [7]);
+        assert_eq!(of(&[&tag(7, Reader::User)]), Vec::<i32>::new(), "a user's is not a backend's");
         assert_eq!(of(&["\"7\", W/\"8\"", "\"9\""]), [7, 8, 9]);
         assert_eq!(of(&[]), Vec::<i32>::new());
         for other in ["*", "7", "W/7", "\"", "\"x\"", "\"99999999999\"", "w/\"7\""] {

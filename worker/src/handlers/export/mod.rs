@@ -258,7 +258,7 @@ fn aside<T>(compute: impl FnOnce() -> T) -> T {
 }
 
 /// The tenant of the job, with its manifest.
-async fn tenant(context: &JobContext) -> Result<Arc<Tenant>, Failure> {
+pub(super) async fn tenant(context: &JobContext) -> Result<Arc<Tenant>, Failure> {
     let found = context.services.tenants.get(context.job.tenant).await.map_err(|error: TenantError| {
         let new = if error.is_transient() { Failure::transient } else { Failure::permanent };
         new("manifest_unavailable", "the product's manifest could not be read from the job database").caused_by(&error)

@@ -1,23 +1,33 @@
-//! A job as clients see it: one form, whichever door shows it.
+//! A job as clients see it: one form, whoever shows it: a poll, a stream of events, a webhook.
+//!
+//! What must stay true: causes and other people's words for servers are not for clients; a field that is there once stays.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use shared::{
-    job::{JobId, Parent, Priority, Reason, State},
-    kinds::{ExportCreate, Kind, Registry},
-    ledger::find::{FoundAttempt, FoundJob},
-};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::admission::Duplicate;
+use crate::{
+    job::{JobId, Parent, Priority, Reason, ScheduledBy, State},
+    kinds::{ExportCreate, Kind, Registry},
+    ledger::{
+        find::{FoundAttempt, FoundJob},
+        insert::DuplicateBy,
+    },
+};
 
 /// The shortest and the longest pause between two polls that we advise for what is under way. Long-polling
 /// (`?wait=20&since=…`) hears of a change at once and is cheaper.
-const POLL_UNDER_WAY: (TimeDelta, TimeDelta) = (TimeDelta::milliseconds(500), TimeDelta::seconds(5));
+const POLL_UNDER_WAY: (TimeDelta, TimeDelta) = (TimeDelta::milliseconds(500), TimeDelta::seconds(30));
+
+/// The longest for what is past the time that such jobs take: it may end at any moment.
+const POLL_OVERDUE: TimeDelta = TimeDelta::seconds(5);
+
+/// For what an operator holds: nothing happens before somebody does something.
+const POLL_HELD: TimeDelta = TimeDelta::seconds(30);
 
 /// The same for what waits for its time.
 const POLL_NOT_DUE: (TimeDelta, TimeDelta) = (TimeDelta::seconds(1), TimeDelta::seconds(60));
@@ -71,6 +81,10 @@ pub struct Job {
     /// What went wrong at the latest run; while the job is not finished, it is tried again.
     #[schema(required)]
     error: Option<Trouble>,
+    /// The schedule that made it, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ScheduledBy, required = false)]
+    schedule: Option<ScheduledBy>,
     /// What it was asked to do. Left out of lists, and of the answer that accepts it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object, required = false)]
@@ -144,6 +158,16 @@ impl Followers {
     }
 }
 
+/// A job that was there before, and by what it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Duplicate {
+    /// The job that stands.
+    #[serde(rename = "of")]
+    pub first: JobId,
+    /// By what the request was found to repeat it.
+    pub by: DuplicateBy,
+}
+
 /// How much of a job is done.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct Progress {
@@ -156,6 +180,7 @@ pub struct Progress {
 
 impl Progress {
     /// As the ledger has it.
+    #[must_use]
     pub fn of(done: Option<i64>, total: Option<i64>) -> Option<Self> {
         done.map(|done| Self { done, total })
     }
@@ -174,6 +199,7 @@ pub struct Trouble {
 
 impl Trouble {
     /// Of what the ledger keeps, the part that is for its reader: never the causes.
+    #[must_use]
     pub fn of(error: &Value, reader: Reader) -> Self {
         let text = |field: &str| error.get(field).and_then(Value::as_str);
         let message = match reader {
@@ -195,6 +221,7 @@ pub enum Reader {
 
 impl Reader {
     /// The reader of a request's answer, by the user it acts for.
+    #[must_use]
     pub const fn acting_for(user: Option<&str>) -> Self {
         if user.is_some() { Self::User } else { Self::Backend }
     }
@@ -240,6 +267,7 @@ pub struct Outlook {
 
 impl Outlook {
     /// The outlook of a job of some kind, thought to take `estimate`, as it stands `now`.
+    #[must_use]
     pub fn of(
         state: State,
         reason: Reason,
@@ -260,9 +288,12 @@ impl Outlook {
         let poll = if waits_for_its_time {
             until_due.clamp(POLL_NOT_DUE.0, POLL_NOT_DUE.1)
         } else {
-            // The longer it takes, the longer it may still take.
-            (under_way_for / 4).clamp(POLL_UNDER_WAY.0, POLL_UNDER_WAY.1)
+            // About when it should be done; from then on the longer it takes, the longer it may still take.
+            let left = whole - under_way_for;
+            let overdue = (under_way_for / 4).clamp(POLL_UNDER_WAY.0, POLL_OVERDUE);
+            if left > overdue { left.clamp(POLL_UNDER_WAY.0, POLL_UNDER_WAY.1) } else { overdue }
         };
+        let poll = if reason == Reason::SwitchedOff { POLL_HELD } else { poll };
         let seconds = left.num_seconds() + i64::from(left.subsec_nanos() > 0);
         Self { estimate_seconds: Some(seconds.max(1)), poll_after_ms: Some(poll.num_milliseconds()) }
     }
@@ -316,12 +347,29 @@ const fn explanation(reason: Reason) -> Option<&'static str> {
 }
 
 /// The address of a job.
+#[must_use]
 pub fn address(id: JobId) -> String {
     format!("/v1/jobs/{id}")
 }
 
 impl Job {
+    /// With an outlook by what such jobs took lately, where that is known.
+    #[must_use]
+    pub fn paced(mut self, takes: Option<Duration>, now: DateTime<Utc>) -> Self {
+        if let Some(takes) = takes {
+            self.outlook = Outlook::of(self.state, self.reason.unwrap_or(Reason::None), self.run_at, self.started_at, takes, now);
+        }
+        self
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
     /// The view of a job as found, at a time.
+    #[must_use]
     pub fn of(found: FoundJob, attempts: Option<Vec<FoundAttempt>>, kinds: &Registry, now: DateTime<Utc>, reader: Reader) -> Self {
         let state = found.state;
         let estimate = kinds.find(&found.kind).map_or(Duration::ZERO, |entry| entry.estimate);
@@ -357,6 +405,7 @@ impl Job {
             finished_at: found.finished_at,
             progress: Progress::of(found.progress_done, found.progress_total),
             error: found.error.as_ref().map(|error| Trouble::of(error, reader)),
+            schedule: found.options.schedule,
             payload: found.payload,
             result: found.result,
             batch: found.options.batch,
@@ -387,18 +436,18 @@ mod tests {
             let outlook = Outlook::of(state, reason, now + TimeDelta::milliseconds(due_in_ms), started_at, Duration::from_secs(5), now);
             (outlook.estimate_seconds, outlook.poll_after_ms)
         };
-        assert_eq!(of(State::Queued, Reason::None, 0, None), (Some(5), Some(500)));
+        assert_eq!(of(State::Queued, Reason::None, 0, None), (Some(5), Some(5_000)), "about when it should be done");
         assert_eq!(
             of(State::Queued, Reason::None, -8_000, Some(60_000)),
             (Some(5), Some(2_000)),
             "it has been due for 8 s; its last run is past"
         );
-        assert_eq!(of(State::Running, Reason::None, -9_000, Some(1_500)), (Some(4), Some(500)));
+        assert_eq!(of(State::Running, Reason::None, -9_000, Some(1_500)), (Some(4), Some(3_500)));
         assert_eq!(of(State::Running, Reason::None, -9_000, Some(60_000)), (Some(1), Some(5_000)));
         assert_eq!(of(State::Waiting, Reason::NotDue, 90_500, None), (Some(96), Some(60_000)));
         assert_eq!(of(State::Waiting, Reason::BackingOff, 1_200, Some(9_000)), (Some(7), Some(1_200)));
         assert_eq!(of(State::Waiting, Reason::BackingOff, 10, Some(9_000)), (Some(6), Some(1_000)));
-        assert_eq!(of(State::Waiting, Reason::NotDue, -10, None), (Some(5), Some(500)), "due, and about to be dispatched");
+        assert_eq!(of(State::Waiting, Reason::NotDue, -10, None), (Some(5), Some(4_990)), "due, and about to be dispatched");
         assert_eq!(of(State::Waiting, Reason::Window, -8_000, None), (Some(5), Some(2_000)));
         for state in [State::Succeeded, State::Failed, State::Cancelled, State::Expired] {
             assert_eq!(of(state, Reason::None, 0, None), (None, None));
