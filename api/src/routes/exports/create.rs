@@ -26,7 +26,7 @@ use crate::{
     extract::Json,
     problem::{Problem, ProblemBody},
     routes::{
-        jobs::{Admitted, Asked, Duplicate, Reader, Wish, admit, gone},
+        jobs::{Admitted, Asked, Reader, Wish, admit, gone},
         moment::Moment,
     },
 };
@@ -135,19 +135,18 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let (export, wish) = new.split();
     let acting_user = caller.acting_user.as_deref();
+    let mut duplicate = None;
     let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {
         Admitted::Now(job) => (StatusCode::ACCEPTED, FoundExport::accepted(*job, &export)),
-        Admitted::Before(Duplicate { first: id, .. }) => {
+        Admitted::Before(before) => {
+            let id = before.first;
+            duplicate = Some(before);
             let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
             let asked = Asked { tenant: caller.tenant, owner: acting_user, id };
             (StatusCode::OK, find::export(&mut transaction, asked).await?.ok_or_else(|| gone(id))?)
         }
     };
     let location = address(found.id);
-    Ok((
-        status,
-        [(header::LOCATION, location)],
-        Answer(Export::of(found, app.clock.now(), app.config.public_url.as_ref(), Reader::acting_for(acting_user))),
-    )
-        .into_response())
+    let export = Export::of(found, app.clock.now(), app.config.public_url.as_ref(), Reader::acting_for(acting_user)).found_by(duplicate);
+    Ok((status, [(header::LOCATION, location)], Answer(export)).into_response())
 }

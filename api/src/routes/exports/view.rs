@@ -18,7 +18,7 @@ use super::{
 };
 use crate::routes::{
     downloads,
-    jobs::{Outlook, Progress, Reader, Trouble, job_address},
+    jobs::{Duplicate, Outlook, Progress, Reader, Trouble, job_address},
 };
 
 /// How an export stands (R11).
@@ -82,6 +82,10 @@ impl FoundExport {
 pub struct Export {
     /// Its id, which is its job's.
     id: JobId,
+    /// In the answer to a request that asked for it again: by what that was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Duplicate, required = false)]
+    duplicate: Option<Duplicate>,
     /// How it stands.
     state: ExportState,
     /// What is exported.
@@ -162,6 +166,12 @@ pub struct Links {
 }
 
 impl Export {
+    /// The same, told as what was there before a request for it.
+    #[must_use]
+    pub fn found_by(self, duplicate: Option<Duplicate>) -> Self {
+        Self { duplicate, ..self }
+    }
+
     /// The view of an export as found, at a time; `public` is the address under which people reach this API.
     pub fn of(found: FoundExport, now: DateTime<Utc>, public: Option<&Url>, reader: Reader) -> Self {
         let state = found.state_at(now);
@@ -169,6 +179,7 @@ impl Export {
         let error = trouble(&found, state, reader);
         Self {
             id: found.id,
+            duplicate: None,
             state,
             outlook: found.outlook(now),
             created_at: found.created_at,
