@@ -114,7 +114,7 @@ pub struct ResumeWish {
 
 /// Lists the queues as they stand for this product.
 #[utoipa::path(get, path = "/v1/queues", tag = "queues", operation_id = "list_queues",
-    responses((status = 200, body = QueueList), (status = 403, body = ProblemBody<'static>, description = "`scope_missing`: not for end users")))]
+    responses((status = 200, body = QueueList), (status = 403, body = ProblemBody<'static>, description = "`backend_only`: not for end users")))]
 pub async fn list(State(app): State<App>, caller: Caller<JobsRead>) -> Result<Answer<QueueList>, Problem> {
     for_the_backend(&caller)?;
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
@@ -200,7 +200,7 @@ pub async fn resume(
 fn for_the_backend<N: Needs>(caller: &Caller<N>) -> Result<(), Problem> {
     match caller.acting_user {
         None => Ok(()),
-        Some(_) => Err(Problem::new(Code::ScopeMissing, "Queues are for the product's backend: leave out X-Acting-User.")),
+        Some(_) => Err(Problem::new(Code::BackendOnly, "Queues are for the product's backend: leave out X-Acting-User.")),
     }
 }
 
