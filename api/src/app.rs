@@ -41,6 +41,7 @@ const FROM_THE_START: &[&str] = &[
     "offstage_http_waiting_refused_total",
     "offstage_jobs_discarded_total",
     "offstage_jobs_redriven_total",
+    "offstage_schedule_runs_wished_total",
     "offstage_stream_events_total",
     "offstage_streams_refused_total",
 ];

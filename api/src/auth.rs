@@ -16,6 +16,7 @@ use shared::keys::{FoundKey, KeyHash, Scope, Scopes};
 use uuid::Uuid;
 
 pub use cache::KeyCache;
+pub use shared::tenant::check_user;
 
 use crate::{
     app::App,
@@ -24,9 +25,6 @@ use crate::{
 
 /// The header by which a backend names the end user it acts for.
 pub const ACTING_USER: &str = "x-acting-user";
-
-/// The longest name of a user, in characters.
-pub const LONGEST_USER: usize = 255;
 
 /// A scope as a type, so that a handler's signature says what it needs.
 pub trait Needs: Send + Sync + 'static {
@@ -49,6 +47,10 @@ needs! {
     ExportsRead;
     /// Needs `exports:write`.
     ExportsWrite;
+    /// Needs `schedules:read`.
+    SchedulesRead;
+    /// Needs `schedules:write`.
+    SchedulesWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.
@@ -154,22 +156,6 @@ fn acting_user(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         Ok(()) => Ok(Some(user.to_owned())),
         Err(detail) => Err(invalid(&detail)),
     }
-}
-
-/// Whether a text can name an end user: 1 to 255 visible characters. The same rule for `X-Acting-User` and for the `owner`
-/// of a body.
-///
-/// # Errors
-/// What is wrong, to be put behind the field's name.
-pub fn check_user(user: &str) -> Result<(), String> {
-    let length = user.chars().count();
-    if !(1..=LONGEST_USER).contains(&length) {
-        return Err(format!("has {length} characters; 1 to {LONGEST_USER} are allowed"));
-    }
-    if user.chars().any(|character| character.is_control() || character.is_whitespace()) {
-        return Err("must have no spaces and no control characters".to_owned());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -71,6 +71,8 @@ codes! {
     KeyRevoked = "key_revoked", UNAUTHORIZED, "The API key was revoked";
     /// The API key may not do this.
     ScopeMissing = "scope_missing", FORBIDDEN, "The API key lacks a scope";
+    /// The door is the backend's, and the request acts for an end user.
+    BackendOnly = "backend_only", FORBIDDEN, "This is for the product's backend only";
     /// The kind is switched off, or not on for this user yet.
     KindNotEnabled = "kind_not_enabled", FORBIDDEN, "The kind is not enabled";
     /// The product may not ask for batches.
@@ -87,6 +89,8 @@ codes! {
     ExportNotFound = "export_not_found", NOT_FOUND, "There is no such export";
     /// An address that shows a job leads nowhere, or nowhere any more.
     LinkNotFound = "link_not_found", NOT_FOUND, "The address leads nowhere";
+    /// There is no such schedule, or it is another's.
+    ScheduleNotFound = "schedule_not_found", NOT_FOUND, "There is no such schedule";
     /// The address does not know the method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "The method is not allowed here";
     /// The body did not arrive in time.
@@ -103,6 +107,12 @@ codes! {
     ExportNotCompleted = "export_not_completed", CONFLICT, "The export is not completed";
     /// The job's present state is not one that can be discarded.
     JobNotDiscardable = "job_not_discardable", CONFLICT, "The job can't be discarded";
+    /// The tenant has a schedule of this name.
+    ScheduleNameTaken = "schedule_name_taken", CONFLICT, "There is a schedule of this name";
+    /// The tenant has as many schedules as it may.
+    ScheduleLimitReached = "schedule_limit_reached", CONFLICT, "There are as many schedules as may be";
+    /// The manifest declares the schedule.
+    ScheduleDeclared = "schedule_declared", CONFLICT, "The schedule is declared by the manifest";
     /// The job was discarded, or pruned with other history.
     JobGone = "job_gone", GONE, "The job is gone";
     /// The export was discarded, or pruned with other history.
@@ -212,6 +222,12 @@ impl Problem {
     #[must_use]
     pub const fn code(&self) -> Code {
         self.0.code
+    }
+
+    /// The fields at fault.
+    #[must_use]
+    pub fn errors(&self) -> &[Violation] {
+        &self.0.errors
     }
 
     /// What lay beneath, for the log: the whole chain in one line.

@@ -4,9 +4,12 @@
 //! This is the only place that asks the operating system for the time. Everything else takes a [`Clock`], so that a test
 //! can stand at the end of February without waiting for it.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -25,6 +28,8 @@ enum Source {
     System,
     /// Microseconds since 1970.
     Set(Arc<AtomicI64>),
+    /// What a file says, and what it said last.
+    File(Arc<PathBuf>, Arc<AtomicI64>),
 }
 
 impl Clock {
@@ -40,6 +45,23 @@ impl Clock {
         Self::of(Source::Set(Arc::new(AtomicI64::new(time.timestamp_micros()))))
     }
 
+    /// A clock that shows the time which stands in a file (RFC 3339), whenever it is asked: several processes that read one file share its
+    /// time. For tests (`OFFSTAGE_CLOCK_FILE`): replace the file, don't write into it.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn of_file(path: PathBuf) -> Result<Self, String> {
+        let first = Self::read(&path)?;
+        Ok(Self::of(Source::File(Arc::new(path), Arc::new(AtomicI64::new(first)))))
+    }
+
+    fn read(path: &Path) -> Result<i64, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{} can't be read: {error}", path.display()))?;
+        let time =
+            DateTime::parse_from_rfc3339(text.trim()).map_err(|error| format!("{} holds no RFC 3339 time: {error}", path.display()))?;
+        Ok(time.timestamp_micros())
+    }
+
     fn of(source: Source) -> Self {
         // Ten bits tell a thousand microseconds apart, which is as fine as `now` is.
         Self { source, ids: Arc::new(Mutex::new(ContextV7::new().with_additional_precision_bits(10))) }
@@ -52,6 +74,12 @@ impl Clock {
             #[expect(clippy::disallowed_methods, reason = "the one place that may")]
             Source::System => DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).unwrap_or_default(),
             Source::Set(micros) => DateTime::from_timestamp_micros(micros.load(Ordering::SeqCst)).unwrap_or_default(),
+            Source::File(path, last) => {
+                // A file that is gone for a moment stops the clock, and no more.
+                let micros = Self::read(path).unwrap_or_else(|_| last.load(Ordering::SeqCst));
+                last.store(micros, Ordering::SeqCst);
+                DateTime::from_timestamp_micros(micros).unwrap_or_default()
+            }
         }
     }
 
@@ -104,6 +132,21 @@ mod tests {
         assert_eq!(clock.now().timestamp_subsec_nanos() % 1_000, 0);
         clock.set(noon());
         assert_ne!(clock.now().timestamp(), noon().timestamp());
+    }
+
+    #[test]
+    fn processes_may_share_a_file_s_time() {
+        let path = std::env::temp_dir().join(format!("offstage-clock-{}", std::process::id()));
+        assert!(Clock::of_file(path.clone()).is_err());
+        std::fs::write(&path, "2026-03-29T01:30:00+01:00\n").unwrap();
+        let (one, other) = (Clock::of_file(path.clone()).unwrap(), Clock::of_file(path.clone()).unwrap());
+        assert_eq!(one.now().to_rfc3339(), "2026-03-29T00:30:00+00:00");
+        std::fs::write(&path, "2026-03-29T02:30:00Z").unwrap();
+        assert_eq!((one.now(), one.now().to_rfc3339()), (other.now(), "2026-03-29T02:30:00+00:00".to_owned()));
+        std::fs::write(&path, "soon").unwrap();
+        assert_eq!(one.now().to_rfc3339(), "2026-03-29T02:30:00+00:00", "it stands still");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(one.now(), other.now());
     }
 
     #[test]

@@ -43,11 +43,18 @@ pub enum Scope {
     /// Create exports.
     #[serde(rename = "exports:write")]
     ExportsWrite,
+    /// Read schedules and what became of their ticks.
+    #[serde(rename = "schedules:read")]
+    SchedulesRead,
+    /// Create, change, pause, run and delete schedules.
+    #[serde(rename = "schedules:write")]
+    SchedulesWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 5] = [Self::All, Self::JobsRead, Self::JobsWrite, Self::ExportsRead, Self::ExportsWrite];
+    pub const ALL: [Self; 7] =
+        [Self::All, Self::JobsRead, Self::JobsWrite, Self::ExportsRead, Self::ExportsWrite, Self::SchedulesRead, Self::SchedulesWrite];
 
     /// Its word in commands, rows and answers.
     #[must_use]
@@ -58,6 +65,8 @@ impl Scope {
             Self::JobsWrite => "jobs:write",
             Self::ExportsRead => "exports:read",
             Self::ExportsWrite => "exports:write",
+            Self::SchedulesRead => "schedules:read",
+            Self::SchedulesWrite => "schedules:write",
         }
     }
 }
@@ -335,7 +344,7 @@ mod tests {
         assert!(!Scopes::default().allow(Scope::JobsRead));
         assert_eq!(
             "jobs".parse::<Scope>().unwrap_err().to_string(),
-            "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write"
+            "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write"
         );
     }
 

@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod notification;
 pub mod queue;
 pub mod random;
+pub mod schedule;
 pub mod shutdown;
 pub mod signing;
 pub mod status;

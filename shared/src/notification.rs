@@ -3,8 +3,10 @@
 //! What must stay true: a notification is written in the transaction of the change that it tells of, so there is exactly one
 //! or the change did not happen; it is for a person, and holds neither causes nor secrets.
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
     job::{JobId, PublishedFile, State},
@@ -72,6 +74,57 @@ impl Addressee {
         };
         let data = json!({ "export_id": self.job, "state": word });
         Some(json!({ "owner": self.owner, "title": title, "message": message, "data": data }))
+    }
+}
+
+/// What is wrong with a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScheduleTrouble {
+    /// So many of its ticks in a row have failed.
+    Failing {
+        /// How many.
+        failures: i32,
+    },
+    /// Nobody was there when it came round.
+    Missed {
+        /// When that was, the first time.
+        due_at: DateTime<Utc>,
+    },
+}
+
+/// A notice about a schedule, in words. It is for its owner; of a schedule without one for the tenant's backend, whose name in the
+/// inbox is the empty text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScheduleTold {
+    /// The title.
+    pub title: String,
+    /// The message.
+    pub message: String,
+    /// For programs.
+    pub data: Value,
+}
+
+impl ScheduleTrouble {
+    /// The notice.
+    #[must_use]
+    pub fn told(self, schedule: Uuid, name: &str) -> ScheduleTold {
+        let (title, message, word) = match self {
+            Self::Failing { failures: 1 } => {
+                (format!("Schedule {name} fails"), "Its last run failed; see its history.".to_owned(), "failing")
+            }
+            Self::Failing { failures } => {
+                (format!("Schedule {name} fails"), format!("Its last {failures} runs failed; see its history."), "failing")
+            }
+            Self::Missed { due_at } => {
+                let due = due_at.format("%-d %B %Y, %H:%M:%S UTC");
+                (
+                    format!("Schedule {name} was missed"),
+                    format!("It did not run in time at {due}; its history tells what became of it."),
+                    "missed",
+                )
+            }
+        };
+        ScheduleTold { title, message, data: json!({ "schedule_id": schedule, "schedule": name, "trouble": word }) }
     }
 }
 

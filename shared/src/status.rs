@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    job::{JobId, Parent, Priority, Reason, State},
+    job::{JobId, Parent, Priority, Reason, ScheduledBy, State},
     kinds::{ExportCreate, Kind, Registry},
     ledger::{
         find::{FoundAttempt, FoundJob},
@@ -81,6 +81,10 @@ pub struct Job {
     /// What went wrong at the latest run; while the job is not finished, it is tried again.
     #[schema(required)]
     error: Option<Trouble>,
+    /// The schedule that made it, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ScheduledBy, required = false)]
+    schedule: Option<ScheduledBy>,
     /// What it was asked to do. Left out of lists, and of the answer that accepts it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object, required = false)]
@@ -401,6 +405,7 @@ impl Job {
             finished_at: found.finished_at,
             progress: Progress::of(found.progress_done, found.progress_total),
             error: found.error.as_ref().map(|error| Trouble::of(error, reader)),
+            schedule: found.options.schedule,
             payload: found.payload,
             result: found.result,
             batch: found.options.batch,

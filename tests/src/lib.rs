@@ -10,6 +10,7 @@
 
 mod callbacks;
 mod client;
+mod clock;
 mod events;
 mod figures;
 mod load;
@@ -18,6 +19,7 @@ mod world;
 
 pub use callbacks::{Call, Callbacks};
 pub use client::{Answer, Client, id_of, is_terminal, probe};
+pub use clock::SetClock;
 pub use events::{Event, Events};
 pub use figures::Spread;
 pub use load::{Load, Loaded};

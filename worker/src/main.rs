@@ -1,19 +1,20 @@
 //! The worker: runs the jobs of its queues. Replicas are all the same; start as many as the work needs.
 //!
 //! `main` reads the settings and puts the parts together: [`engine`] (queues, runs, settles, recovers) calls [`handlers`] (how
-//! each kind is done), which call [`clients`] (the outside world); beside it the [`sweeper`] deletes what has had its time. Arrows run one way.
+//! each kind is done), which call [`clients`] (the outside world); beside it the [`scheduler`] makes jobs by the
+//! clock, and the [`sweeper`] deletes what has had its time. Arrows run one way.
 
 mod clients;
 mod drill;
 mod engine;
 mod handlers;
+mod scheduler;
 mod sweeper;
 
 use std::{process::ExitCode, sync::Arc};
 
 use clap::{Parser, Subcommand};
 use shared::{
-    clock::Clock,
     config::{Variables, WorkerConfig},
     ledger::{self, Sessions},
     queue::{Redis, eviction_policy},
@@ -103,7 +104,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
     let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &database.url, Sessions::Engine, database.pool)?;
     let services = Services {
         pool: pool.clone(),
-        clock: Clock::system(),
+        clock: config.clock.clone(),
         tenants: Tenants::new(pool),
         clients: Clients::new(&config),
         sources: config.sources,
@@ -113,6 +114,8 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
     let retention = config.retention;
     let sweeping = CancellationToken::new();
     let sweeps = tokio::spawn(sweeper::run(Arc::clone(&services), retention, sweeping.clone()));
+    // A worker that is asked to stop leaves what comes due to others at once.
+    let schedules = tokio::spawn(scheduler::run(Arc::clone(&services), redis.clone(), shutdown.asked().child_token()));
     let parts = Parts {
         name: process_name(),
         database: database.url.clone(),
@@ -129,6 +132,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
     let exit = engine::run(parts, health, shutdown).await?;
     sweeping.cancel();
     sweeps.await?;
+    schedules.await?;
     serving.cancel();
     server.await??;
     Ok(exit)

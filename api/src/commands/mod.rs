@@ -19,7 +19,7 @@ use shared::{
     config::{ConfigError, OwnerConfig, Variables},
     job::JobId,
     keys::UnknownScope,
-    ledger::{self, LedgerError, Sessions},
+    ledger::{self, LedgerError, Sessions, schedule::declare::DeclareError},
     shutdown::Exit,
     telemetry::{self, TelemetryError},
     tenant::ManifestError,
@@ -107,6 +107,8 @@ enum CommandError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]
+    Declare(#[from] DeclareError),
+    #[error(transparent)]
     Migrate(#[from] MigrateError),
 }
 
@@ -121,8 +123,11 @@ impl CommandError {
             | Self::NoJob(..)
             | Self::Argument(_)
             | Self::Scope(_)
-            | Self::App(_) => Exit::Settings,
-            Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Migrate(_) => Exit::Fault,
+            | Self::App(_)
+            | Self::Declare(DeclareError::NameTaken { .. } | DeclareError::Refused { .. }) => Exit::Settings,
+            Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Declare(DeclareError::Ledger(_)) | Self::Migrate(_) => {
+                Exit::Fault
+            }
         }
     }
 }
@@ -178,7 +183,7 @@ impl Owner {
             tracing::warn!("{warning}");
         }
         let pool = ledger::pool("OFFSTAGE_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
-        Ok(Self { pool, clock: Clock::system() })
+        Ok(Self { pool, clock: config.clock })
     }
 
     async fn tenant(&self, name: &str) -> Result<i32, CommandError> {

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use shared::{
-    clock::Clock,
     config::{ApiConfig, Variables},
     ledger,
     shutdown::{Exit, Shutdown},
@@ -38,7 +37,8 @@ pub(super) async fn serve(variables: &Variables) -> Result<Exit, CommandError> {
     }
     let shutdown = Shutdown::on_signals().map_err(|source| CommandError::System { doing: "listen for signals".into(), source })?;
     let (listen, grace, streams) = (config.listen.address, config.shutdown_grace, config.streams.most);
-    let app = App::new(config, Clock::system(), metrics, shutdown.clone())?;
+    let clock = config.clock.clone();
+    let app = App::new(config, clock, metrics, shutdown.clone())?;
     ledger::warm(&app.pool).await;
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|source| CommandError::System { doing: format!("listen on {listen} (OFFSTAGE_LISTEN)"), source })?;

@@ -10,6 +10,7 @@ mod moment;
 mod openapi;
 mod page;
 mod queues;
+mod schedules;
 
 use std::time::Duration;
 
@@ -47,6 +48,7 @@ pub fn router(app: App) -> Router {
         .merge(links::routes())
         .merge(batches::routes())
         .merge(exports::routes())
+        .merge(schedules::routes())
         .merge(queues::routes())
         .merge(downloads::routes());
     dress(routes, app, edge::DEADLINE)

@@ -52,6 +52,7 @@ pub fn document() -> String {
         .merge_from(super::links::Contract::openapi())
         .merge_from(super::batches::Contract::openapi())
         .merge_from(super::exports::Contract::openapi())
+        .merge_from(super::schedules::Contract::openapi())
         .merge_from(super::queues::Contract::openapi())
         .merge_from(super::downloads::Contract::openapi());
     // The contract's version is the API's (`/v1`), not the program's: it changes when the contract does.

@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{signing::SigningKeys, tenant::Retention};
+use crate::{clock::Clock, signing::SigningKeys, tenant::Retention};
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -35,6 +35,8 @@ pub struct ApiConfig {
     pub listen: Listen,
     /// Under which address people reach this API (`OFFSTAGE_PUBLIC_URL`); addresses in answers are paths without it.
     pub public_url: Option<Url>,
+    /// Business time (`OFFSTAGE_CLOCK_FILE`, in tests).
+    pub clock: Clock,
     /// The log.
     pub log: Log,
     /// Whether `probe.run` is a kind here.
@@ -65,6 +67,7 @@ impl ApiConfig {
         let s3 = S3::read(&mut reader);
         let listen = Listen::read(&mut reader, "OFFSTAGE_LISTEN", 8080);
         let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
+        let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
@@ -77,7 +80,22 @@ impl ApiConfig {
         let (Some(database), Some(redis), Some(s3), Some(listen)) = (database, redis, s3, listen) else {
             return Err(ConfigError::incomplete());
         };
-        Ok(Self { database, redis, s3, listen, public_url, log, probe, window, streams, idempotency, backlog, shutdown_grace, warnings })
+        Ok(Self {
+            database,
+            redis,
+            s3,
+            listen,
+            public_url,
+            clock,
+            log,
+            probe,
+            window,
+            streams,
+            idempotency,
+            backlog,
+            shutdown_grace,
+            warnings,
+        })
     }
 }
 
@@ -92,6 +110,8 @@ pub struct WorkerConfig {
     pub s3: S3,
     /// Where health and metrics are served (`OFFSTAGE_WORKER_LISTEN`).
     pub listen: Listen,
+    /// Business time (`OFFSTAGE_CLOCK_FILE`, in tests).
+    pub clock: Clock,
     /// The log.
     pub log: Log,
     /// Which queues to serve, how many jobs of each at once.
@@ -126,6 +146,7 @@ impl WorkerConfig {
         let redis = Redis::read(&mut reader);
         let s3 = S3::read(&mut reader);
         let listen = Listen::read(&mut reader, "OFFSTAGE_WORKER_LISTEN", 9090);
+        let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
         let queues = Queues::read(&mut reader, queues);
         let probe = Probe::read(&mut reader);
@@ -145,6 +166,7 @@ impl WorkerConfig {
             redis,
             s3,
             listen,
+            clock,
             log,
             queues,
             probe,
@@ -164,6 +186,8 @@ impl WorkerConfig {
 pub struct OwnerConfig {
     /// Postgres, as its owner (`OFFSTAGE_DATABASE_URL`).
     pub database: Database,
+    /// Business time (`OFFSTAGE_CLOCK_FILE`, in tests).
+    pub clock: Clock,
     /// The log.
     pub log: Log,
     /// What is suspicious but allowed; to be logged once the log runs.
@@ -178,10 +202,11 @@ impl OwnerConfig {
     pub fn read(variables: &Variables) -> Result<Self, ConfigError> {
         let mut reader = Reader::new(variables);
         let database = Database::read(&mut reader, "OFFSTAGE_DATABASE_URL", None);
+        let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
         let warnings = reader.finish()?;
         let Some(database) = database else { return Err(ConfigError::incomplete()) };
-        Ok(Self { database, log, warnings })
+        Ok(Self { database, clock, log, warnings })
     }
 }
 

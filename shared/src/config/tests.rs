@@ -169,3 +169,16 @@ fn the_owner_needs_one_url_only() {
     assert_eq!(owner.database.pool, 2);
     assert_eq!(problems(OwnerConfig::read(&Variables::default()))[0].0, "OFFSTAGE_DATABASE_URL");
 }
+
+#[test]
+fn a_clock_file_is_for_tests_and_warned_of() {
+    let wrong = problems(WorkerConfig::read(&with(&[("OFFSTAGE_CLOCK_FILE", "/nowhere/clock")]), None));
+    assert_eq!((wrong.len(), wrong[0].0.as_str()), (1, "OFFSTAGE_CLOCK_FILE"));
+    let path = std::env::temp_dir().join(format!("offstage-clock-setting-{}", std::process::id()));
+    std::fs::write(&path, "2025-03-30T01:00:00Z").unwrap();
+    let name: &'static str = path.display().to_string().leak();
+    let config = ApiConfig::read(&with(&[("OFFSTAGE_CLOCK_FILE", name)])).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(config.clock.now().to_rfc3339(), "2025-03-30T01:00:00+00:00");
+    assert!(config.warnings.iter().any(|warning| warning.starts_with("OFFSTAGE_CLOCK_FILE") && warning.contains("for tests only")));
+}

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use next::{DEEPEST, MOST_NEXT, MOST_NEXT_IN_ALL, Next, Parent, Unique};
-pub use options::{Limit, Options, Rate};
+pub use options::{Limit, Options, Rate, ScheduledBy};
 pub use outcome::{Failure, FailureClass, Interrupt, Outcome, PublishedFile, Success};
 pub use policy::{Backoff, Policy, SnoozeBounds};
 

@@ -2,6 +2,7 @@
 //!
 //! Stored with the job and never changed. Most jobs have none of it, and then it costs them nothing.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -17,6 +18,9 @@ pub struct Options {
     /// Where its end is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_url: Option<String>,
+    /// The schedule that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduledBy>,
     /// The key that no other unfinished job, or none for a period, may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Unique>,
@@ -29,6 +33,17 @@ pub struct Options {
     /// What follows it when it succeeds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub then: Vec<Next>,
+}
+
+/// Where a scheduled job comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScheduledBy {
+    /// The schedule.
+    pub id: Uuid,
+    /// Its name then.
+    pub name: String,
+    /// The due time of the tick, before jitter.
+    pub due_at: DateTime<Utc>,
 }
 
 impl Options {
@@ -48,7 +63,7 @@ impl Options {
     /// Whether somebody acts upon the job's end: it then leaves a row for [`crate::ledger::ended`].
     #[must_use]
     pub const fn is_followed(&self) -> bool {
-        self.batch.is_some() || !self.then.is_empty() || self.completion_url.is_some()
+        self.schedule.is_some() || self.batch.is_some() || !self.then.is_empty() || self.completion_url.is_some()
     }
 }
 
@@ -100,8 +115,9 @@ mod tests {
         assert!(Options::default().is_empty());
         assert_eq!(serde_json::to_string(&Options::default()).unwrap(), "{}");
         let rate = Some(Rate { jobs: 10, seconds: 1, burst: 1 });
-        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), ..Options::default() };
-        assert!(!options.is_followed());
+        let schedule = Some(ScheduledBy { id: Uuid::nil(), name: "nightly".into(), due_at: DateTime::UNIX_EPOCH });
+        let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), schedule, ..Options::default() };
+        assert!(!Options::default().is_followed());
         assert!(Options { completion_url: Some("https://a.example/".into()), ..Options::default() }.is_followed());
         assert!(!options.is_empty());
         let text = serde_json::to_string(&options).unwrap();

@@ -31,6 +31,7 @@ pub mod links;
 pub mod next;
 pub mod recover;
 pub mod retention;
+pub mod schedule;
 pub mod settle;
 pub mod switches;
 pub mod unique;

@@ -6,6 +6,7 @@
 
 mod dataset;
 mod lines;
+mod schedule;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -20,7 +21,7 @@ use super::{
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
 };
-use crate::kinds::Registry;
+use crate::{kinds::Registry, schedule::Definition};
 use dataset::DatasetDeclaration;
 use lines::Lines;
 
@@ -47,6 +48,8 @@ pub struct Manifest {
     pub plans: BTreeMap<String, Plan>,
     /// Where ends of jobs may be told.
     pub completion: Option<Completion>,
+    /// What it plans by the clock; of a manifest that was read from a file only, as it takes effect when that is applied.
+    pub schedules: BTreeMap<String, Definition>,
     declaration: Declaration,
 }
 
@@ -76,7 +79,10 @@ impl Manifest {
             .map(|path| Fault { path, offset: 0, detail: "is not part of a manifest; check its spelling or remove it".into() })
             .collect();
         faults.extend(unknown_kinds(&declaration));
-        let checked = Self::check(declaration, &mut faults);
+        let mut checked = Self::check(declaration, &mut faults);
+        if let Some(manifest) = &mut checked {
+            manifest.schedules = schedule::check(&manifest.declaration.schedules, manifest, &mut faults);
+        }
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),
             _ => {
@@ -197,7 +203,15 @@ impl Manifest {
         }
         let completion = declaration.completion.clone();
         let plans = declaration.plans.clone();
-        (datasets.len() == declaration.datasets.len()).then_some(Self { name, sources, datasets, plans, completion, declaration })
+        (datasets.len() == declaration.datasets.len()).then_some(Self {
+            name,
+            sources,
+            datasets,
+            plans,
+            completion,
+            schedules: BTreeMap::new(),
+            declaration,
+        })
     }
 }
 
@@ -230,6 +244,8 @@ struct Declaration {
     retention: Option<RetentionDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     plans: BTreeMap<String, Plan>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "schedule::section")]
+    schedules: BTreeMap<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     completion: Option<Completion>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

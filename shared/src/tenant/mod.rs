@@ -11,6 +11,7 @@ mod manifest;
 mod plan;
 mod retention;
 mod store;
+mod user;
 
 pub use admission::NotEnabled;
 pub use completion::{Completion, Destination, KEY_VARIABLE};
@@ -19,3 +20,4 @@ pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, transaction};
+pub use user::check_user;

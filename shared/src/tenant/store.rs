@@ -12,7 +12,10 @@ use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 
 use super::manifest::{Manifest, ManifestError};
-use crate::ledger::{LOCK_TIMEOUT, LedgerError, STATEMENT_TIMEOUT};
+use crate::ledger::{
+    LOCK_TIMEOUT, LedgerError, STATEMENT_TIMEOUT,
+    schedule::declare::{DeclareError, declare},
+};
 
 /// Begins a transaction that sees one tenant's rows: row-level security compares `offstage.tenant` with every row. Also
 /// bounds each of its statements in time and keeps Postgres from compiling them (short reads, all of them), since a session
@@ -221,8 +224,8 @@ impl fmt::Display for Change {
 /// changes nothing, not even a time. With `dry_run` nothing is written.
 ///
 /// # Errors
-/// [`LedgerError`].
-pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_run: bool) -> Result<Applied, LedgerError> {
+/// [`DeclareError`]: the database, or a schedule whose name somebody took over the API.
+pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_run: bool) -> Result<Applied, DeclareError> {
     let timeout = STATEMENT_TIMEOUT.as_millis();
     let mut transaction = pool.begin_with(AssertSqlSafe(format!("BEGIN; SET LOCAL statement_timeout = {timeout}"))).await?;
     // One at a time: two that create the same tenant would otherwise race to its insert.
@@ -263,6 +266,10 @@ pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_r
             Applied { tenant: id, created: true, changes: differences(&Value::Null, &stored) }
         }
     };
+    if let Some(tenant) = applied.tenant.filter(|_| !applied.changes.is_empty() || applied.created) {
+        // In a dry run too, so that what stands in the way shows; it is rolled back.
+        declare(&mut transaction, tenant, &manifest.schedules, now).await?;
+    }
     if dry_run {
         transaction.rollback().await?;
     } else {

@@ -3,6 +3,7 @@
 mod dead;
 mod put_off;
 mod retention;
+mod schedules;
 mod switched_off;
 
 use chrono::{DateTime, TimeDelta, Utc};

@@ -28,7 +28,7 @@ enum Walk {
     Make,
     /// Open to whoever has the address, and to nobody else.
     Address,
-    /// For a tenant's backend, about what is its own; not for its users.
+    /// For a tenant's backend, about what is its own: whoever acts for a user is turned away.
     Backend,
 }
 
@@ -65,6 +65,16 @@ const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/v1/exports/{id}/download", Walk::Export, "exports:read"),
     ("post", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
     ("delete", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
+    ("post", "/v1/schedules", Walk::Backend, "schedules:write"),
+    ("get", "/v1/schedules", Walk::Backend, "schedules:read"),
+    ("get", "/v1/schedules/{id}", Walk::Backend, "schedules:read"),
+    ("patch", "/v1/schedules/{id}", Walk::Backend, "schedules:write"),
+    ("delete", "/v1/schedules/{id}", Walk::Backend, "schedules:write"),
+    ("post", "/v1/schedules/{id}/pause", Walk::Backend, "schedules:write"),
+    ("post", "/v1/schedules/{id}/resume", Walk::Backend, "schedules:write"),
+    ("post", "/v1/schedules/{id}/run", Walk::Backend, "schedules:write"),
+    ("get", "/v1/schedules/{id}/preview", Walk::Backend, "schedules:read"),
+    ("get", "/v1/schedules/{id}/history", Walk::Backend, "schedules:read"),
     ("get", "/v1/queues", Walk::Backend, "jobs:read"),
     ("post", "/v1/queues/{queue}/pause", Walk::Backend, "jobs:write"),
     ("post", "/v1/queues/{queue}/resume", Walk::Backend, "jobs:write"),
@@ -72,17 +82,21 @@ const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "exports:read", "exports:write"];
+const SCOPES: [&str; 6] = ["jobs:read", "jobs:write", "exports:read", "exports:write", "schedules:read", "schedules:write"];
 
 /// A request to a door, about the job or export `id` where it is about one.
 fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
-    let method: Method = method.to_uppercase().parse().unwrap();
-    let request = client.request(method, &path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media"));
+    let address = path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media");
+    let request = client.request(method.to_uppercase().parse().unwrap(), &address);
     match (walk, path) {
         (Walk::Make, "/v1/jobs") => request.json(&probe(&json!({}))),
         (Walk::Make, "/v1/jobs/batch") => request.json(&json!({"jobs": [probe(&json!({}))]})),
         (Walk::Make, "/v1/exports") => request.json(&json!({"dataset": "words", "format": "csv"})),
         (Walk::List, "/v1/jobs/retry" | "/v1/jobs/discard") => request.json(&json!({"filter": {}})),
+        (Walk::Backend, "/v1/schedules") if method == "post" => {
+            request.json(&json!({"name": "walk", "kind": "probe.run", "payload": {}, "every_seconds": 86_400}))
+        }
+        (Walk::Backend, "/v1/schedules/{id}") if method == "patch" => request.json(&json!({"jitter_seconds": 1})),
         (Walk::Backend, "/v1/queues/{queue}/pause" | "/v1/queues/{queue}/resume") => request.json(&json!({})),
         (Walk::Make, other) => panic!("say here what to send to {other}"),
         _ => request,
@@ -123,6 +137,8 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
     let job = ada.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + chrono::TimeDelta::hours(1)})).await;
     let failed = ada.create_id(&probe(&json!({"outcome": "fail"}))).await;
     let export = id_of(&ada.post("/v1/exports", &json!({"dataset": "words", "format": "csv"})).await.expect(202));
+    let planned = json!({"name": "nightly", "kind": "probe.run", "every_seconds": 86_400, "owner": "ada"});
+    let schedule = id_of(&owner.post("/v1/schedules", &planned).await.expect(201));
     let member = json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + chrono::TimeDelta::hours(1)});
     let accepted = ada.post("/v1/jobs/batch", &json!({"jobs": [member]})).await.expect(202);
     let (batch, member) = (id_of(&accepted), accepted["items"][0]["job"].as_str().unwrap().to_owned());
@@ -136,19 +152,19 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
 
     let globex = exporting_tenant(&world, "globex").await;
     let strangers = [
-        ("another tenant", globex.clone()),
-        ("another tenant's user of the same name", globex.acting_for("ada")),
-        ("another user", owner.acting_for("eve")),
+        ("another tenant", globex.clone(), false),
+        ("another tenant's user of the same name", globex.acting_for("ada"), true),
+        ("another user", owner.acting_for("eve"), true),
     ];
-    for (who, stranger) in &strangers {
+    for (who, stranger, acting) in &strangers {
         for (method, path, walk, _) in DOORS {
-            for id in [&job, &failed, &export, &batch] {
+            for id in [&job, &failed, &export, &batch, &schedule] {
                 if *walk == Walk::Stream {
                     let mut stream = stranger.events(path, None).await;
                     loop {
                         let event = stream.must("the picture's end").await;
                         assert!(
-                            [&job, &failed, &export, &batch].iter().all(|id| event.data["id"] != id.as_str()),
+                            [&job, &failed, &export, &batch, &schedule].iter().all(|id| event.data["id"] != id.as_str()),
                             "{who} at {path}: {event:?}"
                         );
                         if event.name == "snapshot" {
@@ -170,10 +186,15 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
                     }
                     Walk::Stream => unreachable!("listened to above"),
                     Walk::Make => assert_eq!(answer.status, 202, "{context}"),
-                    Walk::Backend if who.contains("user") => drop(answer.problem(403, "scope_missing")),
+                    Walk::Backend if *acting => {
+                        drop(answer.problem(403, if path.contains("schedules") { "backend_only" } else { "scope_missing" }));
+                    }
+                    Walk::Backend if path.contains("{id}") => drop(answer.problem(404, "schedule_not_found")),
+                    // The second schedule of one name is refused because of the first, its own.
                     Walk::Backend => {
-                        assert_eq!(answer.status, 200, "{context}");
-                        assert!([&job, &failed, &export].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
+                        let allowed = if path.contains("schedules") { &[200, 201, 409][..] } else { &[200] };
+                        assert!(allowed.contains(&answer.status), "{context}");
+                        assert!([&job, &failed, &export, &schedule].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
                     }
                     Walk::Address => {
                         assert_eq!(answer.status, 404, "{context}");
@@ -183,6 +204,10 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
             }
         }
     }
+    // The owner's own users have no business there either.
+    ada.get(&format!("/v1/schedules/{schedule}")).await.problem(403, "backend_only");
+    assert_eq!(owner.get(&format!("/v1/schedules/{schedule}")).await.expect(200)["version"], 1);
+    assert_eq!(owner.get("/v1/schedules").await.expect(200)["items"].as_array().unwrap().len(), 1);
     // What they made is theirs; what was there is untouched.
     let ours = format!("SELECT coalesce(sum(version), 0) FROM job_state WHERE job_id IN ('{job}', '{failed}', '{export}', '{member}')");
     assert_eq!((world.number(ours).await, world.number(downloads).await), before);

@@ -47,6 +47,12 @@ async fn what_does_not_succeed_brings_nothing_until_it_does() {
     let failed = client.create_id(&then(&json!({"outcome": "fail"}), &[probe(&json!({}))])).await;
     let job = client.ended(&failed).await;
     assert_eq!((job["state"].as_str(), job["then"]["state"].as_str()), (Some("failed"), Some("not_created")), "{job}");
+    until("its end was followed", async || match world.number("SELECT count(*) FROM job_ended").await {
+        0 => Ok(()),
+        open => Err(open),
+    })
+    .await;
+    assert_eq!(world.number("SELECT count(*) FROM job").await, 1, "it brought nothing");
     // It succeeds at another try, as one does whose cause was mended.
     world.execute(format!("UPDATE job SET payload = '{{}}' WHERE id = '{failed}'")).await;
     client.post_nothing(&format!("/v1/jobs/{failed}/retry")).await.expect(202);

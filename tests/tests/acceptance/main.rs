@@ -20,6 +20,7 @@ mod queues;
 mod recovery;
 mod refusals;
 mod retention;
+mod schedules;
 mod storage;
 mod switches;
 mod uniqueness;

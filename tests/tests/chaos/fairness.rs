@@ -27,7 +27,7 @@ async fn flood() {
     let idle = pick_ups(&quiet, &callbacks, samples).await;
 
     // What a product's background work is as a rule: it waits for somebody else.
-    let flood: Vec<Value> = (0..size(1_500, 200_000)).map(|_| json!({"kind": "probe.run", "payload": {"sleep_ms": 100}})).collect();
+    let flood: Vec<Value> = (0..size(2_500, 200_000)).map(|_| json!({"kind": "probe.run", "payload": {"sleep_ms": 100}})).collect();
     let count = flood.len();
     let load = Load::start(&world.client, flood, 16);
     let backlog = "SELECT count(*) FROM (SELECT FROM job_waiting WHERE run_at < 'infinity' LIMIT 100000) w";
@@ -37,15 +37,17 @@ async fn flood() {
         waiting => Err(waiting),
     })
     .await;
-    let beside = pick_ups(&quiet, &callbacks, samples).await;
+    let posting = pick_ups(&quiet, &callbacks, samples).await;
+    drop(load.finish().await);
+    let working = pick_ups(&quiet, &callbacks, samples).await;
     let left = world.number(backlog).await;
 
     let mut report = Report::of("fairness-flood", "One tenant's pick-up beside another's flood", &seed);
     report.line("pick-up (post sent to handler's first call), idle", spread(&idle));
-    report.line(format!("beside a flood of {count} jobs"), spread(&beside));
+    report.line(format!("while another posts {count} jobs over 16 connections"), spread(&posting));
+    report.line("while those are worked off", spread(&working));
     report.line("of the flood still waiting then", left);
     assert!(left > 0, "the flood was over before the other was through: it proves nothing");
-    drop(load);
 }
 
 /// How long each of so many jobs, one after the other, took from being posted to its handler's first call.

@@ -15,6 +15,7 @@ use shared::{
         completion,
         ended::{self, Ended},
         next::{self, Maker},
+        schedule,
     },
     queue::Queue,
 };
@@ -104,6 +105,7 @@ async fn follow(engine: &Engine, limit: i64) -> Result<usize, LedgerError> {
     let mut transaction = engine.services.pool.begin().await?;
     let ends = ended::take(&mut transaction, limit).await?;
     let mut followed = Followed::default();
+    let notices = schedule::follow::ended(&mut transaction, &ends, engine.services.clock.now()).await?;
     for end in &ends {
         act(engine, &mut transaction, end, &mut followed).await?;
     }
@@ -111,6 +113,7 @@ async fn follow(engine: &Engine, limit: i64) -> Result<usize, LedgerError> {
     let finished = batch::finish(&mut transaction, &maker(engine), &batches).await?;
     transaction.commit().await?;
     metrics::counter!("offstage_ends_followed_total").increment(followed.ends as u64);
+    metrics::counter!("offstage_schedule_notices_total").increment(notices);
     metrics::counter!("offstage_jobs_followed_total", "after" => "job").increment(followed.jobs as u64);
     for queue in followed.due {
         engine.dispatch.due(queue);

@@ -7,6 +7,7 @@ use shared::{
     kinds::Registry,
     ledger::{LedgerError, dispatch, switches},
     queue::Queue,
+    schedule::TickOutcome,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,9 @@ const FROM_THE_START: &[&str] = &[
     "offstage_leftovers_swept_total",
     "offstage_prune_failures_total",
     "offstage_runs_stuck_total",
+    "offstage_schedule_failures_total",
+    "offstage_schedule_notices_total",
+    "offstage_schedule_ticks_pruned_total",
     "offstage_settles_stale_total",
     "offstage_sweep_failures_total",
     "offstage_uploads_aborted_total",
@@ -69,6 +73,10 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
             metrics::counter!(*name, "kind" => kind.name).increment(0);
         }
     }
+    for outcome in TickOutcome::ALL {
+        metrics::counter!("offstage_schedule_ticks_total", "outcome" => outcome.word()).increment(0);
+    }
+    let _registered = metrics::histogram!("offstage_schedule_late_seconds");
     for after in ["batch", "job"] {
         metrics::counter!("offstage_jobs_followed_total", "after" => after).increment(0);
     }

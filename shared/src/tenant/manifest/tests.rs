@@ -252,3 +252,34 @@ fn a_keyset_names_different_columns() {
         assert_eq!(path, "datasets.prompts.keyset");
     }
 }
+
+#[test]
+fn schedules_are_checked_when_applied_and_left_alone_when_loaded() {
+    let section = "[schedules.nightly]\nkind = \"export.create\"\npayload = { dataset = \"all\", format = \"csv\", params = { since = 2026-01-01T00:00:00Z } }\n\
+                   cron = \"30 2 * * *\"\ntime_zone = \"europe/berlin\"\noverlap = \"skip\"\n\
+                   [sources.main]\nurl_env = \"OFFSTAGE_SOURCE_A\"\n[datasets.all]\nsource = \"main\"\nsql = \"SELECT 1 WHERE now() > :since\"\n\
+                   [datasets.all.parameters]\nsince = { type = \"timestamptz\" }\n";
+    let text = format!("[tenant]\nname = \"a\"\n{section}");
+    let manifest = Manifest::from_toml(&text).unwrap();
+    let nightly = &manifest.schedules["nightly"];
+    assert_eq!((nightly.cron.as_deref(), &nightly.payload["params"]["since"]), (Some("30 2 * * *"), &json!("2026-01-01T00:00:00Z")));
+    let mut stored = manifest.to_stored();
+    assert_eq!(Manifest::from_stored(stored.clone()).unwrap().digest(), manifest.digest());
+    // A newer program's words do not make a stored manifest unusable: the schedules stand in tables of their own.
+    stored["schedules"]["nightly"]["overlap"] = json!("replace");
+    assert!(Manifest::from_stored(stored).is_ok());
+    for (part, other, line, path) in [
+        ("kind = \"export.create\"", "kind = \"export.creat\"", 4, "schedules.nightly.kind"),
+        ("dataset = \"all\"", "dataset = \"none\"", 5, "schedules.nightly.payload.dataset"),
+        ("30 2 * * *", "30 2 * *", 6, "schedules.nightly.cron"),
+        ("europe/berlin", "europe/bonn", 7, "schedules.nightly.time_zone"),
+        ("overlap = \"skip\"", "overlap = \"skips\"", 8, "schedules.nightly.overlap"),
+        ("overlap = ", "overlaps = ", 8, "schedules.nightly.overlaps"),
+        ("[schedules.nightly]", "[schedules.Nightly]", 3, "schedules.Nightly"),
+    ] {
+        let (found_line, found_path, detail) = only_problem(&text.replacen(part, other, 1));
+        assert_eq!((found_line, found_path.as_str()), (line, path), "{other}: {detail}");
+    }
+    let example = Manifest::from_toml(include_str!("../../../../examples/promptlockr/tenant.toml")).unwrap();
+    assert_eq!(example.schedules.keys().collect::<Vec<_>>(), ["monthly_archive"]);
+}

@@ -9,7 +9,6 @@ use std::{
 
 use secrecy::SecretString;
 use shared::{
-    clock::Clock,
     config::{Variables, WorkerConfig},
     job::Outcome,
     ledger::{self, Sessions, claim::ClaimedJob},
@@ -123,7 +122,7 @@ fn services(config: WorkerConfig) -> Result<Services, ledger::LedgerError> {
     let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", url, Sessions::Engine, CONNECTIONS)?;
     Ok(Services {
         pool: pool.clone(),
-        clock: Clock::system(),
+        clock: config.clock.clone(),
         tenants: Tenants::new(pool),
         clients: Clients::new(&config),
         sources: config.sources,
