@@ -87,10 +87,10 @@ codes! {
     QueueNotFound = "queue_not_found", NOT_FOUND, "There is no such queue";
     /// There is no such export, or it is another's.
     ExportNotFound = "export_not_found", NOT_FOUND, "There is no such export";
-    /// An address that shows a job leads nowhere, or nowhere any more.
-    LinkNotFound = "link_not_found", NOT_FOUND, "The address leads nowhere";
     /// There is no such schedule, or it is another's.
     ScheduleNotFound = "schedule_not_found", NOT_FOUND, "There is no such schedule";
+    /// An address that shows a job leads nowhere, or nowhere any more.
+    LinkNotFound = "link_not_found", NOT_FOUND, "The address leads nowhere";
     /// The address does not know the method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "The method is not allowed here";
     /// The body did not arrive in time.

@@ -195,6 +195,26 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Sources {
     }
 }
 
+/// Business time: the operating system's, or for tests a file's. A build for production has no such setting: a clock that stands still
+/// would stop every schedule, retry and expiry.
+pub(super) fn clock(reader: &mut Reader<'_>) -> Clock {
+    let Some(path) = reader.optional("OFFSTAGE_CLOCK_FILE") else { return Clock::system() };
+    if !cfg!(debug_assertions) {
+        reader.problem("OFFSTAGE_CLOCK_FILE", "is for tests, and this is a release build, which can't be told another time; remove it");
+        return Clock::system();
+    }
+    match Clock::of_file(path.into()) {
+        Ok(clock) => {
+            reader.warn(format!("OFFSTAGE_CLOCK_FILE: the business time is what {path} says; this is for tests only"));
+            clock
+        }
+        Err(detail) => {
+            reader.problem("OFFSTAGE_CLOCK_FILE", detail);
+            Clock::system()
+        }
+    }
+}
+
 /// How many streams of events one API process holds open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Streams {
@@ -225,26 +245,6 @@ pub(super) fn signing_keys(reader: &mut Reader<'_>) -> BTreeMap<String, SigningK
         }
     }
     keys
-}
-
-/// Business time: the operating system's, or for tests a file's. A build for production has no such setting: a clock that stands still
-/// would stop every schedule, retry and expiry.
-pub(super) fn clock(reader: &mut Reader<'_>) -> Clock {
-    let Some(path) = reader.optional("OFFSTAGE_CLOCK_FILE") else { return Clock::system() };
-    if !cfg!(debug_assertions) {
-        reader.problem("OFFSTAGE_CLOCK_FILE", "is for tests, and this is a release build, which can't be told another time; remove it");
-        return Clock::system();
-    }
-    match Clock::of_file(path.into()) {
-        Ok(clock) => {
-            reader.warn(format!("OFFSTAGE_CLOCK_FILE: the business time is what {path} says; this is for tests only"));
-            clock
-        }
-        Err(detail) => {
-            reader.problem("OFFSTAGE_CLOCK_FILE", detail);
-            Clock::system()
-        }
-    }
 }
 
 pub(super) fn window(reader: &mut Reader<'_>) -> u32 {

@@ -15,12 +15,12 @@ pub struct Options {
     /// The key that limits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
-    /// Where its end is told.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub completion_url: Option<String>,
     /// The schedule that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<ScheduledBy>,
+    /// Where its end is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_url: Option<String>,
     /// The key that no other unfinished job, or none for a period, may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unique: Option<Unique>,
@@ -117,7 +117,6 @@ mod tests {
         let rate = Some(Rate { jobs: 10, seconds: 1, burst: 1 });
         let schedule = Some(ScheduledBy { id: Uuid::nil(), name: "nightly".into(), due_at: DateTime::UNIX_EPOCH });
         let options = Options { limit: Some(Limit { key: "endpoint:1".into(), running: Some(5), rate }), schedule, ..Options::default() };
-        assert!(!Options::default().is_followed());
         assert!(Options { completion_url: Some("https://a.example/".into()), ..Options::default() }.is_followed());
         assert!(!options.is_empty());
         let text = serde_json::to_string(&options).unwrap();

@@ -46,10 +46,10 @@ pub struct Manifest {
     pub datasets: BTreeMap<String, Dataset>,
     /// What the product's users may use, by plan.
     pub plans: BTreeMap<String, Plan>,
-    /// Where ends of jobs may be told.
-    pub completion: Option<Completion>,
     /// What it plans by the clock; of a manifest that was read from a file only, as it takes effect when that is applied.
     pub schedules: BTreeMap<String, Definition>,
+    /// Where ends of jobs may be told.
+    pub completion: Option<Completion>,
     declaration: Declaration,
 }
 
