@@ -115,7 +115,10 @@ macro_rules! job_columns {
     };
     (followed) => {
         concat!(
-            "NULL::jsonb AS payload, CASE WHEN j.id = ANY ($3) THEN (SELECT r.result FROM job_result r WHERE r.job_id = j.id) END AS result, ",
+            "NULL::jsonb AS payload, CASE WHEN j.id = ANY ($3) THEN (SELECT r.result FROM job_result r WHERE r.job_id = j.id) END AS result,
+             (CASE WHEN j.id = ANY ($3) THEN j.options ELSE j.options - 'then' END)::text AS options,
+             CASE WHEN j.id = ANY ($3) AND j.options ? 'then'
+                  THEN ARRAY (SELECT c.job_id FROM job_child c WHERE c.parent_id = j.id ORDER BY c.position) END AS children, ",
             job_columns!(narrow)
         )
     };
