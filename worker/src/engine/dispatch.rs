@@ -198,7 +198,6 @@ async fn look(engine: &Engine, queue: Queue, connection: &mut Commands, lanes: &
             }
         }
         let depth = push::depth(connection, engine.redis.keys(), queue).await?;
-        metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth.total() as f64);
         let mut moved = 0;
         for priority in [Priority::High, Priority::Normal, Priority::Low] {
             moved += fill(engine, queue, priority, connection, lanes, &depth).await?;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use shared::{
     kinds::Registry,
     ledger::{LedgerError, dispatch, switches},
-    queue::Queue,
+    queue::{Commands, Queue, push},
     schedule::TickOutcome,
 };
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ const FROM_THE_START: &[&str] = &[
     "offstage_file_sweep_failures_total",
     "offstage_jobs_taken_over_total",
     "offstage_leftovers_swept_total",
+    "offstage_limited_jobs_admitted_total",
     "offstage_prune_failures_total",
     "offstage_runs_stuck_total",
     "offstage_schedule_failures_total",
@@ -86,7 +87,7 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
 }
 
 /// Tells until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken) {
+pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: CancellationToken, mut connection: Commands) {
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -98,6 +99,10 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
         for queue in &queues {
             if let Err(error) = engine.bounded(backlog(&engine, *queue)).await {
                 tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "could not take a queue's figures");
+            }
+            match push::depth(&mut connection, engine.redis.keys(), *queue).await {
+                Ok(depth) => metrics::gauge!("offstage_queue_stream_jobs", "queue" => queue.name()).set(depth.total() as f64),
+                Err(error) => tracing::debug!(queue = queue.name(), error = &error as &dyn std::error::Error, "could not measure a queue"),
             }
         }
     }

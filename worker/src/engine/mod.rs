@@ -289,7 +289,7 @@ fn run_beside(
     tasks.spawn(announce::run(Arc::clone(engine), announcements, engine.redis.commands()));
     let signals = signal::listen(engine.redis.clone(), &[signal::Channel::Wake, signal::Channel::Cancels], stop.clone());
     tasks.spawn(recover::run(Arc::clone(engine), signals, stop.clone(), engine.redis.commands()));
-    tasks.spawn(figures::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
+    tasks.spawn(figures::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
     tasks.spawn(switches::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
     tasks.spawn(canary::run(Arc::clone(engine), queues.to_vec(), engine.draining.clone(), engine.redis.commands()));
     tasks.spawn(limits::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
