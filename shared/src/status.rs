@@ -145,6 +145,7 @@ pub enum FollowersState {
 
 impl Followers {
     /// Of what is to follow, and did. `in_vain`: what it follows has ended in a way that brings nothing.
+    #[must_use]
     pub fn of(kinds: Vec<String>, jobs: Vec<JobId>, in_vain: bool) -> Option<Self> {
         if kinds.is_empty() {
             return None;
