@@ -41,9 +41,9 @@ impl Out {
     fn write(&self, value: &Value, words: impl Fn(&Value) -> String) -> Result<(), Error> {
         let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{value}")?
+            writeln!(out, "{value}")?;
         } else {
-            writeln!(out, "{}", words(value))?
+            writeln!(out, "{}", words(value))?;
         }
         Ok(out.flush()?)
     }
