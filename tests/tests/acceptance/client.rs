@@ -93,7 +93,8 @@ async fn jobs_are_asked_for_and_followed_from_scripts() {
     assert_eq!(two.expect(0).lines().count(), 2);
     let cursor = two.err.trim_end().rsplit(' ').next().unwrap().to_owned();
     let rest = offstage(&["jobs", "ls", "--limit", "500", "--cursor", &cursor, "--json"]).await;
-    assert_eq!(rest.lines().len() as i64, world.number("SELECT count(*) FROM job").await - 2);
+    let left = i64::try_from(rest.lines().len()).unwrap();
+    assert_eq!(left, world.number("SELECT count(*) FROM job").await - 2);
     assert_eq!(offstage(&["--as", "ada", "jobs", "ls", "--json"]).await.lines().len(), 1, "hers alone");
 
     // Queues.
