@@ -1,6 +1,7 @@
 //! Why a job is not running: asserted for every reason, at the door, with real workers and real causes.
 
 use acceptance::{PATIENCE, World, probe, until_within};
+use sandbox::Launch;
 use serde_json::{Value, json};
 
 /// What is said of a job once it says what is expected first.
@@ -67,6 +68,19 @@ async fn what_is_planned_put_off_or_tried_again_says_until_when() {
     world.execute(format!("UPDATE job SET kind = 'probe.newer' WHERE id = '{planned}'")).await;
     world.execute(format!("UPDATE job_waiting SET run_at = now() WHERE job_id = '{planned}'")).await;
     says(&world, &planned, "snoozed").await;
+}
+
+#[tokio::test]
+async fn what_is_handed_over_waits_for_a_free_place() {
+    let world = World::start().await;
+    let _worker = world.start_worker(Launch::new().env("OFFSTAGE_CONCURRENCY", "analytics=1")).await;
+    let mut last = String::new();
+    for _ in 0..6 {
+        last = post(&world, probe(&json!({"sleep_ms": 600_000}))).await;
+    }
+    let said = says(&world, &last, "in_queue").await;
+    assert_eq!((said["state"].as_str(), said["workers"].as_i64()), (Some("queued"), Some(1)), "{said}");
+    assert!(said["expected_at"].is_string(), "{said}");
 }
 
 #[tokio::test]
@@ -153,10 +167,11 @@ async fn keys_switches_and_rates_are_named() {
 
     world.sandbox.run_api(["switch", "off", "--reason", "a drill", "--by", "ops"]).await.unwrap();
     let outward = probe(&json!({"callback_url": "http://127.0.0.1:9/"}));
-    until_within(PATIENCE, "held by the switch", async || {
+    let held = until_within(PATIENCE, "held by the switch", async || {
         let id = post(&world, outward.clone()).await;
         let job = world.client.wait_for(&id, "somewhere", |job| job["state"] != "queued" && job["state"] != "running").await;
         if job["reason"] == "switched_off" { Ok(id) } else { Err(job) }
     })
     .await;
+    says(&world, &held, "switched_off").await;
 }

@@ -61,12 +61,12 @@ pub fn spread(times: &[Duration]) -> String {
 
 /// A time for people.
 pub fn seconds(time: Duration) -> String {
-    format!("{:.2} s", time.as_secs_f64())
+    format!("{:.3} s", time.as_secs_f64())
 }
 
 #[test]
 fn percentiles_are_values_that_were_measured() {
     let times: Vec<Duration> = (1..=200).map(Duration::from_secs).collect();
-    assert_eq!(spread(&times), "n=200 p50 100.00 s p99 198.00 s max 200.00 s");
+    assert_eq!(spread(&times), "n=200 p50 100.000 s p99 198.000 s max 200.000 s");
     assert_eq!(spread(&[]), "none");
 }

@@ -19,7 +19,7 @@ use shared::{
     random,
 };
 use tokio::{
-    sync::{Mutex, Semaphore, SemaphorePermit, mpsc},
+    sync::{Semaphore, SemaphorePermit, mpsc},
     task::{JoinError, JoinHandle},
 };
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,8 @@ use crate::handlers::{Handler, JobContext, Started};
 
 /// How long a handler that was asked to cancel may take to stop tidily before it is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// Of so many slots one is kept for those who go first, so that they wait for nobody's long job; a queue of fewer slots keeps none.
+const KEPT: usize = 16;
 /// How long a suspect waits, half as much more or less, before it asks again whether it is its turn.
 const SUSPECT_PAUSE: Duration = Duration::from_secs(1);
 /// How long a job waits whose kind this replica does not know: a newer replica may, in a rolling upgrade.
@@ -99,8 +101,8 @@ pub struct Runner {
     engine: Arc<Engine>,
     queue: Queue,
     slots: Arc<Semaphore>,
-    /// Held by the one who waits for a slot among those who don't go first.
-    line: Arc<Mutex<()>>,
+    /// Those slots that are open to everybody; the others are kept for those who go first.
+    open: Arc<Semaphore>,
     credits: Arc<Credits>,
     /// Jobs under which workers were lost repeatedly run in processes of their own, so many at a time.
     suspects: Arc<Semaphore>,
@@ -110,7 +112,15 @@ pub struct Runner {
 impl Runner {
     pub(super) fn new(engine: Arc<Engine>, queue: Queue, slots: usize, credits: Arc<Credits>, finished: mpsc::Sender<Finished>) -> Self {
         let suspects = Arc::clone(&engine.suspects);
-        Self { engine, queue, slots: Arc::new(Semaphore::new(slots)), line: Arc::default(), credits, suspects, finished }
+        Self {
+            engine,
+            queue,
+            slots: Arc::new(Semaphore::new(slots)),
+            open: Arc::new(Semaphore::new(slots - slots / KEPT)),
+            credits,
+            suspects,
+            finished,
+        }
     }
 
     async fn work(self, work: Work) {
@@ -140,13 +150,10 @@ impl Runner {
         }
     }
 
-    /// A slot to run in. Who goes first waits for the next one that is free, the others one at a time.
-    async fn slot(&self, goes_first: bool) -> Option<SemaphorePermit<'_>> {
-        if let Ok(slot) = self.slots.try_acquire() {
-            return Some(slot);
-        }
-        let _line = if goes_first { None } else { Some(self.line.lock().await) };
-        self.slots.acquire().await.ok()
+    /// A slot to run in. Who goes first waits for the next one that is free, whichever it is; the others leave some free for them.
+    async fn slot(&self, goes_first: bool) -> Option<(SemaphorePermit<'_>, Option<SemaphorePermit<'_>>)> {
+        let open = if goes_first { None } else { Some(self.open.acquire().await.ok()?) };
+        Some((self.slots.acquire().await.ok()?, open))
     }
 
     /// Waits for a slot and runs the handler in it; hands the job back when the process stops first.
