@@ -98,6 +98,7 @@ pub async fn edge(State((app, deadline)): State<(App, Duration)>, mut request: R
         response = answer;
     }
     finish(response.headers_mut(), &id);
+    arrival.read_rest().await;
     // Who asks again while we take our leave is to do so on a new connection, at another replica where there is one.
     if !arrival.is_whole() || app.shutdown.is_asked() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
