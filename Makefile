@@ -32,7 +32,7 @@ lint: ## formatting, clippy, the dependency rules, and the Kubernetes files wher
 chaos: ## kills, outages and misbehaving jobs at full size, half an hour and more, one after the other (SOAK_MINUTES=30, CHAOS_ONLY=redis, CHAOS_SEED=…)
 	@.ci/prepare services nextest
 	cargo build --release --package api --package worker --package acceptance --bins
-	CHAOS=full cargo nextest run --release --package acceptance --test chaos --profile chaos --test-threads 1 --no-capture $(if $(CHAOS_ONLY),$(CHAOS_ONLY)::)
+	CHAOS=full cargo nextest run --release --package acceptance --test chaos --profile chaos --test-threads 1 --no-capture $(CHAOS_ONLY)
 	@cat target/chaos/full/*.md
 
 # Only a run of the full size replaces the report in the repository.
