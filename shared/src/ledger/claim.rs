@@ -181,17 +181,17 @@ pub async fn take(
     .fetch_all(&mut *transaction)
     .await?;
 
-    let mut taken = Taken::default();
+    let mut brought = Taken::default();
     for row in &rows {
         if row.try_get::<i16, _>("state")? == 2 {
-            taken.claimed.push(claimed(row, token, now)?);
+            brought.claimed.push(claimed(row, token, now)?);
         } else {
-            taken.expired.push(JobId(row.try_get("job_id")?));
+            brought.expired.push(JobId(row.try_get("job_id")?));
         }
     }
-    super::leave(&mut transaction, taken.expired.iter().map(|job| job.0).collect(), now).await?;
+    super::leave(&mut transaction, brought.expired.iter().map(|job| job.0).collect(), now).await?;
     transaction.commit().await?;
-    Ok(taken)
+    Ok(brought)
 }
 
 fn claimed(row: &PgRow, token: i64, now: DateTime<Utc>) -> Result<ClaimedJob, LedgerError> {
