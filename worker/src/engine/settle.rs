@@ -13,6 +13,7 @@ use shared::{
     queue::{Queue, read::reconnect_pause},
     random,
 };
+use sqlx::{Postgres, pool::PoolConnection};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,14 @@ const BATCH: usize = 500;
 /// Settles until all runners are gone and all they left is written; `forced` gives up sooner.
 pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finished>, forced: CancellationToken) {
     let mut received: Vec<Finished> = Vec::with_capacity(BATCH);
-    while outcomes.recv_many(&mut received, BATCH).await > 0 {
+    let mut kept = None;
+    loop {
+        if outcomes.is_empty() {
+            kept = None;
+        }
+        if outcomes.recv_many(&mut received, BATCH).await == 0 {
+            return;
+        }
         let mut canaries = Vec::new();
         let mut batch: Vec<Ended> = Vec::with_capacity(received.len());
         for finished in received.drain(..) {
@@ -43,7 +51,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
             // Our own id is no job's: the statement runs, and finds nothing to settle of it.
             settlements.push(Settlement::of_nothing(JobId(engine.worker)));
         }
-        let Some(settled) = write_patiently(&engine, settlements, &forced).await else { return };
+        let Some(settled) = write_patiently(&engine, &mut kept, settlements, &forced).await else { return };
         for (queue, sent) in canaries {
             metrics::histogram!("offstage_queue_canary_seconds", "queue" => queue.name()).record(sent.elapsed().as_secs_f64());
             engine.health.reached(queue, Stage::Settled, sent);
@@ -102,18 +110,34 @@ fn count(finished: &Ended, settled: &Settled) {
     }
 }
 
-async fn write(engine: &Engine, settlements: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
-    settle::settle(&mut *engine.services.pool.acquire().await?, settlements).await
+/// The connection of the last batch, kept while there is another one: who writes batch upon batch is best served by a session that
+/// has the plans and the tables at hand.
+type Kept = Option<PoolConnection<Postgres>>;
+
+async fn write(engine: &Engine, kept: &mut Kept, settlements: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
+    let mut connection = match kept.take() {
+        Some(connection) => connection,
+        None => engine.services.pool.acquire().await?,
+    };
+    // One on which something went wrong, or whose answer was not waited for, goes back to the pool, which looks at it.
+    let settled = settle::settle(&mut connection, settlements).await?;
+    *kept = Some(connection);
+    Ok(settled)
 }
 
 /// Writes a batch, for as long as it takes. A batch refused for its data is written one by one, and a member that is refused
 /// alone fails its job instead. `None` when forced to stop.
-async fn write_patiently(engine: &Engine, settlements: Vec<Settlement>, forced: &CancellationToken) -> Option<Vec<Settled>> {
+async fn write_patiently(
+    engine: &Engine,
+    kept: &mut Kept,
+    settlements: Vec<Settlement>,
+    forced: &CancellationToken,
+) -> Option<Vec<Settled>> {
     let mut failures: u32 = 0;
     let mut parts: Vec<Vec<Settlement>> = vec![settlements];
     let mut settled = Vec::new();
     while let Some(part) = parts.pop() {
-        let error = match engine.bounded(write(engine, &part)).await {
+        let error = match engine.bounded(write(engine, kept, &part)).await {
             Ok(written) => {
                 settled.extend(written);
                 continue;
