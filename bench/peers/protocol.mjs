@@ -40,7 +40,7 @@ export function tally() {
     completed: 0,
     begun: 0,
     last: 0,
-    begin() { counted.begun ||= now(); },
+    begin(at = now()) { counted.begun ||= at; },
     complete(jobs = 1) {
       counted.completed += jobs;
       counted.last = now();

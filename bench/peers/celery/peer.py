@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 
 import celery
 from celery import Celery
@@ -27,9 +28,14 @@ def now():
     return time.time() * 1e3
 
 
+def line():
+    # Not through sys.stdin: its lock would be held while the pool forks, and the children would wait for it for ever.
+    os.read(0, 64)
+
+
 def gate():
     say(event="ready")
-    sys.stdin.readline()
+    line()
 
 
 def pad(size):
@@ -91,6 +97,7 @@ def timed(job):
 
 def work(beside):
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     worker = app.Worker(pool="prefork", concurrency=POOL, without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True, loglevel="CRITICAL")
     threading.Thread(target=beside, daemon=True).start()
     worker.start()
@@ -109,7 +116,7 @@ def drain():
             time.sleep(0.01)
 
     def stop():
-        sys.stdin.readline()
+        line()
         say(event="begun", at=tally["begun"])
         say(event="done", at=tally["last"])
         leave()

@@ -62,12 +62,14 @@ const commands = {
     await gate();
     const counted = tally();
     while (!counted.stopped) {
+      const asked = now();
       const batch = await boss.fetch(NAME, { batchSize: BATCH });
       if (batch.length === 0) {
         await new Promise((resolve) => setTimeout(resolve, 10));
         continue;
       }
-      counted.begin();
+      // Taking a batch of thousands is part of the work.
+      counted.begin(asked);
       await boss.complete(NAME, batch.map((job) => job.id));
       counted.complete(batch.length);
     }

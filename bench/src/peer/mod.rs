@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How long a peer may take for anything: a run is a matter of seconds.
-const WITHIN: Duration = Duration::from_secs(600);
+const WITHIN: Duration = Duration::from_secs(150);
 
 /// A peer that is installed.
 #[derive(Debug, Clone)]
