@@ -67,8 +67,9 @@ impl Peer {
         let seconds = if self.definition.rival { plan.seconds } else { plan.seconds.div_ceil(4) };
         let jobs = WARM_UP + seconds * RATE;
         let mut worker = self.start(&arguments("pickup", &[jobs, CONCURRENCY]))?;
-        let mut producer = self.start(&arguments("pace", &[jobs, BYTES, RATE]))?;
+        // One after the other: two that make the same schema at once disturb each other.
         worker.event("ready").await?;
+        let mut producer = self.start(&arguments("pace", &[jobs, BYTES, RATE]))?;
         producer.event("ready").await?;
         worker.go().await?;
         let meter = self.meter([Watched::family("producer", producer.pid()), Watched::family("worker", worker.pid())]);
