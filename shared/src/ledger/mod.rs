@@ -26,6 +26,7 @@ pub mod files;
 pub mod find;
 pub mod holds;
 pub mod insert;
+pub mod late;
 pub mod limits;
 pub mod links;
 pub mod next;

@@ -24,6 +24,7 @@ mod figures;
 mod heartbeat;
 mod held;
 mod holds;
+mod late;
 mod lease;
 mod limits;
 mod recover;
@@ -294,6 +295,7 @@ fn run_beside(
     tasks.spawn(canary::run(Arc::clone(engine), queues.to_vec(), engine.draining.clone(), engine.redis.commands()));
     tasks.spawn(limits::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
     tasks.spawn(ended::run(Arc::clone(engine), stop.clone()));
+    tasks.spawn(late::run(Arc::clone(engine), stop.clone()));
     tasks.spawn(dispatch::run(Arc::clone(engine), slots.clone(), stop.clone(), engine.redis.commands()));
 }
 
