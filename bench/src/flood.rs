@@ -75,7 +75,8 @@ fn take(left: &AtomicUsize) -> bool {
 pub fn post(address: SocketAddr, path: &str, key: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     let key = if key.is_empty() { String::new() } else { format!("authorization: Bearer {key}\r\n") };
-    format!("POST {path} HTTP/1.1\r\nhost: {address}\r\n{key}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
+    format!("POST {path} HTTP/1.1\r\nhost: {address}\r\n{key}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
 }
 
 /// The bytes of a `GET`.

@@ -68,6 +68,9 @@ struct Arguments {
     /// Where the peers that cargo built lie.
     #[arg(long, default_value = "target/peers/release")]
     peer_binaries: PathBuf,
+    /// Where the servers' data lie meanwhile; beside the programs when absent. What is there goes.
+    #[arg(long)]
+    data: Option<PathBuf>,
     /// Where the report goes.
     #[arg(long)]
     results: PathBuf,
@@ -93,7 +96,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     if let Some(rows) = arguments.exports {
         let patience = Duration::from_secs(arguments.patience);
         let plan = exports::Plan { rows: rows.max(1), rounds: arguments.rounds.max(1), patience };
-        let report = exports::run(&fresh_directory()?, arguments.date, plan).await?;
+        let report = exports::run(&fresh_directory(arguments.data)?, arguments.date, plan).await?;
         return publish(&report, &arguments.results);
     }
     let plan = Plan {
@@ -104,7 +107,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         patience: Duration::from_secs(arguments.patience),
     };
     let parts = if arguments.only.is_empty() { PARTS.to_vec() } else { arguments.only };
-    let directory = fresh_directory()?;
+    let directory = fresh_directory(arguments.data)?;
     let offstage = Offstage::start(&directory).await?;
     let servers = offstage.servers();
     let described = offstage.versions().await?;
@@ -141,10 +144,14 @@ fn publish(report: &impl std::fmt::Display, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An empty directory for the servers' data beside the programs, on a disk that is what it is. An earlier run's goes.
-fn fresh_directory() -> Result<PathBuf> {
-    let us = std::env::current_exe().doing("find the running program")?;
-    let directory = us.parent().unwrap_or(Path::new(".")).join("bench-data");
+/// An empty directory for the servers' data, beside the programs where none is named: a disk that is what it is. An earlier run's goes.
+fn fresh_directory(named: Option<PathBuf>) -> Result<PathBuf> {
+    let directory = if let Some(named) = named {
+        named
+    } else {
+        let us = std::env::current_exe().doing("find the running program")?;
+        us.parent().unwrap_or(Path::new(".")).join("bench-data")
+    };
     match std::fs::remove_dir_all(&directory) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::Machine { action: format!("remove the data of an earlier run, {}", directory.display()), source })

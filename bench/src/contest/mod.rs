@@ -238,7 +238,7 @@ impl Field {
             Part::Scaling => {
                 let mut rows = Vec::new();
                 // As long as the first takes, if all scale: some four seconds.
-                let each = (plan.jobs / 10).min(SCALING_CONCURRENCY * 1_000 / WAIT * 4).max(1);
+                let each = (plan.jobs / 10).clamp(1, SCALING_CONCURRENCY * 1_000 / WAIT * 4);
                 for processes in PROCESSES {
                     offstage.clear().await?;
                     offstage.prepare(each * processes, &waiting_payload()).await?;
@@ -286,15 +286,16 @@ fn one_line(row: &Row, run: &Run) -> String {
     let latencies = run.latencies.as_ref().map(|latencies| {
         format!(" p50 {:.2} p99 {:.2} max {:.2} ms;", latencies.percentile(50), latencies.percentile(99), latencies.max())
     });
-    let extras: String = run.extras.iter().map(|(name, value)| format!(" {name} {value:.1};")).collect();
+    let extras: Vec<String> = run.extras.iter().map(|(name, value)| format!(" {name} {value:.1};")).collect();
     format!(
-        "{}{}, {:?}, {}: {:.0}/s;{}{extras} CPU µs a job: {}; others {:.0} %",
+        "{}{}, {:?}, {}: {:.0}/s;{}{} CPU µs a job: {}; others {:.0} %",
         row.contestant,
         if row.grown { " with a history" } else { "" },
         row.figure,
         row.how,
         run.rate(),
         latencies.unwrap_or_default(),
+        extras.concat(),
         costs.join(", "),
         run.others * 100.0
     )

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
 use sandbox::Process;
 use shared::queue::{Commands, Queue, push};
 use tokio::time::{sleep, timeout};

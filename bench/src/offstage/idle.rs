@@ -14,6 +14,8 @@ use crate::{
 
 /// From being ready to being idle.
 const SETTLED: Duration = Duration::from_secs(3);
+/// The same where only that it works is looked at.
+const HARDLY_SETTLED: Duration = Duration::from_millis(100);
 
 impl Offstage {
     /// Watches an installation that idles.
@@ -21,7 +23,7 @@ impl Offstage {
         let api = self.api().await?;
         let worker = self.world.start_worker(Launch::new().once().env("OFFSTAGE_LOG", "warn")).await?;
         let (api_pid, worker_pid) = (api.pid().unwrap_or_default(), worker.pid().unwrap_or_default());
-        sleep(SETTLED).await;
+        sleep(if plan.small() { HARDLY_SETTLED } else { SETTLED }).await;
         let mut watched = vec![Watched::family("api", api_pid), Watched::family("worker", worker_pid)];
         watched.extend(self.watched_servers());
         let before = self.commands_so_far().await?;

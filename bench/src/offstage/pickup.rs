@@ -142,7 +142,8 @@ impl Offstage {
     async fn claims(&self) -> Result<HashMap<String, DateTime<Utc>>> {
         let rows = sqlx::query("SELECT job_id::text AS id, started_at FROM job_state WHERE job_id > $1")
             .bind(self.floor())
-            .fetch_all(&self.superuser).await?;
+            .fetch_all(&self.superuser)
+            .await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("started_at")?))).collect()
     }
 }

@@ -1,9 +1,6 @@
 //! Jobs posted at a steady pace, whatever became of the one before.
 
-use std::{
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     sync::mpsc,

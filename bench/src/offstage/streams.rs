@@ -37,7 +37,8 @@ const LONGEST: usize = 64 * 1024;
 impl Offstage {
     /// Listeners, most of them idle; latencies go from a job's end to its event.
     pub async fn streams(&self, plan: &Plan) -> Result<Run> {
-        let launch = Launch::new().once().env("OFFSTAGE_LOG", "warn").env("OFFSTAGE_STREAMS", "6000").env("OFFSTAGE_STREAMS_OF_TENANT", "6000");
+        let launch =
+            Launch::new().once().env("OFFSTAGE_LOG", "warn").env("OFFSTAGE_STREAMS", "6000").env("OFFSTAGE_STREAMS_OF_TENANT", "6000");
         let api = self.world.start_api(launch).await?;
         let worker = self.worker(CONCURRENCY).await?;
         let address = Self::address_of(&api)?;

@@ -114,7 +114,7 @@ pub const PEERS: [Definition; 7] = [
     },
 ];
 
-/// The HTTP door before BullMQ.
+/// The HTTP door before `BullMQ`.
 pub const DOOR: Definition = Definition {
     name: "fastify + BullMQ",
     folder: "fastify-bullmq",

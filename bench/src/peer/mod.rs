@@ -20,8 +20,8 @@ use tokio::{
     time::timeout,
 };
 
-pub use catalogue::{DOOR, Definition, PEERS};
 use catalogue::Launch;
+pub use catalogue::{DOOR, Definition, PEERS};
 
 use crate::{
     error::{Doing, Error, Result},
@@ -72,7 +72,12 @@ struct Running {
 
 impl Peer {
     /// A peer, if it is installed and runs; else why it is skipped.
-    pub async fn find(definition: &'static Definition, peers: &Path, binaries: &Path, servers: &Servers) -> std::result::Result<Self, String> {
+    pub async fn find(
+        definition: &'static Definition,
+        peers: &Path,
+        binaries: &Path,
+        servers: &Servers,
+    ) -> std::result::Result<Self, String> {
         let launch = definition.launch(peers, binaries)?;
         let directory = peers.join(definition.folder);
         let mut peer = Self { definition, version: String::new(), launch, directory, servers: servers.clone() };
@@ -154,8 +159,7 @@ impl Running {
         let Some(line) = line else {
             return Err(Error::Unexpected(format!("{} ended before it said `{expected}`", self.what)));
         };
-        serde_json::from_str::<Event>(&line)
-            .map_err(|_| Error::Unexpected(format!("{} said {line:?} in place of `{expected}`", self.what)))
+        serde_json::from_str::<Event>(&line).map_err(|_| Error::Unexpected(format!("{} said {line:?} in place of `{expected}`", self.what)))
     }
 
     /// Waits for its end, which must be a good one.

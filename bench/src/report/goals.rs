@@ -2,7 +2,13 @@
 
 use std::fmt;
 
-use super::*;
+use super::{Report, Table, whole};
+use crate::{
+    contest::{BULK, Figure, HTTP, IDLE, OURS, PICKUP, POLLING, Row, STREAMS, drain, of, scaling},
+    measure::count,
+    peer::DOOR,
+    plan::PROCESSES,
+};
 
 /// One line: what, ours, beside what, the ratio, the goal, and whether it is met.
 struct Line {
@@ -20,6 +26,11 @@ impl Line {
         let met = ours.zip(theirs).map(|(ours, theirs)| ours >= least * theirs);
         let beside = theirs.map(|theirs| (name, theirs));
         Self { figure: figure.to_owned(), ours, beside, goal: format!("≥ {least}×"), met, unit: "/s" }
+    }
+
+    /// The same, its goal in other words.
+    fn goal(self, goal: impl Into<String>) -> Self {
+        Self { goal: goal.into(), ..self }
     }
 
     /// A value that is not to exceed another.
@@ -59,8 +70,7 @@ impl Report {
     fn beside_peers(&self) -> Vec<Line> {
         let theirs = |figure| self.rate(&of("BullMQ", figure));
         let (one, two) = (self.rate(&drain(1)), self.rate(&drain(2)));
-        let mut faster = Line::times("two processes beside one", two, "one", one, 1.0);
-        faster.goal = "not slower".to_owned();
+        let faster = Line::times("two processes beside one", two, "one", one, 1.0).goal("not slower");
         let door = of(DOOR.name, Figure::Http);
         let cost = |row: &Row| self.total_cost(row);
         let (our_cost, their_cost) = (cost(&drain(1)), cost(&of("BullMQ", Figure::Drain(1))));
@@ -130,10 +140,9 @@ impl Report {
     fn growth_and_scaling(&self) -> Vec<Line> {
         let mut lines = Vec::new();
         for (figure, row) in [("drain", drain(1)), ("HTTP enqueue", HTTP), ("bulk enqueue", BULK)] {
-            let mut line =
-                Line::times(&format!("growth: {figure}, jobs"), self.rate(&row.with_history()), "empty", self.rate(&row), 1.0 / 1.2);
-            line.goal = "within 1.2×".to_owned();
-            lines.push(line);
+            let figure = format!("growth: {figure}, jobs");
+            let line = Line::times(&figure, self.rate(&row.with_history()), "empty", self.rate(&row), 1.0 / 1.2);
+            lines.push(line.goal("within 1.2×"));
         }
         let pickup = |row: &Row| self.latency(row, |latencies| latencies.percentile(50));
         let (grown, empty) = (pickup(&PICKUP.with_history()), pickup(&PICKUP));
@@ -149,11 +158,10 @@ impl Report {
         lines.push(Line::at_most("growth: the slowest list or lookup", slowest, 100.0, " ms"));
         let one = self.rate(&scaling(1));
         for processes in PROCESSES.into_iter().skip(1) {
-            let factor = crate::measure::count(processes);
+            let factor = count(processes);
             let figure = format!("scaling: jobs that wait, {processes} processes");
-            let mut line = Line::times(&figure, self.rate(&scaling(processes)), "one", one, 0.9 * factor);
-            line.goal = format!("≥ {:.1}×, until a core is full", 0.9 * factor);
-            lines.push(line);
+            let line = Line::times(&figure, self.rate(&scaling(processes)), "one", one, 0.9 * factor);
+            lines.push(line.goal(format!("≥ {:.1}×, until a core is full", 0.9 * factor)));
         }
         lines
     }

@@ -8,13 +8,11 @@ use std::fmt;
 pub(crate) use table::{Table, thousands, whole};
 
 use crate::{
-    contest::{
-        BULK, Figure, HTTP, IDLE, OURS, PICKUP, POLLING, Results, Row, STREAMS, drain, of, scaling,
-    },
+    contest::{BULK, Figure, HTTP, OURS, PICKUP, Results, Row, drain, of},
     machine,
     measure::{Latencies, Run, median},
-    peer::{DOOR, PEERS},
-    plan::{BULK_IN_FLIGHT, BYTES, CONCURRENCY, DISTURBED, PROCESSES, Plan, RATE},
+    peer::PEERS,
+    plan::{BULK_IN_FLIGHT, BYTES, CONCURRENCY, DISTURBED, Plan, RATE},
 };
 
 /// All there is to tell about a run of the benchmark.
@@ -48,7 +46,11 @@ impl fmt::Display for Report {
             self.plan.seconds,
             self.plan.rounds,
         )?;
-        writeln!(f, "- {OURS} {}, release build; every job is a durable row before its answer, claimed, and a record of its run after its end", env!("CARGO_PKG_VERSION"))?;
+        writeln!(
+            f,
+            "- {OURS} {}, release build; every job is a durable row before its answer, claimed, and a record of its run after its end",
+            env!("CARGO_PKG_VERSION")
+        )?;
         for (version, note) in &self.versions {
             writeln!(f, "- {version}; what it leaves out: {note}")?;
         }
@@ -72,8 +74,15 @@ impl fmt::Display for Report {
 impl Report {
     /// Ours beside each peer.
     fn ratios(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table =
-            Table::new(&["peer", "drain", "drain, two processes", "bulk", "HTTP beside its single adds", "CPU a job, drain", "pick-up p99"]);
+        let mut table = Table::new(&[
+            "peer",
+            "drain",
+            "drain, two processes",
+            "bulk",
+            "HTTP beside its single adds",
+            "CPU a job, drain",
+            "pick-up p99",
+        ]);
         for peer in &PEERS {
             let rate = |ours: Row, figure: Figure| {
                 let of = |row: &Row| self.rate(row);
@@ -98,7 +107,8 @@ impl Report {
     /// All that is a rate.
     fn rates(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&["figure", "who", "how", "jobs/s", "all runs", "CPU µs a job", "peak RSS MiB"]);
-        let has_rate = |row: &Row| matches!(row.figure, Figure::Drain(_) | Figure::Bulk | Figure::Http | Figure::Single | Figure::Scaling(_));
+        let has_rate =
+            |row: &Row| matches!(row.figure, Figure::Drain(_) | Figure::Bulk | Figure::Http | Figure::Single | Figure::Scaling(_));
         for (row, runs) in self.results.runs.iter().filter(|(row, _)| has_rate(row)) {
             let rates: Vec<String> = runs.iter().map(|run| format!("{}{}", whole(run.rate()), mark(run))).collect();
             let memory = ["API RSS MiB", "worker RSS MiB"].iter().find_map(|name| self.value(row, name));
@@ -138,13 +148,18 @@ impl Report {
             ]);
         }
         writeln!(f, "## Latencies\n\n{table}")?;
-        writeln!(f, "CPU of a pick-up includes what an idle system uses in that time. Of a bulk request the latency is that of 1,000 jobs.\n")
+        writeln!(
+            f,
+            "CPU of a pick-up includes what an idle system uses in that time. Of a bulk request the latency is that of 1,000 jobs.\n"
+        )
     }
 
     /// All that is neither.
     fn rest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&["figure", "what", "median", "all runs"]);
-        for (row, runs) in self.results.runs.iter().filter(|(row, _)| matches!(row.figure, Figure::Idle | Figure::Polling | Figure::Streams)) {
+        for (row, runs) in
+            self.results.runs.iter().filter(|(row, _)| matches!(row.figure, Figure::Idle | Figure::Polling | Figure::Streams))
+        {
             for (extra, _) in runs.first().map(|run| run.extras.as_slice()).unwrap_or_default() {
                 let all: Vec<String> =
                     runs.iter().filter_map(|run| run.value(extra).map(|value| format!("{value:.1}{}", mark(run)))).collect();
@@ -163,7 +178,11 @@ impl Report {
             table.line([lookup.what.to_owned(), lookup.found.to_string(), format!("{middle:.2}"), format!("{most:.2}")]);
         }
         writeln!(f, "## Lookups among {} finished jobs\n\n{table}", thousands(self.plan.finished))?;
-        writeln!(f, "The first of the questions, with nothing in any cache, is among them. The history took {:.0} s to load.\n", loaded.as_secs_f64())
+        writeln!(
+            f,
+            "The first of the questions, with nothing in any cache, is among them. The history took {:.0} s to load.\n",
+            loaded.as_secs_f64()
+        )
     }
 
     fn disturbed(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -258,7 +277,8 @@ mod tests {
         let plan = Plan { jobs: 50_000, seconds: 20, rounds: 3, finished: 10, patience: Duration::ZERO };
         let results = Results { runs: runs.into_iter().collect(), ..Results::default() };
         let skipped = vec!["nobody".into()];
-        Report { date: "today".into(), plan, servers: "servers".into(), versions: vec![("Peer 1".into(), "all")], skipped, results }.to_string()
+        Report { date: "today".into(), plan, servers: "servers".into(), versions: vec![("Peer 1".into(), "all")], skipped, results }
+            .to_string()
     }
 
     fn line_of<'a>(text: &'a str, start: &str) -> &'a str {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use secrecy::SecretString;
 use shared::{
     job::{JobId, Options, Priority},
     kinds::{Kind, ProbeRun},
@@ -11,7 +12,6 @@ use shared::{
     },
     queue::Queue,
 };
-use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Row, types::Uuid};
 use tokio::time::sleep;
 
@@ -47,7 +47,7 @@ impl Offstage {
         self.clear().await?;
         self.run_templates().await?;
         let tables = self.tables_with_jobs().await?;
-        self.set("max_wal_size", Some("8GB")).await?;
+        self.set("max_wal_size", Some("4GB")).await?;
         let indexes = self.drop_indexes(&tables).await?;
         self.make_templates(&tables, rows).await?;
         // Two at a time, the large ones beside each other: one core each.
@@ -152,7 +152,8 @@ impl Offstage {
         .await?;
         let mut found = vec!["job".to_owned()];
         for table in candidates {
-            let holds: bool = sqlx::query_scalar(AssertSqlSafe(format!("SELECT EXISTS (SELECT FROM {table})"))).fetch_one(&self.superuser).await?;
+            let holds: bool =
+                sqlx::query_scalar(AssertSqlSafe(format!("SELECT EXISTS (SELECT FROM {table})"))).fetch_one(&self.superuser).await?;
             if holds {
                 found.push(table);
             }
