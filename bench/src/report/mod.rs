@@ -304,7 +304,7 @@ mod tests {
         };
         let (met, text) = of_drain(41_000);
         assert!(met.contains("met") && met.contains("2.05×"), "{met}");
-        assert!(line_of(&text, "| HTTP enqueue ").contains("not measured"), "{text}");
+        assert!(line_of(&text, "| HTTP enqueue, jobs ").contains("not measured"), "{text}");
         let (missed, _) = of_drain(39_000);
         assert!(missed.contains("missed"), "{missed}");
     }
