@@ -68,7 +68,7 @@ impl Plan {
     /// Listeners, clients that poll: as many as said, fewer where all is small.
     #[must_use]
     pub const fn crowd(&self, wanted: usize) -> usize {
-        if self.small() { wanted / 20 } else { wanted }
+        if self.small() { wanted / 50 } else { wanted }
     }
 
     /// Jobs of the pick-up, the warm-up included.

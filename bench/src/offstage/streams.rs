@@ -67,7 +67,7 @@ impl Offstage {
             }
         }
         timeout(CONNECTED_WITHIN, connected.wait()).await.map_err(|_| Error::Unexpected("not everybody could listen".to_owned()))?;
-        sleep(QUIET).await;
+        sleep(if plan.small() { QUIET / 10 } else { QUIET }).await;
         let idle = memory::resident(pid);
 
         let mut watched = vec![Watched::family("api", pid), Watched::family("worker", worker.pid().unwrap_or_default())];
