@@ -102,7 +102,8 @@ async fn main() {
         "pickup" => {
             let storage = storage().await;
             let jobs = command.number(0);
-            let worker = WorkerBuilder::new(name).backend(storage.poll_with_interval(POLL)).parallelize(tokio::spawn).data(jobs).build(time);
+            let worker =
+                WorkerBuilder::new(name).backend(storage.poll_with_interval(POLL)).parallelize(tokio::spawn).data(jobs).build(time);
             let ready = async {
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 tokio::task::spawn_blocking(gate).await.expect("no panic");

@@ -6,7 +6,11 @@ mod protocol;
 
 use std::sync::Arc;
 
-use bullmq::{BulkJob, Job, Queue, QueueOptions, Worker, WorkerOptions, options::RedisConnectionOptions, worker::{CancellationToken, WorkerEvent}};
+use bullmq::{
+    BulkJob, Job, Queue, QueueOptions, Worker, WorkerOptions,
+    options::RedisConnectionOptions,
+    worker::{CancellationToken, WorkerEvent},
+};
 use protocol::{BULK, Command, Tally, Waits, gate, pace, pad, redis_url, repeat, say_versions};
 use serde_json::{Value, json};
 
@@ -58,7 +62,8 @@ async fn main() {
                 TALLY.begin();
                 Ok(Value::Null)
             };
-            let worker = Worker::with_options(QUEUE, move |job, token| process(job, token), options(command.number(0))).await.expect("a worker");
+            let worker =
+                Worker::with_options(QUEUE, move |job, token| process(job, token), options(command.number(0))).await.expect("a worker");
             gate();
             TALLY.report();
             worker.run().await.expect("it runs");

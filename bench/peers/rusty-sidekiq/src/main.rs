@@ -56,8 +56,8 @@ async fn add(pool: &RedisPool, args: Args) {
 }
 
 async fn work(workers: usize, jobs: Option<usize>) {
-    let mut processor = Processor::new(pool(workers + 4).await, vec![QUEUE.into()])
-        .with_config(ProcessorConfig::default().num_workers(workers));
+    let mut processor =
+        Processor::new(pool(workers + 4).await, vec![QUEUE.into()]).with_config(ProcessorConfig::default().num_workers(workers));
     processor.register(Probe { jobs });
     processor.run().await;
 }
