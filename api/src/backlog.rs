@@ -222,6 +222,31 @@ mod tests {
         assert_eq!((known.counted, known.added, known.leaving), (900, 200, Some(40.0)));
     }
 
+    #[test]
+    fn what_passed_by_may_come_back_and_is_counted_soon() {
+        let mut known = Known { counted_at: Instant::now().checked_sub(Duration::from_secs(1)), ..Known::default() };
+        assert!(!known.is_stale(20));
+        known.passed = 10;
+        assert!(known.is_stale(20));
+        known.learn(10, 0, Instant::now(), Duration::ZERO);
+        assert_eq!((known.passed, known.is_stale(20)), (0, false), "counted just now");
+    }
+
+    #[test]
+    fn an_estimate_says_nothing_it_does_not_know() {
+        let began = Instant::now();
+        let mut known = Known::default();
+        known.learn(1_000, 0, began, Duration::ZERO);
+        known.learn(900, 0, began + Duration::from_secs(1), Duration::ZERO);
+        known.learn(0, 0, began + Duration::from_secs(2), Duration::ZERO);
+        let leaving = known.leaving;
+        known.learn(0, 0, began + Duration::from_secs(60), Duration::ZERO);
+        assert_eq!(known.leaving, leaving, "an empty backlog does not go down");
+        known.learn(10, 10, began + Duration::from_secs(61), Duration::ZERO);
+        known.learn(10, 0, began + Duration::from_secs(62), Duration::ZERO);
+        assert_eq!(known.leaving, None, "one that stands still goes on at any speed");
+    }
+
     #[tokio::test]
     async fn who_is_on_the_way_in_counts_and_who_did_not_get_in_does_not() {
         // Nobody answers there: what is known is what this process let in.
