@@ -36,14 +36,13 @@ chaos: ## kills, outages and misbehaving jobs at full size, half an hour and mor
 	@cat target/chaos/full/*.md
 
 # Only a run of the full size replaces the report in the repository.
-BENCH_RESULTS ?= $(if $(BENCH_JOBS)$(BENCH_SECONDS)$(BENCH_ROUNDS)$(BENCH_ONLY),target/bench-results.md,bench/RESULTS.md)
+BENCH_SETTINGS := $(BENCH_JOBS)$(BENCH_SECONDS)$(BENCH_ROUNDS)$(BENCH_ONLY)$(BENCH_PEERS)$(BENCH_FINISHED)
+BENCH_RESULTS ?= $(if $(BENCH_SETTINGS),target/bench-results.md,bench/RESULTS.md)
 
-bench: ## ours beside the peers, some minutes on a calm machine (BENCH_JOBS=500 BENCH_SECONDS=2: a quick look)
+bench: ## ours beside the peers, half an hour on a calm machine (BENCH_JOBS=500 BENCH_SECONDS=2 BENCH_ROUNDS=1 BENCH_FINISHED=5000: a quick look)
 	@.ci/prepare services
 	cargo build --release --package api --package worker --package bench --bins
-	@if command -v node >/dev/null && command -v npm >/dev/null; then \
-		npm ci --prefix bench/peers/bullmq --ignore-scripts --no-audit --no-fund || echo "bench: npm could not install BullMQ; it will be skipped"; \
-	else echo "bench: Node.js or npm is not here; BullMQ will be skipped"; fi
+	@bench/peers/install
 	target/release/bench --date "$$(date -u +%F)" --results $(BENCH_RESULTS)
 
 # Only a run of the full size replaces the report in the repository.

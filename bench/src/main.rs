@@ -7,6 +7,7 @@
 mod contest;
 mod error;
 mod exports;
+mod flood;
 mod http;
 mod machine;
 mod measure;
@@ -23,10 +24,10 @@ use std::{
 
 use clap::Parser;
 
-use contest::{PARTS, Part};
+use contest::{Field, PARTS, Part};
 use error::{Doing, Error, Result};
 use offstage::Offstage;
-use peer::Peer;
+use peer::{DOOR, PEERS, Peer};
 use plan::Plan;
 use report::Report;
 
@@ -37,12 +38,15 @@ struct Arguments {
     /// Jobs of the drain and of each enqueue.
     #[arg(long, env = "BENCH_JOBS", default_value_t = 50_000)]
     jobs: usize,
-    /// Seconds of the pick-up.
+    /// Seconds of the pick-up; what else lasts as long as one likes takes half of that.
     #[arg(long, env = "BENCH_SECONDS", default_value_t = 20)]
     seconds: usize,
     /// Runs of each figure; medians count.
     #[arg(long, env = "BENCH_ROUNDS", default_value_t = 3)]
     rounds: usize,
+    /// Finished jobs that growth loads.
+    #[arg(long, env = "BENCH_FINISHED", default_value_t = 10_000_000)]
+    finished: usize,
     /// Seconds to wait before each run for other programs to leave the machine alone; 0 takes it as it is.
     #[arg(long, env = "BENCH_PATIENCE", default_value_t = 30)]
     patience: u64,
@@ -52,12 +56,21 @@ struct Arguments {
     /// Instead of all that: exports of so many rows beside `psql \copy`.
     #[arg(long, env = "BENCH_EXPORT_ROWS")]
     exports: Option<u64>,
+    /// Peers to run, by name; all when absent.
+    #[arg(long, env = "BENCH_PEERS", value_delimiter = ',')]
+    with: Vec<String>,
     /// The date that the report bears.
     #[arg(long)]
     date: String,
     /// Where the peers lie.
     #[arg(long, default_value = "bench/peers")]
     peers: PathBuf,
+    /// Where the peers that cargo built lie.
+    #[arg(long, default_value = "target/peers/release")]
+    peer_binaries: PathBuf,
+    /// Where the servers' data lie meanwhile; beside the programs when absent. What is there goes.
+    #[arg(long)]
+    data: Option<PathBuf>,
     /// Where the report goes.
     #[arg(long)]
     results: PathBuf,
@@ -83,33 +96,43 @@ async fn run(arguments: Arguments) -> Result<()> {
     if let Some(rows) = arguments.exports {
         let patience = Duration::from_secs(arguments.patience);
         let plan = exports::Plan { rows: rows.max(1), rounds: arguments.rounds.max(1), patience };
-        let report = exports::run(&fresh_directory()?, arguments.date, plan).await?;
+        let report = exports::run(&fresh_directory(arguments.data)?, arguments.date, plan).await?;
         return publish(&report, &arguments.results);
     }
     let plan = Plan {
         jobs: arguments.jobs.max(1),
         seconds: arguments.seconds.max(1),
         rounds: arguments.rounds.max(1),
+        finished: arguments.finished.max(1),
         patience: Duration::from_secs(arguments.patience),
     };
     let parts = if arguments.only.is_empty() { PARTS.to_vec() } else { arguments.only };
-    let directory = fresh_directory()?;
+    let directory = fresh_directory(arguments.data)?;
     let offstage = Offstage::start(&directory).await?;
-    let mut peers = Vec::new();
+    let servers = offstage.servers();
+    let described = offstage.versions().await?;
+    let mut found = Vec::new();
     let mut skipped = Vec::new();
-    match Peer::bullmq(arguments.peers, offstage.redis_url().to_owned()).await {
-        Ok(peer) => peers.push(peer),
-        Err(reason) => {
-            eprintln!("skipped: {reason}");
-            skipped.push(reason);
+    for definition in PEERS.iter().chain([&DOOR]) {
+        if !arguments.with.is_empty() && !arguments.with.iter().any(|name| name == definition.name || name == definition.folder) {
+            skipped.push(format!("{}: not asked for (BENCH_PEERS)", definition.name));
+            continue;
+        }
+        match Peer::find(definition, &arguments.peers, &arguments.peer_binaries, &servers).await {
+            Ok(peer) => found.push(peer),
+            Err(reason) => {
+                eprintln!("skipped: {reason}");
+                skipped.push(reason);
+            }
         }
     }
-    let servers = offstage.versions().await?;
-    let results = contest::run(&offstage, &peers, &parts, &plan).await;
-    offstage.stop().await?;
+    let versions = found.iter().map(|peer| (peer.version.clone(), peer.definition.note)).collect();
+    let (doors, peers): (Vec<Peer>, Vec<Peer>) = found.into_iter().partition(|peer| peer.name() == DOOR.name);
+    let field = Field { offstage, peers, door: doors.into_iter().next() };
+    let results = field.run(&parts, &plan).await;
+    field.offstage.stop().await?;
 
-    let versions = peers.iter().map(|peer| peer.version.clone()).collect();
-    let report = Report { date: arguments.date, plan, servers, versions, skipped, results: results? };
+    let report = Report { date: arguments.date, plan, servers: described, versions, skipped, results: results? };
     publish(&report, &arguments.results)
 }
 
@@ -121,10 +144,14 @@ fn publish(report: &impl std::fmt::Display, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An empty directory for the servers' data beside the programs, on a disk that is what it is. An earlier run's goes.
-fn fresh_directory() -> Result<PathBuf> {
-    let us = std::env::current_exe().doing("find the running program")?;
-    let directory = us.parent().unwrap_or(Path::new(".")).join("bench-data");
+/// An empty directory for the servers' data, beside the programs where none is named: a disk that is what it is. An earlier run's goes.
+fn fresh_directory(named: Option<PathBuf>) -> Result<PathBuf> {
+    let directory = if let Some(named) = named {
+        named
+    } else {
+        let us = std::env::current_exe().doing("find the running program")?;
+        us.parent().unwrap_or(Path::new(".")).join("bench-data")
+    };
     match std::fs::remove_dir_all(&directory) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::Machine { action: format!("remove the data of an earlier run, {}", directory.display()), source })

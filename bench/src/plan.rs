@@ -9,13 +9,28 @@ pub const CONCURRENCY: usize = 100;
 /// Jobs of one bulk call.
 pub const BULK: usize = 1_000;
 /// Bulk calls under way at a time.
-pub const IN_FLIGHT_BULK: usize = 3;
+pub const BULK_IN_FLIGHT: usize = 3;
 /// Single calls, or connections, under way at a time.
-pub const IN_FLIGHT_SINGLE: usize = 64;
+pub const SINGLE_IN_FLIGHT: usize = 64;
 /// Jobs a second of the pick-up figure.
 pub const RATE: usize = 100;
 /// Jobs that a pick-up begins with and does not count: connections open, caches fill.
 pub const WARM_UP: usize = RATE;
+
+/// Jobs that a worker process of the scaling figure runs at a time, each of which waits [`WAIT`]: at most 1,250 a second.
+pub const SCALING_CONCURRENCY: usize = 25;
+/// How long a job of the scaling figure waits, in milliseconds.
+pub const WAIT: usize = 20;
+/// Worker processes of the scaling figure.
+pub const PROCESSES: [usize; 3] = [1, 2, 4];
+/// Clients that poll once a second, and the jobs that run meanwhile.
+pub const POLLERS: usize = 900;
+/// Jobs a second that run while clients poll.
+pub const POLLED_RATE: usize = 500;
+/// Listeners to single jobs.
+pub const LISTENERS: usize = 5_000;
+/// Jobs whose end is told a second.
+pub const CHANGES: usize = 100;
 
 /// The part of the machine that others may use before a run counts as disturbed.
 pub const DISTURBED: f64 = 0.10;
@@ -31,11 +46,31 @@ pub struct Plan {
     pub seconds: usize,
     /// Runs of each figure.
     pub rounds: usize,
+    /// Finished jobs that growth loads.
+    pub finished: usize,
     /// How long to wait for a calm machine before each run.
     pub patience: Duration,
 }
 
 impl Plan {
+    /// Small numbers show that all works, and nothing else.
+    #[must_use]
+    pub const fn small(&self) -> bool {
+        self.jobs < 10_000
+    }
+
+    /// Seconds of what lasts as long as one likes.
+    #[must_use]
+    pub const fn short(&self) -> usize {
+        self.seconds.div_ceil(2)
+    }
+
+    /// Listeners, clients that poll: as many as said, fewer where all is small.
+    #[must_use]
+    pub const fn crowd(&self, wanted: usize) -> usize {
+        if self.small() { wanted / 50 } else { wanted }
+    }
+
     /// Jobs of the pick-up, the warm-up included.
     #[must_use]
     pub const fn paced(&self) -> usize {
@@ -48,6 +83,12 @@ impl Plan {
 pub fn payload() -> String {
     let pad = "x".repeat(BYTES - r#"{"pad":""}"#.len());
     format!(r#"{{"pad":"{pad}"}}"#)
+}
+
+/// The payload of a job that waits for [`WAIT`], as JSON text.
+#[must_use]
+pub fn waiting_payload() -> String {
+    format!(r#"{{"sleep_ms":{WAIT}}}"#)
 }
 
 #[cfg(test)]

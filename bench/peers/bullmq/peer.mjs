@@ -4,39 +4,18 @@
 // 1,000. Finished jobs are kept (BullMQ's default), as ours are.
 
 import { createRequire } from 'node:module';
-import { createInterface } from 'node:readline';
 import { Queue, Worker } from 'bullmq';
 import IORedis from 'ioredis';
+import { BULK, gate, now, payload, repeat, say, tally } from '../protocol.mjs';
 
 const require = createRequire(import.meta.url);
 const NAME = 'bench';
-const BULK = 1_000;
-
-const say = (event) => process.stdout.write(`${JSON.stringify(event)}\n`);
-// The wall clock with a fraction of a millisecond; the harness and the two processes of a pick-up compare these.
-const now = () => performance.timeOrigin + performance.now();
 const connect = () => new IORedis(process.env.BENCH_REDIS_URL, { maxRetriesPerRequest: null });
-const payload = (bytes) => ({ pad: 'x'.repeat(bytes - JSON.stringify({ pad: '' }).length) });
-
-/** Says that it is ready and waits for the harness to say go: start-up is not measured, for nobody. */
-async function gate() {
-  const lines = createInterface({ input: process.stdin });
-  say({ event: 'ready' });
-  await new Promise((resolve) => lines.once('line', resolve));
-}
 
 async function queue() {
   const queue = new Queue(NAME, { connection: connect() });
   await queue.waitUntilReady();
   return queue;
-}
-
-/** Calls `step` until it answers false, `inFlight` calls at a time. */
-async function repeat(inFlight, step) {
-  const loop = async () => {
-    while (await step());
-  };
-  await Promise.all(Array.from({ length: inFlight }, loop));
 }
 
 const commands = {
@@ -80,25 +59,15 @@ const commands = {
     await target.close();
   },
 
-  /** Works off what waits: `begun` when the first job starts, `done` when the last one's completion was acknowledged. */
-  async drain(jobs, concurrency) {
-    let begun = 0;
-    let completed = 0;
-    const worker = new Worker(NAME, async () => { begun ||= now(); }, { connection: connect(), concurrency, autorun: false });
+  /** Works off what waits; a job is complete when Redis has acknowledged it. */
+  async drain(concurrency) {
+    let counted;
+    const worker = new Worker(NAME, async () => counted.begin(), { connection: connect(), concurrency, autorun: false });
     await worker.waitUntilReady();
+    worker.on('completed', () => counted.complete());
     await gate();
-    const finished = new Promise((resolve) => {
-      worker.on('completed', () => {
-        completed += 1;
-        if (completed === jobs) resolve();
-      });
-    });
-    worker.run();
-    await finished;
-    const done = now();
-    say({ event: 'begun', at: begun });
-    say({ event: 'done', at: done });
-    await worker.close();
+    counted = tally();
+    await worker.run();
   },
 
   /** Waits for paced jobs and reports each one's time from the call of `add` to its start, in milliseconds. */

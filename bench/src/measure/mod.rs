@@ -4,12 +4,13 @@
 //! every rate. Work that the operating system does for other programs meanwhile is measured too, because it spoils a figure.
 
 pub mod latency;
+pub mod memory;
 pub mod processor;
 
 use std::time::Duration;
 
 pub use latency::Latencies;
-pub use processor::{Meter, Watched};
+pub use processor::{Meter, Usage, Watched};
 
 /// One measured run of one contestant.
 #[derive(Debug, Clone)]
@@ -24,19 +25,65 @@ pub struct Run {
     pub others: f64,
     /// Latencies, where the figure is one of latency.
     pub latencies: Option<Latencies>,
+    /// Whatever else was measured: its name, with the unit, and its value.
+    pub extras: Vec<(&'static str, f64)>,
 }
 
 impl Run {
+    /// A run whose processes cost that much.
+    #[must_use]
+    pub fn new(jobs: usize, elapsed: Duration, usage: Usage) -> Self {
+        Self { jobs, elapsed, costs: usage.costs, others: usage.others, latencies: None, extras: Vec::new() }
+    }
+
+    /// With latencies.
+    #[must_use]
+    pub fn latencies(mut self, latencies: Latencies) -> Self {
+        self.latencies = Some(latencies);
+        self
+    }
+
+    /// With one more value; one that could not be measured is left out.
+    #[must_use]
+    pub fn extra(mut self, name: &'static str, value: impl Into<Option<f64>>) -> Self {
+        self.extras.extend(value.into().map(|value| (name, value)));
+        self
+    }
+
+    /// A value by its name.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<f64> {
+        self.extras.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    }
+
     /// Jobs a second.
     #[must_use]
     pub fn rate(&self) -> f64 {
         count(self.jobs) / self.elapsed.as_secs_f64().max(1e-9)
     }
 
-    /// CPU microseconds a job of one process.
+    /// The processes, each name once.
+    #[must_use]
+    pub fn processes(&self) -> Vec<&'static str> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for (name, _) in &self.costs {
+            if !names.contains(name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// CPU time of the processes of that name; `None` where there are none or the system does not tell.
+    #[must_use]
+    pub fn cpu(&self, process: &str) -> Option<Duration> {
+        self.costs.iter().filter(|(name, _)| *name == process).map(|(_, cpu)| *cpu).reduce(|sum, cpu| sum + cpu)
+    }
+
+    /// CPU microseconds a job of the processes of that name.
     #[must_use]
     pub fn micros_per_job(&self, process: &str) -> Option<f64> {
-        let (_, cpu) = self.costs.iter().find(|(name, _)| *name == process)?;
+        let cpu = self.cpu(process)?;
         Some(cpu.as_secs_f64() * 1e6 / count(self.jobs).max(1.0))
     }
 }
@@ -75,7 +122,7 @@ mod tests {
     #[test]
     fn cost_is_per_job() {
         let costs = vec![("worker", Duration::from_millis(500)), ("redis", Duration::from_millis(50))];
-        let run = Run { jobs: 10_000, elapsed: Duration::from_secs(2), costs, others: 0.0, latencies: None };
+        let run = Run { jobs: 10_000, elapsed: Duration::from_secs(2), costs, others: 0.0, latencies: None, extras: Vec::new() };
         assert!((run.rate() - 5_000.0).abs() < 1e-6);
         assert!((run.micros_per_job("redis").unwrap() - 5.0).abs() < 1e-9);
         assert_eq!(run.micros_per_job("api"), None);

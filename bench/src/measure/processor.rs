@@ -150,19 +150,26 @@ fn processes() -> Option<HashMap<u32, Line>> {
 
 /// The time of a process and everything below it. What ended and was waited for is in its parent's `gone`.
 fn family(all: &HashMap<u32, Line>, root: u32) -> Duration {
+    members(all, root).iter().filter_map(|pid| all.get(pid)).map(|line| line.own + line.gone).sum()
+}
+
+/// A process and everything below it that runs; nothing where the system does not tell.
+pub(super) fn family_of(root: u32) -> Vec<u32> {
+    processes().map(|all| members(&all, root)).unwrap_or_default()
+}
+
+fn members(all: &HashMap<u32, Line>, root: u32) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for (pid, line) in all {
         children.entry(line.parent).or_default().push(*pid);
     }
-    let mut total = Duration::ZERO;
+    let mut found = Vec::new();
     let mut left = vec![root];
     while let Some(pid) = left.pop() {
-        if let Some(line) = all.get(&pid) {
-            total += line.own + line.gone;
-        }
+        found.push(pid);
         left.extend(children.remove(&pid).unwrap_or_default());
     }
-    total
+    found
 }
 
 /// The name of a program may hold spaces and parentheses: the fields begin after the last one that closes.

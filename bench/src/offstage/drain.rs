@@ -1,9 +1,10 @@
-//! One worker process works off what waits. Begin: the first claim, by the ledger. End: seen from outside, when the ledger has
+//! One or more worker processes work off what waits. Begin: the first claim, by the ledger. End: seen from outside, when the ledger has
 //! nothing left to run; every job is then a finished row that can be queried.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
 use sandbox::Process;
 use shared::queue::{Commands, Queue, push};
 use tokio::time::{sleep, timeout};
@@ -11,41 +12,51 @@ use tokio::time::{sleep, timeout};
 use super::{Offstage, WITHIN};
 use crate::{
     error::{Error, Result},
-    measure::{Meter, Run, Watched, processor::Usage},
+    measure::{Meter, Run, Usage, Watched, memory},
 };
 
 /// How often the streams are measured. Cheap for Redis, and short beside a run.
 const LOOK: Duration = Duration::from_millis(2);
 
 impl Offstage {
-    /// Works off `jobs` that wait in the ledger and the streams.
-    pub async fn drain(&self, jobs: usize) -> Result<Run> {
+    /// Works off `jobs` that wait in the ledger and the streams, in so many processes.
+    pub async fn drain(&self, jobs: usize, processes: usize, concurrency: usize) -> Result<Run> {
         let mut connection = self.commands();
         let before = self.depth(&mut connection).await?;
-        let watching = timeout(WITHIN, self.watch(connection, before));
-        let (worker, watched) = tokio::join!(self.worker(), watching);
-        let worker: Process = worker?;
+        let known = self.workers().len();
+        let watching = timeout(WITHIN, self.watch(connection, before, known));
+        // All at once, so that the second begins as the first does, give or take some milliseconds.
+        let starting = try_join_all((0..processes).map(|_| self.worker(concurrency)));
+        let (workers, watched) = tokio::join!(starting, watching);
+        let workers = workers?;
         let (end, usage) = watched.map_err(|_| Error::Unexpected(format!("{jobs} jobs were not finished in {} s", WITHIN.as_secs())))??;
-        worker.stop().await?;
+        let memory = workers.iter().filter_map(|worker| memory::peak(worker.pid()?)).reduce(f64::max);
+        try_join_all(workers.iter().map(Process::stop)).await?;
         self.check(jobs, jobs).await?;
-        let begin: DateTime<Utc> = sqlx::query_scalar("SELECT min(started_at) FROM job_state").fetch_one(&self.superuser).await?;
+        let begin: DateTime<Utc> = sqlx::query_scalar("SELECT min(started_at) FROM job_state WHERE job_id > $1")
+            .bind(self.floor())
+            .fetch_one(&self.superuser)
+            .await?;
         let elapsed = (end - begin).to_std().unwrap_or_default();
-        Ok(Run { jobs, elapsed, costs: usage.costs, others: usage.others, latencies: None })
+        Ok(Run::new(jobs, elapsed, usage).extra("worker RSS MiB", memory))
+    }
+
+    fn workers(&self) -> Vec<Process> {
+        self.world.processes().into_iter().filter(|one| one.name().starts_with("worker")).collect()
     }
 
     async fn depth(&self, connection: &mut Commands) -> Result<u64> {
         Ok(push::depth(connection, self.redis.keys(), Queue::Analytics).await?.total())
     }
 
-    /// Waits for the first movement, takes the processes' times from there (so that the worker's start is in nobody's
-    /// figure), and waits for the end.
-    async fn watch(&self, mut connection: Commands, before: u64) -> Result<(DateTime<Utc>, Usage)> {
+    /// Waits for the first movement, takes the processes' times from there (so that the workers' start is in nobody's
+    /// figure), and waits for the end. Workers are those after the first `known`.
+    async fn watch(&self, mut connection: Commands, before: u64, known: usize) -> Result<(DateTime<Utc>, Usage)> {
         while self.depth(&mut connection).await? == before {
             sleep(LOOK).await;
         }
-        let worker = self.world.processes().iter().rev().filter(|one| one.name().starts_with("worker")).find_map(Process::pid);
-        let mut watched = vec![Watched::family("worker", worker.unwrap_or_default())];
-        watched.extend(self.watched_servers());
+        let workers = self.workers().into_iter().skip(known).filter_map(|worker| worker.pid());
+        let watched: Vec<Watched> = workers.map(|pid| Watched::family("worker", pid)).chain(self.watched_servers()).collect();
         let meter = Meter::start(&watched);
         loop {
             sleep(LOOK).await;
@@ -70,6 +81,6 @@ impl Offstage {
         let begin = std::time::Instant::now();
         sqlx::query("VACUUM (ANALYZE)").execute(&self.superuser).await?;
         let usage = meter.stop();
-        Ok(Run { jobs, elapsed: begin.elapsed(), costs: usage.costs, others: usage.others, latencies: None })
+        Ok(Run::new(jobs, begin.elapsed(), usage))
     }
 }

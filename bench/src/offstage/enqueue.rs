@@ -1,4 +1,4 @@
-//! Jobs into the ledger: in bulk, by the same statements that the API uses, or one by one over HTTP.
+//! Jobs into the ledger: over HTTP, one by one or in bulk, or straight by the API's statements where only the backlog matters.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -6,7 +6,6 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
-use hyper::StatusCode;
 use secrecy::SecretString;
 use shared::{
     job::{JobId, Priority, Reason},
@@ -25,21 +24,20 @@ use tokio::sync::mpsc;
 use super::Offstage;
 use crate::{
     error::{Error, Result},
-    http::Client,
-    measure::{Meter, Run, Watched},
-    plan::{BULK, IN_FLIGHT_BULK, IN_FLIGHT_SINGLE, payload},
+    flood::flood,
+    measure::{Meter, Run, Watched, memory},
+    plan::{BULK, BULK_IN_FLIGHT, SINGLE_IN_FLIGHT, payload},
 };
 
 /// The API sends due jobs straight to the streams up to half of the window (10,000 by default); the rest waits in the ledger.
 const STRAIGHT: u64 = 5_000;
 
 impl Offstage {
-    /// Inserts batches of 1,000 as the API's role and pushes what is due, as the API would behind a batch route; there is no
-    /// HTTP and no validation in it.
-    pub async fn enqueue_bulk(&self, jobs: usize) -> Result<Run> {
+    /// Inserts batches of 1,000 as the API's role and pushes what is due, as the API does: a backlog of single jobs, made in a moment.
+    pub async fn prepare(&self, jobs: usize, payload: &str) -> Result<Run> {
         let url = SecretString::from(self.world.postgres.api_url());
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &url, Sessions::Plain, 3)?;
-        try_join_all((0..IN_FLIGHT_BULK).map(|_| sqlx::query("SELECT 1").execute(&pool))).await?;
+        try_join_all((0..BULK_IN_FLIGHT).map(|_| sqlx::query("SELECT 1").execute(&pool))).await?;
         let (tell, told) = mpsc::channel(64);
         let left = AtomicUsize::new(jobs);
         let straight = AtomicU64::new(0);
@@ -49,7 +47,7 @@ impl Offstage {
         let meter = Meter::start(&watched);
         let begin = Instant::now();
         let inserting = async {
-            let inserters = (0..IN_FLIGHT_BULK).map(|_| self.insert_batches(&pool, &left, &straight, tell.clone()));
+            let inserters = (0..BULK_IN_FLIGHT).map(|_| self.insert_batches(&pool, payload, &left, &straight, tell.clone()));
             let inserted = try_join_all(inserters).await.map(drop);
             drop(tell);
             inserted
@@ -59,17 +57,17 @@ impl Offstage {
         let usage = meter.stop();
         inserted.and(pushed)?;
         self.check(jobs, 0).await?;
-        Ok(Run { jobs, elapsed, costs: usage.costs, others: usage.others, latencies: None })
+        Ok(Run::new(jobs, elapsed, usage))
     }
 
     async fn insert_batches(
         &self,
         pool: &sqlx::PgPool,
+        payload: &str,
         left: &AtomicUsize,
         straight: &AtomicU64,
         tell: mpsc::Sender<Vec<Handover>>,
     ) -> Result<()> {
-        let payload = payload();
         loop {
             let count = take(left, BULK);
             if count == 0 {
@@ -85,7 +83,7 @@ impl Offstage {
                     kind: ProbeRun::NAME,
                     queue: Queue::Analytics,
                     priority: Priority::Normal,
-                    payload: payload.clone(),
+                    payload: payload.to_owned(),
                     attempts: ProbeRun::POLICY.attempts,
                     created_at: now,
                     run_at: now,
@@ -121,38 +119,40 @@ impl Offstage {
 
     /// `POST /v1/jobs` on 64 connections, each request after the answer to the one before.
     pub async fn enqueue_http(&self, jobs: usize) -> Result<Run> {
-        let api = self.api().await?;
-        let address = api.address().ok_or_else(|| Error::Unexpected("the API has no address".to_owned()))?;
-        let mut clients = Vec::with_capacity(IN_FLIGHT_SINGLE);
-        for _ in 0..IN_FLIGHT_SINGLE {
-            clients.push(Client::connect(address, &self.key).await?);
-        }
-        let body = format!(r#"{{"kind":"probe.run","payload":{}}}"#, payload());
-        let left = AtomicUsize::new(jobs);
+        self.flood("/v1/jobs", &job(&payload()), SINGLE_IN_FLIGHT, jobs, 1).await
+    }
 
-        let mut watched = vec![Watched::family("api", api.pid().unwrap_or_default())];
+    /// `POST /v1/jobs/batch` with 1,000 jobs each.
+    pub async fn enqueue_batches(&self, jobs: usize) -> Result<Run> {
+        // What is left over of the last thousand would need a request of its own.
+        let jobs = if jobs > BULK { jobs - jobs % BULK } else { jobs };
+        let each = jobs.min(BULK);
+        let body = format!(r#"{{"jobs":[{}]}}"#, vec![job(&payload()); each].join(","));
+        self.flood("/v1/jobs/batch", &body, BULK_IN_FLIGHT, jobs, each).await
+    }
+
+    async fn flood(&self, path: &str, body: &str, connections: usize, jobs: usize, each: usize) -> Result<Run> {
+        let api = self.api().await?;
+        let pid = api.pid().unwrap_or_default();
+        let idle = memory::resident(pid);
+        let mut watched = vec![Watched::family("api", pid)];
         watched.extend(self.watched_servers());
         watched.push(Watched::us("load generator"));
         let meter = Meter::start(&watched);
-        let begin = Instant::now();
-        let posting = clients.iter_mut().map(async |client| -> Result<()> {
-            while take(&left, 1) == 1 {
-                let (status, answer) = client.post("/v1/jobs", body.clone()).await?;
-                if status != StatusCode::ACCEPTED {
-                    return Err(Error::Unexpected(format!("POST /v1/jobs answered {status}: {}", String::from_utf8_lossy(&answer))));
-                }
-            }
-            Ok(())
-        });
-        let posted = try_join_all(posting).await;
-        let elapsed = begin.elapsed();
+        let flooded = flood(Self::address_of(&api)?, path, &self.key, body, connections, jobs, each).await;
         let usage = meter.stop();
-        drop(clients);
+        let memory = memory::peak(pid);
         api.stop().await?;
-        posted?;
+        let flooded = flooded?;
         self.check(jobs, 0).await?;
-        Ok(Run { jobs, elapsed, costs: usage.costs, others: usage.others, latencies: None })
+        let run = Run::new(jobs, flooded.elapsed, usage).latencies(flooded.latencies);
+        Ok(run.extra("API RSS MiB", memory).extra("API RSS at its start, MiB", idle))
     }
+}
+
+/// A request for a probe with that payload.
+pub(super) fn job(payload: &str) -> String {
+    format!(r#"{{"kind":"probe.run","payload":{payload}}}"#)
 }
 
 /// Takes up to `most` of what is left.

@@ -2,9 +2,16 @@
 
 mod drain;
 mod enqueue;
+mod growth;
+mod idle;
 mod pickup;
+mod polling;
+mod steady;
+mod streams;
 
-use std::{path::Path, str::FromStr, time::Duration};
+pub use growth::Lookup;
+
+use std::{net::SocketAddr, path::Path, str::FromStr, sync::OnceLock, time::Duration};
 
 use redis::{AsyncConnectionConfig, RedisError};
 use sandbox::{Launch, Options, Process, Sandbox};
@@ -14,20 +21,41 @@ use shared::{
     queue::{Commands, QueueError, Redis},
 };
 use sqlx::{
-    AssertSqlSafe, PgPool,
+    AssertSqlSafe, Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
+    types::Uuid,
 };
 
 use crate::{
     error::{Doing, Error, Result},
     measure::Watched,
-    plan::CONCURRENCY,
 };
 
 /// The tenant that everything is done for.
 const TENANT: &str = "bench";
 /// Longer than any run.
 const WITHIN: Duration = Duration::from_secs(600);
+
+/// The peers' database on the one Postgres.
+const PEERS_DATABASE: &str = "peers";
+
+/// Redis and Postgres, which everybody uses.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    /// Redis' address, with its password.
+    pub redis: String,
+    /// The address of a database for peers, with the superuser's password.
+    pub postgres: String,
+    redis_pid: u32,
+    postgres_pid: u32,
+}
+
+impl Servers {
+    /// Their processes.
+    pub fn watched(&self) -> [Watched; 2] {
+        [Watched::family("postgres", self.postgres_pid), Watched::family("redis", self.redis_pid)]
+    }
+}
 
 /// An installation of ours, and the services that peers use too.
 #[derive(Debug)]
@@ -38,6 +66,8 @@ pub struct Offstage {
     superuser: PgPool,
     tenant: i32,
     key: String,
+    /// Jobs up to this one were there before the benchmark's own and stay: what growth loaded.
+    floor: OnceLock<Uuid>,
 }
 
 impl Offstage {
@@ -54,18 +84,22 @@ impl Offstage {
         let superuser = superuser.database(database.get_database().unwrap_or_default());
         let superuser = PgPoolOptions::new().max_connections(2).connect_lazy_with(superuser);
         let tenant = sqlx::query_scalar("SELECT id FROM tenant WHERE name = $1").bind(TENANT).fetch_one(&superuser).await?;
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {PEERS_DATABASE}"))).execute(&superuser).await?;
         let redis = Redis::new(&SecretString::from(world.redis.url()), "offstage")?;
-        Ok(Self { world, clock: Clock::system(), redis, superuser, tenant, key })
+        Ok(Self { world, clock: Clock::system(), redis, superuser, tenant, key, floor: OnceLock::new() })
     }
 
-    /// The Redis of everybody.
-    pub fn redis_url(&self) -> &str {
-        self.world.redis.url()
-    }
-
-    /// Redis' process.
-    pub fn redis_pid(&self) -> u32 {
-        self.world.redis.process().pid().unwrap_or_default()
+    /// What everybody uses.
+    pub fn servers(&self) -> Servers {
+        let url = self.world.postgres.superuser_url();
+        // What stands after the last slash is the database.
+        let address = url.rsplit_once('/').map_or(url.as_str(), |(address, _)| address);
+        Servers {
+            redis: self.world.redis.url().to_owned(),
+            postgres: format!("{address}/{PEERS_DATABASE}"),
+            redis_pid: self.world.redis.process().pid().unwrap_or_default(),
+            postgres_pid: self.world.postgres.process().pid().unwrap_or_default(),
+        }
     }
 
     /// What the servers say they are.
@@ -86,17 +120,29 @@ impl Offstage {
         ))
     }
 
-    /// Empties the queues and the ledger and writes out what is dirty, so that every run finds the same.
+    /// Empties the queues and the ledger and writes out what is dirty, so that every run finds the same. What growth loaded stays.
     pub async fn clear(&self) -> Result<()> {
         self.empty_redis().await?;
-        let tables: Vec<String> = sqlx::query_scalar(
-            "SELECT quote_ident(tablename) FROM pg_tables
-             WHERE schemaname = 'public' AND tablename NOT IN ('tenant', 'api_key', '_sqlx_migrations')",
-        )
-        .fetch_all(&self.superuser)
-        .await?;
-        sqlx::query(AssertSqlSafe(format!("TRUNCATE {}", tables.join(", ")))).execute(&self.superuser).await?;
+        if let Some(floor) = self.floor.get() {
+            self.clear_above(*floor).await?;
+        } else {
+            let tables: Vec<String> = sqlx::query_scalar(
+                "SELECT quote_ident(tablename) FROM pg_tables
+                 WHERE schemaname = 'public' AND tablename NOT IN ('tenant', 'api_key', '_sqlx_migrations')",
+            )
+            .fetch_all(&self.superuser)
+            .await?;
+            sqlx::query(AssertSqlSafe(format!("TRUNCATE {}", tables.join(", ")))).execute(&self.superuser).await?;
+        }
+        self.clear_peers().await?;
         sqlx::query("CHECKPOINT").execute(&self.superuser).await?;
+        Ok(())
+    }
+
+    async fn clear_peers(&self) -> Result<()> {
+        let mut connection = PgConnection::connect(&self.servers().postgres).await?;
+        sqlx::query("DROP SCHEMA IF EXISTS pgboss CASCADE").execute(&mut connection).await?;
+        connection.close().await?;
         Ok(())
     }
 
@@ -123,19 +169,24 @@ impl Offstage {
         Ok(self.world.start_api(Launch::new().once().env("OFFSTAGE_LOG", "warn")).await?)
     }
 
-    async fn worker(&self) -> Result<Process> {
+    /// A worker of the benchmark's queue, which runs so many jobs at a time.
+    async fn worker(&self, concurrency: usize) -> Result<Process> {
         let launch = Launch::new()
             .once()
             .arg("--queues")
             .arg("analytics")
-            .env("OFFSTAGE_CONCURRENCY", format!("analytics={CONCURRENCY}"))
+            .env("OFFSTAGE_CONCURRENCY", format!("analytics={concurrency}"))
             .env("OFFSTAGE_LOG", "warn");
         Ok(self.world.start_worker(launch).await?)
     }
 
     fn watched_servers(&self) -> [Watched; 2] {
-        let postgres = self.world.postgres.process().pid().unwrap_or_default();
-        [Watched::family("postgres", postgres), Watched::family("redis", self.redis_pid())]
+        self.servers().watched()
+    }
+
+    /// Jobs after this one are of the run.
+    fn floor(&self) -> Uuid {
+        self.floor.get().copied().unwrap_or_default()
     }
 
     /// The connection on which the benchmark looks at the queues.
@@ -146,10 +197,11 @@ impl Offstage {
     /// How many jobs stand in the ledger as accepted, and how many of them succeeded, each with the record of its run.
     async fn counts(&self) -> Result<(usize, usize)> {
         let (all, done): (i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM job),
+            "SELECT (SELECT count(*) FROM job WHERE id > $1),
                     (SELECT count(*) FROM job_state s JOIN job_attempt a ON a.job_id = s.job_id AND a.run = s.runs
-                     WHERE s.state = 3 AND a.outcome = 'succeeded')",
+                     WHERE s.state = 3 AND a.outcome = 'succeeded' AND s.job_id > $1)",
         )
+        .bind(self.floor())
         .fetch_one(&self.superuser)
         .await?;
         Ok((usize::try_from(all).unwrap_or(0), usize::try_from(done).unwrap_or(0)))
@@ -163,6 +215,10 @@ impl Offstage {
         }
         let (all, done) = found;
         Err(Error::Unexpected(format!("the ledger has {all} jobs of {accepted}, {done} succeeded of {succeeded}")))
+    }
+
+    fn address_of(api: &Process) -> Result<SocketAddr> {
+        api.address().ok_or_else(|| Error::Unexpected("the API has no address".to_owned()))
     }
 
     /// Ends everything.

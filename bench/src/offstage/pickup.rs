@@ -32,7 +32,7 @@ use crate::{
     error::{Doing, Error, Result},
     http::Client,
     measure::{Latencies, Meter, Run, Watched, count},
-    plan::{BYTES, Plan, RATE, WARM_UP},
+    plan::{BYTES, CONCURRENCY, Plan, RATE, WARM_UP},
 };
 
 /// Connections of the load generator; an answer takes milliseconds, so a few would do.
@@ -62,8 +62,8 @@ impl Offstage {
         let jobs = plan.paced();
         let callbacks = Callbacks::listen(self.clock.clone(), jobs).await?;
         let api = self.api().await?;
-        let worker = self.worker().await?;
-        let address = api.address().ok_or_else(|| Error::Unexpected("the API has no address".to_owned()))?;
+        let worker = self.worker(CONCURRENCY).await?;
+        let address = Self::address_of(&api)?;
 
         let mut watched =
             vec![Watched::family("api", api.pid().unwrap_or_default()), Watched::family("worker", worker.pid().unwrap_or_default())];
@@ -82,8 +82,8 @@ impl Offstage {
         self.check(jobs, jobs).await?;
         let claims = self.claims().await?;
 
-        let run =
-            |latencies: Latencies| Run { jobs, elapsed, costs: usage.costs.clone(), others: usage.others, latencies: Some(latencies) };
+        let usage = &usage;
+        let run = |latencies: Latencies| Run::new(jobs, elapsed, usage.clone()).latencies(latencies);
         let counted = || sent.iter().skip(WARM_UP);
         let between =
             |id: &String, sent: &DateTime<Utc>, times: &HashMap<String, DateTime<Utc>>| times.get(id).map(|time| millis(*sent, *time));
@@ -131,7 +131,7 @@ impl Offstage {
     }
 
     /// Waits until the ledger knows of every end: a job's callback comes before its settle.
-    async fn settled(&self, jobs: usize) -> Result<()> {
+    pub(super) async fn settled(&self, jobs: usize) -> Result<()> {
         let deadline = Instant::now() + WITHIN;
         while self.counts().await?.1 < jobs && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -140,7 +140,10 @@ impl Offstage {
     }
 
     async fn claims(&self) -> Result<HashMap<String, DateTime<Utc>>> {
-        let rows = sqlx::query("SELECT job_id::text AS id, started_at FROM job_state").fetch_all(&self.superuser).await?;
+        let rows = sqlx::query("SELECT job_id::text AS id, started_at FROM job_state WHERE job_id > $1")
+            .bind(self.floor())
+            .fetch_all(&self.superuser)
+            .await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("started_at")?))).collect()
     }
 }

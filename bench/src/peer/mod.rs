@@ -4,9 +4,14 @@
 //! A peer connects, says `ready` and waits for a line: its start-up is in nobody's figure. What it says carries the wall
 //! clock in milliseconds since 1970.
 
+mod catalogue;
 mod runs;
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use serde::Deserialize;
 use tokio::{
@@ -15,21 +20,27 @@ use tokio::{
     time::timeout,
 };
 
-use crate::error::{Doing, Error, Result};
+use catalogue::Launch;
+pub use catalogue::{DOOR, Definition, PEERS};
+
+use crate::{
+    error::{Doing, Error, Result},
+    offstage::Servers,
+};
 
 /// How long a peer may take for anything: a run is a matter of seconds.
-const WITHIN: Duration = Duration::from_secs(600);
+const WITHIN: Duration = Duration::from_secs(150);
 
 /// A peer that is installed.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// What the report calls it.
-    pub name: &'static str,
+    /// What it is.
+    pub definition: &'static Definition,
     /// What it is, with versions.
     pub version: String,
-    program: &'static str,
+    launch: Launch,
     directory: PathBuf,
-    redis: String,
+    servers: Servers,
 }
 
 /// A line that a peer wrote.
@@ -45,6 +56,9 @@ struct Event {
     latencies: Vec<f64>,
     #[serde(default)]
     text: String,
+    /// How many a worker has completed.
+    #[serde(default)]
+    jobs: usize,
 }
 
 /// A peer's process.
@@ -57,27 +71,41 @@ struct Running {
 }
 
 impl Peer {
-    /// `BullMQ`, if Node.js and its packages are there; else why it is skipped.
-    pub async fn bullmq(peers: PathBuf, redis: String) -> std::result::Result<Self, String> {
-        let directory = peers.join("bullmq");
-        if !directory.join("node_modules/bullmq").is_dir() {
-            return Err(format!("BullMQ is not installed: run `npm ci` in {} (needs Node.js 20 and npm)", directory.display()));
-        }
-        let mut peer = Self { name: "BullMQ", version: String::new(), program: "node", directory, redis };
-        let asked = async { peer.start(&["versions".to_owned()])?.event("versions").await };
-        peer.version = asked.await.map_err(|error| format!("BullMQ does not run: {error}"))?.text;
+    /// A peer, if it is installed and runs; else why it is skipped.
+    pub async fn find(
+        definition: &'static Definition,
+        peers: &Path,
+        binaries: &Path,
+        servers: &Servers,
+    ) -> std::result::Result<Self, String> {
+        let launch = definition.launch(peers, binaries)?;
+        let directory = peers.join(definition.folder);
+        let mut peer = Self { definition, version: String::new(), launch, directory, servers: servers.clone() };
+        let asked = async {
+            let mut running = peer.start(&["versions".to_owned()])?;
+            let event = running.event("versions").await?;
+            running.end().await?;
+            Ok::<_, Error>(event.text)
+        };
+        peer.version = asked.await.map_err(|error| format!("{} does not run: {}", definition.name, with_causes(&error)))?;
         Ok(peer)
+    }
+
+    /// What the report calls it.
+    pub const fn name(&self) -> &'static str {
+        self.definition.name
     }
 
     /// Starts its program with a command and numbers.
     fn start(&self, arguments: &[String]) -> Result<Running> {
-        let what = format!("{} {}", self.name, arguments.join(" "));
-        let mut child = Command::new(self.program)
-            .arg("peer.mjs")
+        let what = format!("{} {}", self.name(), arguments.join(" "));
+        let mut child = Command::new(&self.launch.program)
+            .args(self.launch.script)
             .args(arguments)
             .current_dir(&self.directory)
-            // In the environment and not among the arguments: it holds a password.
-            .env("BENCH_REDIS_URL", &self.redis)
+            // In the environment and not among the arguments: they hold passwords.
+            .env("BENCH_REDIS_URL", &self.servers.redis)
+            .env("BENCH_POSTGRES_URL", &self.servers.postgres)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -90,28 +118,48 @@ impl Peer {
     }
 }
 
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 impl Running {
     fn pid(&self) -> u32 {
         self.child.id().unwrap_or_default()
     }
 
-    /// Lets it begin.
+    /// Lets it begin, or tells it to stop: it waits for a line.
     async fn go(&mut self) -> Result<()> {
-        self.stdin.write_all(b"go\n").await.doing(format!("tell {} to begin", self.what))
+        self.stdin.write_all(b"go\n").await.doing(format!("tell {} to go on", self.what))
     }
 
-    /// Waits for its next line, which must be this one.
+    /// Waits for this event; counts that come before it are passed over.
     async fn event(&mut self, expected: &str) -> Result<Event> {
+        loop {
+            let event = self.next(expected).await?;
+            if event.name == expected {
+                return Ok(event);
+            }
+            if event.name != "count" {
+                return Err(Error::Unexpected(format!("{} said `{}` in place of `{expected}`", self.what, event.name)));
+            }
+        }
+    }
+
+    /// Waits for whatever it says next; `expected` is for the message when that does not come. May be dropped and called again.
+    async fn next(&mut self, expected: &str) -> Result<Event> {
         let line = timeout(WITHIN, self.lines.next_line()).await;
         let line = line.map_err(|_| Error::Unexpected(format!("{} did not say `{expected}` in time", self.what)))?;
         let line = line.doing(format!("read what {} says", self.what))?;
         let Some(line) = line else {
             return Err(Error::Unexpected(format!("{} ended before it said `{expected}`", self.what)));
         };
-        match serde_json::from_str::<Event>(&line) {
-            Ok(event) if event.name == expected => Ok(event),
-            _ => Err(Error::Unexpected(format!("{} said {line:?} in place of `{expected}`", self.what))),
-        }
+        serde_json::from_str::<Event>(&line).map_err(|_| Error::Unexpected(format!("{} said {line:?} in place of `{expected}`", self.what)))
     }
 
     /// Waits for its end, which must be a good one.

@@ -1,53 +1,78 @@
 //! A peer's part in each figure.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use super::{Event, Peer};
+use futures_util::future::{select_all, try_join_all};
+
+use super::{Peer, Running};
 use crate::{
-    error::Result,
-    measure::{Latencies, Meter, Run, Watched},
-    plan::{BYTES, CONCURRENCY, IN_FLIGHT_BULK, IN_FLIGHT_SINGLE, Plan, RATE, WARM_UP},
+    error::{Error, Result},
+    flood::flood,
+    measure::{Latencies, Meter, Run, Watched, memory},
+    plan::{BULK_IN_FLIGHT, BYTES, CONCURRENCY, Plan, RATE, SINGLE_IN_FLIGHT, WARM_UP},
 };
 
 impl Peer {
+    /// Jobs of its runs, of so many.
+    #[must_use]
+    pub fn part_of(&self, jobs: usize) -> usize {
+        (jobs / self.definition.share).max(1)
+    }
+
     /// Adds jobs, in bulk or one by one.
-    pub async fn enqueue(&self, jobs: usize, bulk: bool, redis: u32) -> Result<Run> {
-        let (command, in_flight) = if bulk { ("bulk", IN_FLIGHT_BULK) } else { ("single", IN_FLIGHT_SINGLE) };
+    pub async fn enqueue(&self, jobs: usize, bulk: bool) -> Result<Run> {
+        let (command, in_flight) = if bulk { ("bulk", BULK_IN_FLIGHT) } else { ("single", SINGLE_IN_FLIGHT) };
         let mut producer = self.start(&arguments(command, &[jobs, BYTES, in_flight]))?;
         producer.event("ready").await?;
-        let meter = Meter::start(&[Watched::family("producer", producer.pid()), Watched::family("redis", redis)]);
+        let meter = self.meter([Watched::family("producer", producer.pid())]);
         producer.go().await?;
         let begun = producer.event("begun").await?;
         let done = producer.event("done").await?;
         let usage = meter.stop();
         producer.end().await?;
-        Ok(Run { jobs, elapsed: between(&begun, &done), costs: usage.costs, others: usage.others, latencies: None })
+        Ok(Run::new(jobs, between(begun.at, done.at), usage))
     }
 
-    /// Works off `jobs` that wait.
-    pub async fn drain(&self, jobs: usize, redis: u32) -> Result<Run> {
-        let mut worker = self.start(&arguments("drain", &[jobs, CONCURRENCY]))?;
-        worker.event("ready").await?;
-        let meter = Meter::start(&[Watched::family("worker", worker.pid()), Watched::family("redis", redis)]);
-        worker.go().await?;
-        let begun = worker.event("begun").await?;
-        let done = worker.event("done").await?;
+    /// Works off `jobs` that wait, in so many processes.
+    pub async fn drain(&self, jobs: usize, processes: usize) -> Result<Run> {
+        let mut workers = Vec::new();
+        for _ in 0..processes {
+            workers.push(self.start(&arguments("drain", &[CONCURRENCY]))?);
+        }
+        for worker in &mut workers {
+            worker.event("ready").await?;
+        }
+        let meter = self.meter(workers.iter().map(|worker| Watched::family("worker", worker.pid())));
+        for worker in &mut workers {
+            worker.go().await?;
+        }
+        count_up_to(&mut workers, jobs).await?;
         let usage = meter.stop();
-        worker.end().await?;
-        Ok(Run { jobs, elapsed: between(&begun, &done), costs: usage.costs, others: usage.others, latencies: None })
+        let memory = workers.iter().filter_map(|worker| memory::peak(worker.pid())).reduce(f64::max);
+        let ends = try_join_all(workers.into_iter().map(async |mut worker| {
+            worker.go().await?;
+            let times = (worker.event("begun").await?.at, worker.event("done").await?.at);
+            worker.end().await?;
+            Ok::<_, Error>(times)
+        }))
+        .await?;
+        // A process that got no job says 0.
+        let begun = ends.iter().map(|(begun, _)| *begun).filter(|begun| *begun > 0.0).fold(f64::INFINITY, f64::min);
+        let done = ends.iter().map(|(_, done)| *done).fold(0.0, f64::max);
+        Ok(Run::new(jobs, between(begun, done), usage).extra("worker RSS MiB", memory))
     }
 
     /// Starts paced jobs as they come.
-    pub async fn pickup(&self, plan: &Plan, redis: u32) -> Result<Run> {
-        let jobs = plan.paced();
+    pub async fn pickup(&self, plan: &Plan) -> Result<Run> {
+        let seconds = if self.definition.rival { plan.seconds } else { plan.seconds.div_ceil(4) };
+        let jobs = WARM_UP + seconds * RATE;
         let mut worker = self.start(&arguments("pickup", &[jobs, CONCURRENCY]))?;
-        let mut producer = self.start(&arguments("pace", &[jobs, BYTES, RATE]))?;
+        // One after the other: two that make the same schema at once disturb each other.
         worker.event("ready").await?;
+        let mut producer = self.start(&arguments("pace", &[jobs, BYTES, RATE]))?;
         producer.event("ready").await?;
         worker.go().await?;
-        let watched =
-            [Watched::family("producer", producer.pid()), Watched::family("worker", worker.pid()), Watched::family("redis", redis)];
-        let meter = Meter::start(&watched);
+        let meter = self.meter([Watched::family("producer", producer.pid()), Watched::family("worker", worker.pid())]);
         producer.go().await?;
         let begun = producer.event("begun").await?;
         let done = producer.event("done").await?;
@@ -56,14 +81,52 @@ impl Peer {
         producer.end().await?;
         worker.end().await?;
         let latencies: Latencies = started.latencies.into_iter().skip(WARM_UP).collect();
-        Ok(Run { jobs, elapsed: between(&begun, &done), costs: usage.costs, others: usage.others, latencies: Some(latencies) })
+        Ok(Run::new(jobs, between(begun.at, done.at), usage).latencies(latencies))
     }
+
+    /// Takes jobs over HTTP.
+    pub async fn serve(&self, jobs: usize, body: &str) -> Result<Run> {
+        let mut server = self.start(&arguments("serve", &[]))?;
+        let ready = server.event("ready").await?;
+        let address: SocketAddr =
+            ready.text.parse().map_err(|_| Error::Unexpected(format!("{} listens at {:?}", self.name(), ready.text)))?;
+        let idle = memory::resident(server.pid());
+        let meter = self.meter([Watched::family("api", server.pid()), Watched::us("load generator")]);
+        let flooded = flood(address, "/v1/jobs", "", body, SINGLE_IN_FLIGHT, jobs, 1).await?;
+        let usage = meter.stop();
+        let memory = memory::peak(server.pid());
+        server.go().await?;
+        server.event("done").await?;
+        server.end().await?;
+        let run = Run::new(jobs, flooded.elapsed, usage).latencies(flooded.latencies);
+        Ok(run.extra("API RSS MiB", memory).extra("API RSS at its start, MiB", idle))
+    }
+
+    /// Measures its processes and the servers.
+    fn meter(&self, of: impl IntoIterator<Item = Watched>) -> Meter {
+        Meter::start(&of.into_iter().chain(self.servers.watched()).collect::<Vec<_>>())
+    }
+}
+
+/// Listens to workers until they have completed so many together.
+async fn count_up_to(workers: &mut [Running], jobs: usize) -> Result<()> {
+    let mut completed = vec![0; workers.len()];
+    while completed.iter().sum::<usize>() < jobs {
+        let listening = workers.iter_mut().map(|worker| Box::pin(worker.next("count")));
+        let (event, index, _) = select_all(listening).await;
+        if let Some(count) = completed.get_mut(index) {
+            *count = event?.jobs;
+        }
+    }
+    Ok(())
 }
 
 fn arguments(command: &str, numbers: &[usize]) -> Vec<String> {
     std::iter::once(command.to_owned()).chain(numbers.iter().map(ToString::to_string)).collect()
 }
 
-fn between(begun: &Event, done: &Event) -> Duration {
-    Duration::from_secs_f64((done.at - begun.at).max(0.0) / 1e3)
+/// Both in milliseconds.
+fn between(begun: f64, done: f64) -> Duration {
+    let seconds = (done - begun) / 1e3;
+    if seconds.is_finite() { Duration::from_secs_f64(seconds.max(0.0)) } else { Duration::ZERO }
 }

@@ -1,0 +1,69 @@
+//! The harness works with small numbers: parts of ours run to their ends and have their rows in the report. What the numbers are is not
+//! looked at. Peers are other people's programs, which a test does not install: that they are named as skipped is looked at.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+/// Runs the harness with small numbers and answers what it printed and the report.
+fn bench(parts: &str, peers: &str) -> (Output, String) {
+    let directory = TempDir::new().expect("a directory");
+    let report = directory.path().join("results.md");
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["--date", "today", "--jobs", "60", "--seconds", "1", "--rounds", "1", "--patience", "0", "--finished", "300"])
+        .args(["--only", parts, "--with", peers, "--peers"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers"))
+        .arg("--peer-binaries")
+        .arg(directory.path())
+        .arg("--data")
+        .arg(directory.path().join("data"))
+        .arg("--results")
+        .arg(&report)
+        .output()
+        .expect("the harness runs");
+    let text = std::fs::read_to_string(report).unwrap_or_default();
+    (output, text)
+}
+
+/// The report's lines that begin with this.
+fn lines<'a>(report: &'a str, start: &str) -> Vec<&'a str> {
+    report.lines().filter(|line| line.starts_with(start)).collect()
+}
+
+#[test]
+fn what_is_asked_for_is_measured() {
+    // `rusty-sidekiq` is asked for and not built; the others are not asked for. Of growth this is the drain.
+    let (output, report) = bench("drain,streams,idle,growth", "rusty-sidekiq");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let measured = ["two processes", "SSE", "idle", "under load, worker", "growth: drain", "growth: the slowest"];
+    let goals = report.lines().skip_while(|line| *line != "## Goals").skip(4).take_while(|line| line.starts_with("| "));
+    for row in goals {
+        let is_measured = measured.iter().any(|what| row.starts_with(&format!("| {what}")));
+        assert_ne!(row.contains("not measured"), is_measured, "{row}");
+    }
+    for what in measured {
+        assert!(!lines(&report, &format!("| {what}")).is_empty(), "{what} is not in {report}");
+    }
+    assert_eq!(lines(&report, "- Skipped: rusty-sidekiq: ").len(), 1, "{report}");
+    assert_eq!(lines(&report, "- Skipped: ").len(), 8, "{report}");
+    assert!(lines(&report, "- Failed").is_empty(), "{report}");
+    // One of a hundred failed: of those that were run, and of their three hundred copies.
+    assert!(lines(&report, "| list: state=failed ").iter().all(|line| line.contains("| 4 ")), "{report}");
+}
+
+#[test]
+fn enqueues_are_measured() {
+    let (output, report) = bench("bulk,http,polling", "none");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for row in [
+        "| bulk enqueue | Offstage | `POST /v1/jobs/batch`",
+        "| HTTP enqueue | Offstage | `POST /v1/jobs`",
+        "| under load, API RSS ",
+        "| status polling p95 ",
+    ] {
+        assert!(!lines(&report, row).is_empty(), "{row} is not in {report}");
+    }
+}
