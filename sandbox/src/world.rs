@@ -229,6 +229,7 @@ impl Sandbox {
         environment.extend(self.s3.environment());
         environment.insert("OFFSTAGE_PROBE".to_owned(), "on".to_owned());
         environment.insert("OFFSTAGE_PROBE_CALLBACKS".to_owned(), "loopback".to_owned());
+        environment.insert("OFFSTAGE_OUTBOUND_ALLOW".to_owned(), "loopback".to_owned());
         environment.insert("OFFSTAGE_LOG_FORMAT".to_owned(), "text".to_owned());
         environment
     }

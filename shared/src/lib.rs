@@ -8,6 +8,7 @@ pub mod keys;
 pub mod kinds;
 pub mod ledger;
 pub mod notification;
+pub mod outbound;
 pub mod queue;
 pub mod random;
 pub mod schedule;

@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{clock::Clock, signing::SigningKeys, tenant::Retention};
+use crate::{clock::Clock, outbound::Guard, signing::SigningKeys, tenant::Retention};
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -43,6 +43,8 @@ pub struct ApiConfig {
     pub probe: Probe,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
+    /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`).
+    pub outbound: Guard,
     /// How many streams of events are held open.
     pub streams: Streams,
     /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
@@ -71,6 +73,7 @@ impl ApiConfig {
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
+        let outbound = process::outbound(&mut reader);
         let streams = Streams::read(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
         let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
@@ -90,6 +93,7 @@ impl ApiConfig {
             log,
             probe,
             window,
+            outbound,
             streams,
             idempotency,
             backlog,
@@ -122,6 +126,8 @@ pub struct WorkerConfig {
     pub drill: bool,
     /// The databases that datasets are read from.
     pub sources: Sources,
+    /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`).
+    pub outbound: Guard,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
     pub signing_keys: BTreeMap<String, SigningKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
@@ -152,6 +158,7 @@ impl WorkerConfig {
         let probe = Probe::read(&mut reader);
         let drill = reader.word("OFFSTAGE_DRILL", false, &[("on", true), ("off", false)]);
         let sources = Sources::read(&mut reader);
+        let outbound = process::outbound(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -172,6 +179,7 @@ impl WorkerConfig {
             probe,
             drill,
             sources,
+            outbound,
             signing_keys,
             window,
             retention,

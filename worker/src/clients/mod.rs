@@ -2,13 +2,17 @@
 //! themselves. Clients know nothing of jobs.
 
 pub mod callback;
+pub mod outbound;
 pub mod source;
 pub mod upload;
 pub mod webhook;
 
+use std::sync::Arc;
+
 use shared::{config::WorkerConfig, storage::Storage};
 
 use callback::Callback;
+use outbound::Outbound;
 use source::Sources;
 use webhook::Webhook;
 
@@ -29,7 +33,12 @@ impl Clients {
     /// Connects to nothing yet.
     #[must_use]
     pub fn new(config: &WorkerConfig) -> Self {
-        let webhook = Webhook::new(config.signing_keys.clone());
-        Self { storage: Storage::new(&config.s3), sources: Sources::default(), callback: Callback::default(), webhook }
+        let outbound = Arc::new(Outbound::new(config.outbound.clone()));
+        Self {
+            storage: Storage::new(&config.s3),
+            sources: Sources::default(),
+            callback: Callback::new(Arc::clone(&outbound)),
+            webhook: Webhook::new(config.signing_keys.clone(), outbound),
+        }
     }
 }
