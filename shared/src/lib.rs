@@ -9,6 +9,7 @@ pub mod kinds;
 pub mod ledger;
 pub mod notification;
 pub mod outbound;
+pub mod push;
 pub mod queue;
 pub mod random;
 pub mod schedule;

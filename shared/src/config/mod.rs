@@ -8,10 +8,12 @@
 //! A variable that is set to nothing counts as not set, which is how compose files and manifests leave one out.
 
 mod process;
+mod push;
 mod stores;
 mod variables;
 
 pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources, Streams};
+pub use push::Push;
 pub use stores::{Database, Redis, S3};
 pub use variables::{ConfigError, SettingProblem, Variables};
 
@@ -128,6 +130,8 @@ pub struct WorkerConfig {
     pub sources: Sources,
     /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`).
     pub outbound: Guard,
+    /// Web push.
+    pub push: Push,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
     pub signing_keys: BTreeMap<String, SigningKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
@@ -159,6 +163,7 @@ impl WorkerConfig {
         let drill = reader.word("OFFSTAGE_DRILL", false, &[("on", true), ("off", false)]);
         let sources = Sources::read(&mut reader);
         let outbound = process::outbound(&mut reader);
+        let push = Push::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -180,6 +185,7 @@ impl WorkerConfig {
             drill,
             sources,
             outbound,
+            push,
             signing_keys,
             window,
             retention,

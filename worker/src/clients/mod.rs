@@ -3,6 +3,8 @@
 
 pub mod callback;
 pub mod outbound;
+#[cfg_attr(not(test), expect(dead_code, reason = "the kinds that push come next"))]
+pub mod push;
 pub mod source;
 pub mod upload;
 pub mod webhook;
@@ -13,6 +15,7 @@ use shared::{config::WorkerConfig, storage::Storage};
 
 use callback::Callback;
 use outbound::Outbound;
+use push::Push;
 use source::Sources;
 use webhook::Webhook;
 
@@ -27,6 +30,9 @@ pub struct Clients {
     pub callback: Callback,
     /// Endpoints of tenants' choice.
     pub webhook: Webhook,
+    /// Users' browsers.
+    #[expect(dead_code, reason = "the kinds that push come next")]
+    pub push: Push,
 }
 
 impl Clients {
@@ -38,7 +44,8 @@ impl Clients {
             storage: Storage::new(&config.s3),
             sources: Sources::default(),
             callback: Callback::new(Arc::clone(&outbound)),
-            webhook: Webhook::new(config.signing_keys.clone(), outbound),
+            webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
+            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), outbound),
         }
     }
 }
