@@ -7,11 +7,14 @@ use crate::directory::make;
 use crate::error::{Doing, Error, Result};
 use crate::programs::Programs;
 
-/// `python3` that can import these packages (`standardwebhooks==1.1.0`); what it shall do is the caller's to add.
+/// `python3` that can import these packages (`standardwebhooks==1.1.0`), or only its own; what it shall do is the caller's to add.
 ///
 /// # Errors
 /// When there is no Python with pip, or the packages can't be fetched; with what pip said.
 pub fn python(packages: &[&str]) -> Result<Command> {
+    if packages.is_empty() {
+        return Ok(Command::new("python3"));
+    }
     let cache = Programs::beside_us()?.cache();
     make(&cache)?;
     let name: String = packages.join("-").chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();

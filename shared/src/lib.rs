@@ -7,6 +7,7 @@ pub mod job;
 pub mod keys;
 pub mod kinds;
 pub mod ledger;
+pub mod mail;
 pub mod notification;
 pub mod outbound;
 pub mod push;

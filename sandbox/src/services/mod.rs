@@ -11,7 +11,7 @@
 //! [`faults`](crate::faults): it can be told to fail, hang, drop and slow down, and records what it was asked.
 
 mod door;
-// pub mod mail;
+pub mod mail;
 pub mod postgres;
 pub mod push;
 pub mod redis;

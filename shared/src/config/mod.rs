@@ -7,11 +7,13 @@
 //!
 //! A variable that is set to nothing counts as not set, which is how compose files and manifests leave one out.
 
+mod mail;
 mod process;
 mod push;
 mod stores;
 mod variables;
 
+pub use mail::Mail;
 pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources, Streams};
 pub use push::Push;
 pub use stores::{Database, Redis, S3};
@@ -130,6 +132,8 @@ pub struct WorkerConfig {
     pub sources: Sources,
     /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`).
     pub outbound: Guard,
+    /// Mail.
+    pub mail: Mail,
     /// Web push.
     pub push: Push,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
@@ -163,6 +167,7 @@ impl WorkerConfig {
         let drill = reader.word("OFFSTAGE_DRILL", false, &[("on", true), ("off", false)]);
         let sources = Sources::read(&mut reader);
         let outbound = process::outbound(&mut reader);
+        let mail = Mail::read(&mut reader);
         let push = Push::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
@@ -185,6 +190,7 @@ impl WorkerConfig {
             drill,
             sources,
             outbound,
+            mail,
             push,
             signing_keys,
             window,

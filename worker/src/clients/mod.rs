@@ -2,6 +2,9 @@
 //! themselves. Clients know nothing of jobs.
 
 pub mod callback;
+mod cause;
+#[cfg_attr(not(test), expect(dead_code, reason = "the kinds that send mail come next"))]
+pub mod mail;
 pub mod outbound;
 #[cfg_attr(not(test), expect(dead_code, reason = "the kinds that push come next"))]
 pub mod push;
@@ -14,6 +17,7 @@ use std::sync::Arc;
 use shared::{config::WorkerConfig, storage::Storage};
 
 use callback::Callback;
+use mail::Mailer;
 use outbound::Outbound;
 use push::Push;
 use source::Sources;
@@ -30,6 +34,9 @@ pub struct Clients {
     pub callback: Callback,
     /// Endpoints of tenants' choice.
     pub webhook: Webhook,
+    /// Users' mailboxes.
+    #[expect(dead_code, reason = "the kinds that send mail come next")]
+    pub mail: Mailer,
     /// Users' browsers.
     #[expect(dead_code, reason = "the kinds that push come next")]
     pub push: Push,
@@ -45,6 +52,7 @@ impl Clients {
             sources: Sources::default(),
             callback: Callback::new(Arc::clone(&outbound)),
             webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
+            mail: Mailer::new(&config.mail),
             push: Push::new(config.push.keys.clone(), config.push.contact.clone(), outbound),
         }
     }

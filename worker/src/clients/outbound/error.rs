@@ -1,10 +1,11 @@
 //! Why a call has no answer.
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, time::Duration};
 
 use shared::{job::Failure, outbound::NotAllowed};
 
 use super::resolve::Refused;
+use crate::clients::cause::{cause, deepest};
 
 /// A call without an answer. Holds no URL: it may hold a secret.
 #[derive(Debug, thiserror::Error)]
@@ -84,27 +85,4 @@ impl OutboundError {
             None => failure,
         }
     }
-}
-
-/// The first cause of a type. An I/O error shows what it was made of only if asked.
-fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-fn deepest(error: &(dyn Error + 'static)) -> String {
-    let mut deepest = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string().chars().take(200).collect()
 }

@@ -1,0 +1,139 @@
+//! The bytes beneath lettre: bounded, and no further ahead than a line.
+//!
+//! What must stay true: what a server may say in answer to one command has a bound, whether it ends its lines or not; and nothing that came
+//! before TLS is taken for an answer under it (command injection, CVE-2011-0411 and its kin), since lines are handed up one at a time.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::BytesMut;
+use lettre::transport::smtp::client::AsyncTokioStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::watch,
+};
+use tokio_rustls::client::TlsStream;
+
+/// The most bytes that come between two of ours: a reply, or the server's part of a TLS handshake.
+const REPLY: usize = 100_000;
+
+/// What is read at once.
+const PIECE: usize = 4_096;
+
+/// Whether we have said anything yet: what fails before is the greeting.
+pub(super) type Spoken = Arc<watch::Sender<bool>>;
+
+/// Nothing has been said yet.
+pub(super) fn silent() -> Spoken {
+    Arc::new(watch::Sender::new(false))
+}
+
+fn speak(spoken: &Spoken) {
+    if !*spoken.borrow() {
+        spoken.send_replace(true);
+    }
+}
+
+/// A TCP connection.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: TcpStream,
+    /// Read and not handed up yet.
+    held: BytesMut,
+    /// Bytes that may still come before we speak again.
+    left: usize,
+    spoken: Spoken,
+}
+
+impl Wire {
+    pub(super) fn new(stream: TcpStream, spoken: Spoken) -> Self {
+        Self { stream, held: BytesMut::new(), left: REPLY, spoken }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.held.is_empty() {
+            if this.left == 0 {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the server says more than an answer may have")));
+            }
+            let mut piece = [0; PIECE];
+            let mut read = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
+            this.left = this.left.saturating_sub(read.filled().len());
+            this.held.extend_from_slice(read.filled());
+        }
+        let line = this.held.iter().position(|byte| *byte == b'\n').map_or(this.held.len(), |end| end + 1);
+        out.put_slice(&this.held.split_to(line.min(out.remaining())));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.left = REPLY;
+        speak(&self.spoken);
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl AsyncTokioStream for Wire {
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+}
+
+/// The same under TLS from the start.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    stream: TlsStream<Wire>,
+    spoken: Spoken,
+}
+
+impl Sealed {
+    pub(super) fn new(stream: TlsStream<Wire>, spoken: Spoken) -> Self {
+        Self { stream, spoken }
+    }
+}
+
+impl AsyncRead for Sealed {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, out)
+    }
+}
+
+impl AsyncWrite for Sealed {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        speak(&self.spoken);
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl AsyncTokioStream for Sealed {
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.get_ref().0.peer_addr()
+    }
+}
