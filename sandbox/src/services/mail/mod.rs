@@ -8,13 +8,15 @@ mod dialogue;
 mod page;
 mod tls;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::directory::Directory;
+use crate::error::{Doing, Result};
 use crate::faults::Faults;
 use crate::ports::Port;
 use crate::random;
@@ -34,6 +36,7 @@ pub struct MailServer {
     faults: Faults,
     mailbox: Arc<Mailbox>,
     certificate: Certificate,
+    certificate_file: Option<PathBuf>,
     user: String,
     password: String,
 }
@@ -83,11 +86,19 @@ impl Mailbox {
 }
 
 impl MailServer {
-    /// Listens on ports of its own, with a certificate of its own making.
+    /// Writes its certificate into the directory, where the product's settings name it.
+    pub(crate) async fn open(directory: &Directory, runtime: tokio::runtime::Handle) -> Result<Self> {
+        let path = directory.path().join("mail.pem");
+        let server = Self { certificate_file: Some(path.clone()), ..Self::alone(runtime).await? };
+        std::fs::write(&path, server.certificate()).doing(|| format!("write {}", path.display()))?;
+        Ok(server)
+    }
+
+    /// Listens on ports of its own, with a certificate of its own making, beside no other service.
     ///
     /// # Errors
     /// When no port is free.
-    pub async fn open(runtime: tokio::runtime::Handle) -> Result<Self> {
+    pub async fn alone(runtime: tokio::runtime::Handle) -> Result<Self> {
         let door = || Ok::<_, crate::Error>(Door::new(Port::reserve()?, runtime.clone()));
         let server = Self {
             plain: door()?,
@@ -96,6 +107,7 @@ impl MailServer {
             faults: Faults::new(),
             mailbox: Arc::default(),
             certificate: Certificate::new()?,
+            certificate_file: None,
             user: "offstage".to_owned(),
             password: random::characters(24)?,
         };
@@ -180,6 +192,12 @@ impl MailServer {
     #[must_use]
     pub fn certificate(&self) -> &str {
         self.certificate.pem()
+    }
+
+    /// The settings by which `worker` finds it.
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
+        let certificate = self.certificate_file.as_ref().map(|path| ("OFFSTAGE_MAIL_CA_FILE".to_owned(), path.display().to_string()));
+        certificate.into_iter().chain([("OFFSTAGE_SMTP_URL".to_owned(), self.url())]).collect()
     }
 
     /// What arrived, oldest first.

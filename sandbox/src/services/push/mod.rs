@@ -169,6 +169,19 @@ impl PushService {
     }
 }
 
+/// A key to sign pushes with, as the product's settings take it.
+pub(crate) fn new_key() -> Result<String> {
+    Keys::new().map(|keys| keys.private())
+}
+
+/// The settings by which `worker` pushes, with a key of [`new_key`].
+pub(crate) fn environment(key: &str) -> BTreeMap<String, String> {
+    BTreeMap::from(
+        [("OFFSTAGE_PUSH_KEYS", key), ("OFFSTAGE_PUSH_CONTACT", "mailto:operator@offstage.example")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    )
+}
+
 fn locked(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,7 +21,10 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 /// The most bytes that come between two of ours: a reply, or the server's part of a TLS handshake.
-const REPLY: usize = 100_000;
+const REPLY: usize = 32_768;
+
+/// The most lines among them; under TLS a line's end is a byte like any other. lettre reads a reply anew with each of its lines.
+const LINES: usize = 512;
 
 /// What is read at once.
 const PIECE: usize = 4_096;
@@ -48,22 +51,24 @@ pub(super) struct Wire {
     held: BytesMut,
     /// Bytes that may still come before we speak again.
     left: usize,
+    /// Lines likewise.
+    lines: usize,
     spoken: Spoken,
 }
 
 impl Wire {
     pub(super) fn new(stream: TcpStream, spoken: Spoken) -> Self {
-        Self { stream, held: BytesMut::new(), left: REPLY, spoken }
+        Self { stream, held: BytesMut::new(), left: REPLY, lines: LINES, spoken }
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.lines == 0 || (this.held.is_empty() && this.left == 0) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the server says more than an answer may have")));
+        }
         if this.held.is_empty() {
-            if this.left == 0 {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "the server says more than an answer may have")));
-            }
             let mut piece = [0; PIECE];
             let mut read = ReadBuf::new(&mut piece);
             ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
@@ -71,14 +76,16 @@ impl AsyncRead for Wire {
             this.held.extend_from_slice(read.filled());
         }
         let line = this.held.iter().position(|byte| *byte == b'\n').map_or(this.held.len(), |end| end + 1);
-        out.put_slice(&this.held.split_to(line.min(out.remaining())));
+        let given = this.held.split_to(line.min(out.remaining()));
+        this.lines -= usize::from(given.ends_with(b"\n"));
+        out.put_slice(&given);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.left = REPLY;
+        (self.left, self.lines) = (REPLY, LINES);
         speak(&self.spoken);
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }

@@ -27,7 +27,7 @@ struct Bench {
 impl Bench {
     /// With STARTTLS and a password.
     async fn start() -> Self {
-        let server = MailServer::open(tokio::runtime::Handle::current()).await.unwrap();
+        let server = MailServer::alone(tokio::runtime::Handle::current()).await.unwrap();
         let config = config_of(&server.url(), Some(server.certificate()));
         Self { server, config }
     }
@@ -81,7 +81,7 @@ async fn a_mail_arrives_over_each_sort_of_connection() {
         assert_eq!((mail.tls, mail.user.as_deref()), (tls, user));
         let text = String::from_utf8(mail.bytes).unwrap();
         assert!(text.contains("Message-ID: <mail-1@acme.example>\r\n"), "{text}");
-        assert!(text.ends_with("\r\n\r\nIt is ready.\r\n.\r\n..and this line begins with dots\r\n"), "{text}");
+        assert!(text.contains("\r\n\r\nIt is ready.\r\n.\r\n..and this line begins with dots\r\n"), "{text}");
     }
 }
 
