@@ -19,7 +19,7 @@ use sqlx::PgPool;
 /// How old a count may be while the backlog is well below its limit.
 const FRESH_BELOW: Duration = Duration::from_secs(10);
 /// The same near the limit and above it.
-const FRESH_NEAR: Duration = Duration::from_secs(1);
+const FRESH_NEAR: Duration = Duration::from_millis(250);
 /// How much longer than a count took it is used at least: counting has a fiftieth of the time.
 const REST: u32 = 50;
 /// What those are told to wait who can't be told how fast the backlog goes down.
@@ -42,6 +42,8 @@ struct Known {
     counted: u64,
     /// Let in since that was counted.
     added: u64,
+    /// Let in past the backlog since that was counted: what a pause or a limit stops on its way comes back to wait.
+    passed: u64,
     /// On its way in.
     entering: u64,
     counted_at: Option<Instant>,
@@ -58,7 +60,7 @@ impl Known {
     }
 
     fn is_stale(&self, limit: u64) -> bool {
-        let near = self.waiting() >= limit / 2;
+        let near = self.waiting().saturating_add(self.passed) >= limit / 2;
         let fresh = if near { FRESH_NEAR } else { FRESH_BELOW }.max(self.took * REST);
         !self.is_counting && self.counted_at.is_none_or(|at| at.elapsed() >= fresh)
     }
@@ -71,11 +73,17 @@ impl Known {
             if span > 0.0 {
                 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
                 let latest = left as f64 / span;
-                self.leaving = Some(self.leaving.map_or(latest, |known| known * (1.0 - LATEST) + latest * LATEST));
+                // What stands still may go on at any speed, and what is empty says nothing of the speed.
+                self.leaving = match left {
+                    0 if counted > 0 => None,
+                    0 => self.leaving,
+                    _ => Some(self.leaving.map_or(latest, |known| known * (1.0 - LATEST) + latest * LATEST)),
+                };
             }
         }
         self.counted = counted;
         self.added = self.added.saturating_sub(added_then);
+        self.passed = 0;
         self.counted_at = Some(began);
         self.took = took;
     }
@@ -88,6 +96,8 @@ pub struct Full {
     pub waiting: u64,
     /// Jobs that may.
     pub limit: u64,
+    /// Jobs that were to come in.
+    pub jobs: u64,
     /// When there may be room, by how fast the backlog went down lately; `None` where that is not known.
     pub room_in: Option<Duration>,
 }
@@ -121,6 +131,7 @@ impl Drop for Place {
         if let Some(known) = self.backlogs.lock().get_mut(&self.tenant) {
             known.entering = known.entering.saturating_sub(self.jobs);
             known.added = known.added.saturating_add(self.waiting);
+            known.passed = known.passed.saturating_add(self.jobs - self.waiting);
         }
     }
 }
@@ -149,7 +160,7 @@ impl Backlogs {
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
             let seconds = known.leaving.filter(|leaving| *leaving > 0.001).map(|leaving| excess as f64 / leaving);
             let room_in = seconds.map(|seconds| Duration::from_secs_f64(seconds.clamp(1.0, LONGEST_PAUSE.as_secs_f64())));
-            return Err(Full { waiting, limit, room_in });
+            return Err(Full { waiting, limit, jobs, room_in });
         }
         known.entering += jobs;
         drop(all);
@@ -209,6 +220,31 @@ mod tests {
         // 1,000 and 300 of 500 that had been added when the count began; 900 are left: 400 left in 10 s.
         known.learn(900, 300, began + Duration::from_secs(10), Duration::ZERO);
         assert_eq!((known.counted, known.added, known.leaving), (900, 200, Some(40.0)));
+    }
+
+    #[test]
+    fn what_passed_by_may_come_back_and_is_counted_soon() {
+        let mut known = Known { counted_at: Instant::now().checked_sub(Duration::from_secs(1)), ..Known::default() };
+        assert!(!known.is_stale(20));
+        known.passed = 10;
+        assert!(known.is_stale(20));
+        known.learn(10, 0, Instant::now(), Duration::ZERO);
+        assert_eq!((known.passed, known.is_stale(20)), (0, false), "counted just now");
+    }
+
+    #[test]
+    fn an_estimate_says_nothing_it_does_not_know() {
+        let began = Instant::now();
+        let mut known = Known::default();
+        known.learn(1_000, 0, began, Duration::ZERO);
+        known.learn(900, 0, began + Duration::from_secs(1), Duration::ZERO);
+        known.learn(0, 0, began + Duration::from_secs(2), Duration::ZERO);
+        let leaving = known.leaving;
+        known.learn(0, 0, began + Duration::from_secs(60), Duration::ZERO);
+        assert_eq!(known.leaving, leaving, "an empty backlog does not go down");
+        known.learn(10, 10, began + Duration::from_secs(61), Duration::ZERO);
+        known.learn(10, 0, began + Duration::from_secs(62), Duration::ZERO);
+        assert_eq!(known.leaving, None, "one that stands still goes on at any speed");
     }
 
     #[tokio::test]

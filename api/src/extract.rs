@@ -60,6 +60,20 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// A JSON body that may be left out, and is then the default.
+#[derive(Debug)]
+pub struct MaybeJson<T>(pub T);
+
+impl<T: Default + DeserializeOwned, S: Send + Sync> FromRequest<S> for MaybeJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let bytes = read(&parts.headers, body, BODY_LIMIT).await?;
+        if bytes.trim_ascii().is_empty() { Ok(Self(T::default())) } else { parse(&bytes).map(Self) }
+    }
+}
+
 /// `application/json` or a type that ends in `+json` (RFC 6839), in UTF-8 as RFC 8259 §8.1 wants.
 fn is_json(value: &str) -> bool {
     let mut parts = value.split(';').map(str::trim);
@@ -190,6 +204,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 }
 
 fn parse_query<T: DeserializeOwned>(query: &str) -> Result<T, Problem> {
+    // Nothing that is stored holds one, and Postgres takes none to compare with either.
+    if let Some((name, _)) = url::form_urlencoded::parse(query.as_bytes()).find(|(name, value)| name.contains('\0') || value.contains('\0'))
+    {
+        let detail = format!("{}: contains a NUL character (%00), which nothing here does; leave it out.", name.replace('\0', ""));
+        return Err(Problem::new(Code::QueryInvalid, detail));
+    }
     let mut track = Track::new();
     let mut unknown = Vec::new();
     let pairs = serde_urlencoded::Deserializer::new(url::form_urlencoded::parse(query.as_bytes()));

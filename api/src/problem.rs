@@ -165,6 +165,7 @@ impl Problem {
     #[must_use]
     pub fn invalid(errors: Vec<Violation>) -> Self {
         let detail = match errors.as_slice() {
+            [one] if one.pointer.is_empty() => one.detail.clone(),
             [one] => format!("{}: {}", one.pointer, one.detail),
             several => format!("{} fields are not valid; see `errors`, correct them and send again", several.len()),
         };

@@ -316,7 +316,7 @@ async fn cancels_retries_and_dispatches_that_meet_all_end_well() {
             while !stop.is_cancelled() {
                 let now = world.now().await;
                 let pool = world.sandbox.pool();
-                let tenants = dispatch::turns(pool, Queue::Analytics, Priority::Normal, now, -1).await.unwrap();
+                let [tenants] = dispatch::turns(pool, Queue::Analytics, now, [(Priority::Normal, -1)]).await.unwrap();
                 let turns = dispatch::divide(100, &tenants);
                 let dispatched = dispatch::dispatch(pool, Queue::Analytics, Priority::Normal, now, &turns).await.unwrap();
                 let ids: Vec<JobId> = dispatched.handovers.iter().map(|handover| handover.job).step_by(2).collect();

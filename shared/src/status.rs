@@ -335,7 +335,7 @@ const fn explanation(reason: Reason) -> Option<&'static str> {
         Reason::None => None,
         Reason::NotDue => Some("It is planned for its `run_at`."),
         Reason::BackingOff => Some("Its last run failed in passing, as `error` says; it is tried again at `run_at`."),
-        Reason::Window => Some("Its queue has as many jobs in hand as it may; this one follows when there is room."),
+        Reason::Window => Some("It is due and waits for its turn: at once where its queue has room, else when there is some."),
         Reason::Snoozed => Some("It could not go on yet and is called again at `run_at`; that uses no attempt."),
         Reason::Limited => Some(
             "Its key, `limit.key`, allows no more jobs to run or to start just now; it follows when one of them has ended or the time has come.",

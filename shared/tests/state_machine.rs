@@ -23,7 +23,7 @@ use shared::{
     ledger::{
         self, LedgerError, Sessions,
         change::{self, Change},
-        claim::{ClaimedJob, claim},
+        claim::{ClaimedJob, claim, take},
         dispatch::{Dispatched, Turn, dispatch},
         insert::{Arrival, Inserted, NewJob, insert},
         limits, recover,
@@ -117,7 +117,8 @@ impl Walk {
                 let moved = self.dispatch(1 + dice.below(4)).await?;
                 Ok(format!("dispatch: {} queued, {} expired", moved.handovers.len(), moved.expired.len()))
             }
-            6..=8 => {
+            6 => self.take(dice.pick(&self.workers).unwrap(), 1 + dice.below(4)).await,
+            7..=8 => {
                 let wanted: Vec<JobId> = (0..=dice.below(5)).filter_map(|_| dice.pick(&known)).collect();
                 self.claim(dice.pick(&self.workers).unwrap(), &wanted).await
             }
@@ -203,6 +204,14 @@ impl Walk {
         let claimed = claim(&self.engine, wanted, worker, self.now()).await?;
         let said = format!("claim for {worker}: {} of {}", claimed.len(), wanted.len());
         self.claims.lock().unwrap().extend(claimed);
+        Ok(said)
+    }
+
+    async fn take(&self, worker: Uuid, jobs: usize) -> Result<String, LedgerError> {
+        let turns = [Turn { tenant: self.tenant, jobs }];
+        let taken = take(&self.engine, QUEUE, Priority::Normal, &turns, worker, self.now()).await?;
+        let said = format!("take for {worker}: {} running, {} expired", taken.claimed.len(), taken.expired.len());
+        self.claims.lock().unwrap().extend(taken.claimed);
         Ok(said)
     }
 

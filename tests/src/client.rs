@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, header::HeaderMap, redirect};
 use serde_json::{Value, json};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, until};
 
 /// One request with its answer; longer than the longest long-poll.
 const REQUEST_WITHIN: Duration = Duration::from_secs(45);
@@ -128,6 +128,17 @@ impl Client {
     #[must_use]
     pub fn acting_for(&self, user: &str) -> Self {
         Self { acting_user: Some(user.to_owned()), ..self.clone() }
+    }
+
+    /// Pauses a queue for this product, and returns when the workers have heard of it: one job of it waits then.
+    pub async fn pause(&self, queue: &str) {
+        self.post_nothing(&format!("/v1/queues/{queue}/pause")).await.expect(200);
+        until("workers have heard of the pause", async || {
+            let id = self.create_id(&probe(&json!({"queue": queue}))).await;
+            let job = self.wait_for(&id, "somewhere", |job| job["state"] != "queued" && job["state"] != "running").await;
+            if job["reason"] == "paused" { Ok(()) } else { Err(job) }
+        })
+        .await;
     }
 
     /// The key it calls with.

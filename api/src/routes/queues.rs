@@ -28,7 +28,7 @@ use utoipa::{OpenApi, ToSchema};
 use crate::{
     app::App,
     auth::{Caller, JobsRead, JobsWrite, Needs},
-    extract::Json,
+    extract::MaybeJson,
     follow::Call,
     problem::{Code, Problem, ProblemBody},
 };
@@ -127,7 +127,7 @@ pub async fn list(State(app): State<App>, caller: Caller<JobsRead>) -> Result<An
 }
 
 /// Pauses this product's jobs of a queue: none starts until it is resumed. What runs goes on.
-#[utoipa::path(post, path = "/v1/queues/{queue}/pause", tag = "queues", operation_id = "pause_queue", request_body = PauseWish,
+#[utoipa::path(post, path = "/v1/queues/{queue}/pause", tag = "queues", operation_id = "pause_queue", request_body = Option<PauseWish>,
     params(("queue" = String, Path, description = "The queue's name")),
     responses(
         (status = 200, body = QueueView, description = "It is paused, by this or before"),
@@ -138,7 +138,7 @@ pub async fn pause(
     State(app): State<App>,
     caller: Caller<JobsWrite>,
     Path(queue): Path<String>,
-    Json(wish): Json<PauseWish>,
+    MaybeJson(wish): MaybeJson<PauseWish>,
 ) -> Result<Answer<QueueView>, Problem> {
     for_the_backend(&caller)?;
     let queue = known(&queue)?;
@@ -164,17 +164,18 @@ pub async fn pause(
 }
 
 /// Resumes what this product paused: what waited goes on within seconds.
-#[utoipa::path(post, path = "/v1/queues/{queue}/resume", tag = "queues", operation_id = "resume_queue", request_body = ResumeWish,
+#[utoipa::path(post, path = "/v1/queues/{queue}/resume", tag = "queues", operation_id = "resume_queue", request_body = Option<ResumeWish>,
     params(("queue" = String, Path, description = "The queue's name")),
     responses(
         (status = 200, body = QueueView, description = "The product has not paused it any more; what the operator paused is shown"),
         (status = 404, body = ProblemBody<'static>, description = "`queue_not_found`"),
+        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`"),
     ))]
 pub async fn resume(
     State(app): State<App>,
     caller: Caller<JobsWrite>,
     Path(queue): Path<String>,
-    Json(wish): Json<ResumeWish>,
+    MaybeJson(wish): MaybeJson<ResumeWish>,
 ) -> Result<Answer<QueueView>, Problem> {
     for_the_backend(&caller)?;
     let queue = known(&queue)?;

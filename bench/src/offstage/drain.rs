@@ -59,6 +59,8 @@ impl Offstage {
             if !left {
                 return Ok((self.clock.now(), meter.stop()));
             }
+            // Most of a drain passes no stream.
+            sleep(LOOK * 10).await;
         }
     }
 

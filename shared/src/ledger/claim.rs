@@ -1,14 +1,16 @@
 //! Step 5, claim: `queued` rows become `running` under a fresh token, by one compare-and-set for a whole read. A duplicate
 //! delivery finds nothing to claim.
+//!
+//! Steps 3 and 5 in one, [`take`]: due jobs of the backlog become `running` for the worker that asks, without the way through Redis.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgPool, Row};
+use sqlx::{PgPool, Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, dispatch::Turn};
 use crate::{
     job::{JobId, Options, Priority},
     queue::Queue,
@@ -105,38 +107,122 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
     .fetch_all(pool)
     .await?;
 
-    rows.into_iter()
-        .map(|row| {
-            let queue: String = row.try_get("queue")?;
-            let priority: i16 = row.try_get("priority")?;
-            let options: Option<String> = row.try_get("options")?;
-            let count = |column: &str| row.try_get::<i16, _>(column).map(|value| u16::try_from(value).unwrap_or(0));
-            Ok(ClaimedJob {
-                id: JobId(row.try_get("job_id")?),
-                token,
-                tenant: row.try_get("tenant_id")?,
-                owner: row.try_get("owner")?,
-                kind: row.try_get("kind")?,
-                queue: Queue::from_name(&queue).ok_or(LedgerError::Unknown { what: "queue", value: queue })?,
-                priority: Priority::from_code(priority).unwrap_or(Priority::Normal),
-                payload: row.try_get("payload")?,
-                created_at: row.try_get("created_at")?,
-                run_at: row.try_get("run_at")?,
-                start_by: row.try_get("start_by")?,
-                started_at: now,
-                attempt: count("attempt")?,
-                attempts_allowed: count("attempts_allowed")?,
-                runs: row.try_get("runs")?,
-                crashes: count("crashes")?,
-                deaths: count("deaths")?,
-                lost_for: row.try_get::<Option<f64>, _>("lost_seconds")?.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
-                counted_from: row.try_get("counted_from")?,
-                snoozes: count("snoozes")?,
-                snoozed: Duration::from_secs(u64::try_from(row.try_get::<i32, _>("snoozed_seconds")?).unwrap_or(0)),
-                options: options.map(|options| options_of(&options)).transpose()?.map(Box::new),
-            })
-        })
-        .collect()
+    rows.iter().map(|row| claimed(row, token, now)).collect()
+}
+
+/// What [`take`] brought.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// Running now, in turns: one of each tenant's at a time, oldest due time first.
+    pub claimed: Vec<ClaimedJob>,
+    /// Jobs whose `start_by` had passed: expired now.
+    pub expired: Vec<JobId>,
+}
+
+/// Claims due jobs of a priority straight from a queue's backlog: of each tenant as many as its turn allows, oldest due time first.
+///
+/// The caller's pool commits asynchronously ([`super::Sessions::Claims`]).
+///
+/// # Errors
+/// [`LedgerError`]; when the answer was lost the rows may be ours all the same, as with [`claim`].
+pub async fn take(
+    pool: &PgPool,
+    queue: Queue,
+    priority: Priority,
+    turns: &[Turn],
+    worker: Uuid,
+    now: DateTime<Utc>,
+) -> Result<Taken, LedgerError> {
+    let token = random::token();
+    let mut transaction = pool.begin().await?;
+    let rows = sqlx::query(
+        "WITH due AS MATERIALIZED (
+            SELECT d.job_id FROM unnest($3::integer[], $4::bigint[]) AS turn (tenant_id, jobs)
+            CROSS JOIN LATERAL (
+                SELECT w.job_id FROM job_waiting w
+                WHERE w.queue = $1 AND w.priority = $5 AND w.tenant_id = turn.tenant_id AND w.run_at <= $2
+                ORDER BY w.run_at, w.job_id LIMIT turn.jobs FOR UPDATE SKIP LOCKED
+            ) d
+        ), taken AS (
+            DELETE FROM job_waiting w USING due WHERE w.job_id = due.job_id RETURNING w.job_id, w.priority, w.run_at AS due_at
+        ), claimed AS (
+            UPDATE job_state s
+            SET state = CASE WHEN late THEN 6 ELSE 2 END, reason = 0, changed_at = $2, version = s.version + 1,
+                finished_at = CASE WHEN late THEN $2 END,
+                token = CASE WHEN late THEN 0 ELSE $6 END,
+                worker = CASE WHEN late THEN s.worker ELSE $7 END,
+                started_at = CASE WHEN late THEN s.started_at ELSE $2 END,
+                attempt = s.attempt + (NOT late)::integer, runs = s.runs + (NOT late)::integer,
+                progress_done = NULL, progress_total = NULL
+            FROM taken t JOIN job j ON j.id = t.job_id CROSS JOIN LATERAL (SELECT coalesce(j.start_by < $2, false) AS late) l
+            WHERE s.job_id = t.job_id AND s.state = 0
+            RETURNING s.job_id, s.state, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes, s.deaths,
+                      coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds, NULL::float8 AS lost_seconds, t.due_at,
+                      j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload, j.created_at, j.start_by, j.options
+        ), dispatched AS (
+            INSERT INTO job_dispatched (job_id, tenant_id, dispatched_at, priority, queue)
+            SELECT job_id, tenant_id, now(), priority, queue FROM claimed WHERE state = 2
+        ), unsuccessful AS (
+            INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
+            SELECT job_id, tenant_id, state, kind, queue, $2 FROM claimed WHERE state = 6
+        )
+        SELECT job_id, state, run_at, attempt, attempts_allowed, runs, crashes, deaths, counted_from, snoozes, snoozed_seconds, lost_seconds,
+               tenant_id, owner, kind, queue, priority, payload::text AS payload, created_at, start_by, options::text AS options
+        FROM claimed
+        ORDER BY row_number() OVER (PARTITION BY tenant_id ORDER BY due_at, job_id), tenant_id",
+    )
+    .bind(queue.name())
+    .bind(now)
+    .bind(turns.iter().map(|turn| turn.tenant).collect::<Vec<_>>())
+    .bind(turns.iter().map(|turn| i64::try_from(turn.jobs).unwrap_or(0)).collect::<Vec<_>>())
+    .bind(priority.code())
+    .bind(token)
+    .bind(worker)
+    .fetch_all(&mut *transaction)
+    .await?;
+
+    let mut brought = Taken::default();
+    for row in &rows {
+        if row.try_get::<i16, _>("state")? == 2 {
+            brought.claimed.push(claimed(row, token, now)?);
+        } else {
+            brought.expired.push(JobId(row.try_get("job_id")?));
+        }
+    }
+    super::leave(&mut transaction, brought.expired.iter().map(|job| job.0).collect(), now).await?;
+    transaction.commit().await?;
+    Ok(brought)
+}
+
+fn claimed(row: &PgRow, token: i64, now: DateTime<Utc>) -> Result<ClaimedJob, LedgerError> {
+    let queue: String = row.try_get("queue")?;
+    let priority: i16 = row.try_get("priority")?;
+    let options: Option<String> = row.try_get("options")?;
+    let count = |column: &str| row.try_get::<i16, _>(column).map(|value| u16::try_from(value).unwrap_or(0));
+    Ok(ClaimedJob {
+        id: JobId(row.try_get("job_id")?),
+        token,
+        tenant: row.try_get("tenant_id")?,
+        owner: row.try_get("owner")?,
+        kind: row.try_get("kind")?,
+        queue: Queue::from_name(&queue).ok_or(LedgerError::Unknown { what: "queue", value: queue })?,
+        priority: Priority::from_code(priority).unwrap_or(Priority::Normal),
+        payload: row.try_get("payload")?,
+        created_at: row.try_get("created_at")?,
+        run_at: row.try_get("run_at")?,
+        start_by: row.try_get("start_by")?,
+        started_at: now,
+        attempt: count("attempt")?,
+        attempts_allowed: count("attempts_allowed")?,
+        runs: row.try_get("runs")?,
+        crashes: count("crashes")?,
+        deaths: count("deaths")?,
+        lost_for: row.try_get::<Option<f64>, _>("lost_seconds")?.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+        counted_from: row.try_get("counted_from")?,
+        snoozes: count("snoozes")?,
+        snoozed: Duration::from_secs(u64::try_from(row.try_get::<i32, _>("snoozed_seconds")?).unwrap_or(0)),
+        options: options.map(|options| options_of(&options)).transpose()?.map(Box::new),
+    })
 }
 
 /// What a row says of a job's options.

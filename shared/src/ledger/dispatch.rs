@@ -30,52 +30,64 @@ pub struct Turn {
     pub jobs: usize,
 }
 
-/// The tenants with due jobs of a priority in a queue's backlog, in the order of their turns: up to [`TURNS`] that come behind
-/// `after`, and then from the first one on.
+/// A priority of a queue's backlog, and whose turn was the last of it (-1 for nobody's).
+pub type After = (Priority, i32);
+
+/// The tenants with due jobs in a queue's backlog, priority by priority as they are asked for, in the order of their turns: up to [`TURNS`]
+/// that come behind the last one, and then from the first one on.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn turns(pool: &PgPool, queue: Queue, priority: Priority, now: DateTime<Utc>, after: i32) -> Result<Vec<i32>, LedgerError> {
-    let mut tenants = turns_between(pool, queue, priority, now, after, i32::MAX).await?;
-    if tenants.len() < TURNS && after >= 0 {
-        let rest = turns_between(pool, queue, priority, now, -1, after).await?;
-        tenants.extend(rest);
-        tenants.truncate(TURNS);
-    }
-    Ok(tenants)
-}
-
-async fn turns_between(
+pub async fn turns<const N: usize>(
     pool: &PgPool,
     queue: Queue,
-    priority: Priority,
     now: DateTime<Utc>,
-    after: i32,
-    last: i32,
-) -> Result<Vec<i32>, LedgerError> {
-    // From tenant to tenant by one probe each, past all that one of them has; and no further than as many as are asked for.
-    Ok(sqlx::query_scalar(
-        "WITH RECURSIVE tenants (tenant_id) AS (
-            (SELECT w.tenant_id FROM job_waiting w WHERE w.queue = $1 AND w.priority = $2 AND w.tenant_id > $4 AND w.tenant_id <= $5
-             ORDER BY w.tenant_id LIMIT 1)
-            UNION ALL
-            SELECT n.tenant_id FROM tenants t CROSS JOIN LATERAL (
-                SELECT w.tenant_id FROM job_waiting w WHERE w.queue = $1 AND w.priority = $2 AND w.tenant_id > t.tenant_id AND w.tenant_id <= $5
-                ORDER BY w.tenant_id LIMIT 1
-            ) n
-        )
-        SELECT t.tenant_id FROM tenants t
-        WHERE EXISTS (SELECT FROM job_waiting w WHERE w.queue = $1 AND w.priority = $2 AND w.tenant_id = t.tenant_id AND w.run_at <= $3)
-        LIMIT $6",
+    after: [After; N],
+) -> Result<[Vec<i32>; N], LedgerError> {
+    // From tenant to tenant by one probe each, past all that one of them has; and no further than as many as are asked for. None of the
+    // probes is an EXISTS: where a plan takes that for a join, all that is due is read.
+    let rows = sqlx::query(
+        "SELECT p.place, t.tenant_id
+         FROM unnest($2::smallint[], $3::integer[]) WITH ORDINALITY AS p (priority, after, place)
+         CROSS JOIN (VALUES (0), (1)) AS lap (lap)
+         CROSS JOIN LATERAL (
+            WITH RECURSIVE tenants (tenant_id) AS (
+                (SELECT w.tenant_id FROM job_waiting w
+                 WHERE w.queue = $1 AND w.priority = p.priority AND w.tenant_id > CASE lap WHEN 0 THEN p.after ELSE -1 END
+                 ORDER BY w.tenant_id LIMIT 1)
+                UNION ALL
+                SELECT n.tenant_id FROM tenants t CROSS JOIN LATERAL (
+                    SELECT w.tenant_id FROM job_waiting w WHERE w.queue = $1 AND w.priority = p.priority AND w.tenant_id > t.tenant_id
+                    ORDER BY w.tenant_id LIMIT 1
+                ) n
+            )
+            SELECT t.tenant_id FROM tenants t CROSS JOIN LATERAL (
+                SELECT FROM job_waiting w WHERE w.queue = $1 AND w.priority = p.priority AND w.tenant_id = t.tenant_id AND w.run_at <= $4
+                ORDER BY w.run_at LIMIT 1
+            ) due
+            WHERE lap = 0 OR t.tenant_id <= p.after
+            LIMIT $5
+         ) t
+         WHERE lap = 0 OR p.after >= 0
+         ORDER BY p.place, lap, t.tenant_id",
     )
     .bind(queue.name())
-    .bind(priority.code())
+    .bind(after.map(|(priority, _)| priority.code()))
+    .bind(after.map(|(_, tenant)| tenant))
     .bind(now)
-    .bind(after)
-    .bind(last)
     .bind(i64::try_from(TURNS).unwrap_or(i64::MAX))
     .fetch_all(pool)
-    .await?)
+    .await?;
+    let mut turns = [const { Vec::new() }; N];
+    for row in rows {
+        let place = usize::try_from(row.try_get::<i64, _>("place")?).unwrap_or_default();
+        if let Some(tenants) = place.checked_sub(1).and_then(|place| turns.get_mut(place))
+            && tenants.len() < TURNS
+        {
+            tenants.push(row.try_get("tenant_id")?);
+        }
+    }
+    Ok(turns)
 }
 
 /// Divides room among tenants: as evenly as it goes, the first ones one more, and none more than there is room for.

@@ -76,6 +76,10 @@ impl Completion {
         if url.len() > LONGEST_URL {
             return Err(format!("has {} bytes; {LONGEST_URL} are the most", url.len()));
         }
+        // The parser of URLs drops or escapes them, and then what is kept is not what is called.
+        if url.chars().any(char::is_control) {
+            return Err("contains a control character; a URL has them escaped".to_owned());
+        }
         let url = Url::parse(url).map_err(|error| format!("is not a URL: {error}"))?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err("must not hold a user or password; deliveries are signed".to_owned());

@@ -1,6 +1,7 @@
 //! A job's life on a real Postgres: put off, held, dead, redriven, gone. Time is a set clock's; nothing waits.
 
 mod dead;
+mod plans;
 mod put_off;
 mod retention;
 mod schedules;
@@ -82,7 +83,7 @@ impl Ledger {
     }
 
     async fn dispatch(&self) -> Dispatched {
-        let tenants = dispatch::turns(&self.engine, QUEUE, Priority::Normal, self.now(), -1).await.unwrap();
+        let [tenants] = dispatch::turns(&self.engine, QUEUE, self.now(), [(Priority::Normal, -1)]).await.unwrap();
         let turns = dispatch::divide(1_000, &tenants);
         dispatch::dispatch(&self.engine, QUEUE, Priority::Normal, self.now(), &turns).await.unwrap()
     }

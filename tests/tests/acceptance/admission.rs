@@ -53,6 +53,24 @@ async fn over_its_backlog_a_tenant_is_told_when_to_come_again_and_nobody_else_is
 }
 
 #[tokio::test]
+async fn what_comes_back_to_wait_counts_too_and_what_never_fits_is_told_so() {
+    let (world, _worker) = World::with_worker().await;
+    let client = world.tenant_of("hooli", "[tenant]\nname = \"hooli\"\n[limits]\nbacklog = 20\n").await;
+    client.pause("analytics").await;
+    // A batch that can never fit is told so, and not to come again.
+    let batch = json!({"jobs": vec![probe(&json!({})); 21]});
+    let refused = client.post("/v1/jobs/batch", &batch).await;
+    refused.problem(422, "validation_failed");
+    assert_eq!(refused.pointers(), ["/jobs"]);
+    // Its workers put back what they get of a paused queue: none of it waits yet when it is let in.
+    until("it is full", async || match client.post("/v1/jobs", &probe(&json!({}))).await {
+        answer if answer.status == 429 => Ok(()),
+        answer => Err(answer.expect(202)),
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_kind_is_on_for_a_tenant_or_for_a_share_of_its_users() {
     let world = World::start().await;
     let of = async |share: &str| {

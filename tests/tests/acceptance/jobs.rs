@@ -252,6 +252,37 @@ async fn a_job_that_nobody_started_in_time_expires() {
 }
 
 #[tokio::test]
+async fn what_is_held_up_expires_in_its_time_too() {
+    let (world, _worker) = World::with_worker().await;
+    let client = &world.client;
+    let with = |queue: &str, mut rest: Value| {
+        let mut job = probe(&json!({"queue": queue}));
+        job.as_object_mut().expect("an object").append(rest.as_object_mut().expect("an object"));
+        job
+    };
+    let limit = json!({"key": "endpoint:1", "running": 1});
+    let mut holder = with("email", json!({"limit": limit}));
+    holder["payload"]["sleep_ms"] = json!(600_000);
+    let holder = client.create_id(&holder).await;
+    client.running(&holder).await;
+    client.pause("webhooks").await;
+    let start_by = world.now().await + TimeDelta::seconds(3);
+    let paused = client.create_id(&with("webhooks", json!({"start_by": start_by}))).await;
+    let batch = json!({"jobs": [with("email", json!({"limit": limit, "start_by": start_by}))], "then": [probe(&json!({}))]});
+    let batch = client.post("/v1/jobs/batch", &batch).await.expect(202);
+    let job = client.ended(&paused).await;
+    assert_eq!((job["state"].as_str(), job["attempt"].as_i64()), (Some("expired"), Some(0)), "{job}");
+    until("the batch goes on without it", async || {
+        let batch = client.get(&format!("/v1/batches/{}", id_of(&batch))).await.expect(200);
+        if batch["state"] == "finished" && batch["counts"]["expired"] == 1 { Ok(()) } else { Err(batch) }
+    })
+    .await;
+    assert_eq!(client.job(&holder).await["state"], "running");
+    assert_eq!(world.number("SELECT (SELECT count(*) FROM job_waiting) + (SELECT count(*) FROM job_held)").await, 2, "one that is held");
+    client.post_nothing("/v1/queues/webhooks/resume").await.expect(200);
+}
+
+#[tokio::test]
 async fn higher_priorities_go_first_and_lower_ones_are_not_starved() {
     let world = World::start().await;
     let client = &world.client;

@@ -156,8 +156,22 @@ async fn bad_questions_are_refused() {
         "colour=red",
         "created_from=yesterday",
         "created_before=2026-02-30T00:00:00Z",
+        "owner=%00",
+        "kind=a%00b",
+        "state=failed&error_code=%00",
     ] {
         client.get(&format!("/v1/jobs?{query}")).await.problem(400, "query_invalid");
+    }
+    for path in ["/v1/exports?owner=%00", "/v1/schedules?name=%00", "/v1/schedules?kind=%00", "/v1/events?kind=%00"] {
+        client.get(path).await.problem(400, "query_invalid");
+    }
+    for field in ["owner", "kind", "error_code"] {
+        for change in ["retry", "discard"] {
+            let all = json!({"filter": {field: "\0"}, "dry_run": true});
+            let answer = client.post(&format!("/v1/jobs/{change}"), &all).await;
+            answer.problem(422, "validation_failed");
+            assert_eq!(answer.pointers(), [format!("/filter/{field}")]);
+        }
     }
     let id = client.create_id(&acceptance::probe(&json!({}))).await;
     for query in ["wait=31", "wait=-1", "wait=soon", "since=x", "include=everything", "colour=red"] {

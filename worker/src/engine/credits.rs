@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 const AHEAD: Duration = Duration::from_millis(20);
 /// The most jobs to hold beyond the slots.
 const MOST_AHEAD: usize = 1_000;
+/// Jobs ahead that make a batch: from here on fetching costs more than running.
+const LEAST_BATCH: usize = 200;
 /// What a queue's jobs are thought to take before one was seen.
 const FIRST_GUESS: Duration = Duration::from_secs(1);
 
@@ -61,6 +63,20 @@ impl Credits {
         let average = u128::from(self.average.load(Ordering::Acquire)).max(1);
         let ahead = (AHEAD.as_nanos() / average).saturating_mul(self.slots as u128);
         self.slots + usize::try_from(ahead).unwrap_or(MOST_AHEAD).min(MOST_AHEAD)
+    }
+
+    /// How many jobs to claim now, where jobs are so short that they are fetched ahead by the batch; `None` where they are not, or there
+    /// is not room enough for a batch. Never all there is room for: while one batch runs and is settled, the next one is claimed.
+    pub fn room_for_batch(&self) -> Option<usize> {
+        let limit = self.limit();
+        let batch = (limit - self.slots) / 4;
+        let room = limit.saturating_sub(self.held.load(Ordering::Acquire));
+        (self.are_for_batches() && room >= batch).then_some(batch)
+    }
+
+    /// Whether jobs are so short that they are fetched ahead by the batch.
+    pub fn are_for_batches(&self) -> bool {
+        self.limit() - self.slots >= LEAST_BATCH
     }
 
     /// Waits until there is room and answers how much. While a backlog is worked off it waits for a quarter of the limit, so

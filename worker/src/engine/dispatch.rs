@@ -1,5 +1,9 @@
 //! Step 3's loop: moves due jobs from the backlog to their queue's lanes, tenant by tenant, as far as there is room.
 //!
+//! Where jobs are so short that this worker fetches them ahead by the batch, it claims them right in the backlog instead
+//! ([`claim::take`]): the lane would cost each of them a change of its state and four commands of Redis, and buy nothing, for who
+//! claims a hundred at a time needs nobody to hold them ready. What stands in lanes keeps half of the room meanwhile.
+//!
 //! It looks when somebody says that a queue has work (an API that accepted something for later, a settle that retries), when a
 //! reader made room while a backlog waits, when the next job is due, and every [`FALLBACK`] in any case.
 //!
@@ -17,18 +21,22 @@ use std::{
 
 use shared::{
     job::Priority,
-    ledger::dispatch::{self, Turn},
+    ledger::{
+        claim,
+        dispatch::{self, Turn},
+    },
     queue::{
         Commands, Queue,
         keys::Lane,
         pace,
         push::{self, Depth, Handover},
+        read,
     },
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, announce::Announcement};
+use super::{Engine, announce::Announcement, intake::Intake};
 
 /// How often each queue is looked at without a reason.
 const FALLBACK: Duration = Duration::from_secs(5);
@@ -41,6 +49,12 @@ const HELD_READY: Duration = Duration::from_secs(1);
 const MEASURED_OVER: Duration = Duration::from_millis(100);
 /// The least that a lane holds ready, in jobs a slot: what is taken before it is known how fast.
 const LEAST_READY: u64 = 4;
+
+/// Batches that a look claims at the most, before it is another queue's turn.
+const MOST_BATCHES: usize = 4;
+
+/// In the order in which they are served.
+const PRIORITIES: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
 
 /// How soon a queue with a throttle is looked at again at the soonest: a fast rate goes by small batches.
 const LEAST_PACE: Duration = Duration::from_millis(20);
@@ -77,6 +91,11 @@ impl Dispatch {
             *wanted = true;
             self.woken.notify_one();
         }
+    }
+
+    /// Jobs were settled: if a backlog waits for room, there may be some now.
+    pub fn settled(&self, queue: Queue) {
+        self.drained(queue, 0);
     }
 
     /// How many jobs were claimed from a queue since this was asked last.
@@ -122,6 +141,16 @@ impl Lanes {
         Self { slots: slots as u64, unpushed: Vec::new(), last_turn: [-1; 3], rate: 0.0, taken: 0, measured: now, next_look: now }
     }
 
+    /// Whose turn of a priority was the last.
+    fn last_turn(&mut self, priority: Priority) -> &mut i32 {
+        let [high, normal, low] = &mut self.last_turn;
+        match priority {
+            Priority::High => high,
+            Priority::Normal => normal,
+            Priority::Low => low,
+        }
+    }
+
     /// Learns how fast jobs are taken. Quick to grow, so that a burst is not held up by what was before it; slower to shrink.
     fn learn(&mut self, taken: u64) {
         let elapsed = self.measured.elapsed();
@@ -143,16 +172,26 @@ impl Lanes {
     }
 }
 
-/// Dispatches the worker's queues, each with so many slots, until `stop`.
-pub(super) async fn run(engine: Arc<Engine>, queues: BTreeMap<Queue, usize>, stop: CancellationToken, mut connection: Commands) {
+/// Dispatches the worker's queues, each with so many slots, until `stop`. What it claims itself goes in by `intakes`, which it lets go
+/// when the engine drains.
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    queues: BTreeMap<Queue, usize>,
+    mut intakes: BTreeMap<Queue, Intake>,
+    stop: CancellationToken,
+    mut connection: Commands,
+) {
     let mut queues: BTreeMap<Queue, Lanes> = queues.into_iter().map(|(queue, slots)| (queue, Lanes::new(slots))).collect();
     loop {
+        if engine.draining.is_cancelled() {
+            intakes.clear();
+        }
         for (queue, lanes) in &mut queues {
             let due = lanes.next_look <= Instant::now();
             if (!due && !engine.dispatch.is_wanted(*queue)) || engine.lease.epoch().is_none() {
                 continue;
             }
-            let wait = match look(&engine, *queue, &mut connection, lanes).await {
+            let wait = match look(&engine, *queue, intakes.get(queue), &mut connection, lanes).await {
                 Ok(wait) => wait.min(FALLBACK),
                 Err(error) => {
                     tracing::debug!(queue = queue.name(), error = &*error, "can't dispatch now");
@@ -166,6 +205,7 @@ pub(super) async fn run(engine: Arc<Engine>, queues: BTreeMap<Queue, usize>, sto
         let sleep = soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         tokio::select! {
             () = stop.cancelled() => return,
+            () = engine.draining.cancelled(), if !intakes.is_empty() => {}
             () = engine.dispatch.woken.notified() => {}
             () = tokio::time::sleep(if engine.lease.epoch().is_some() { sleep } else { AFTER_FAULT }) => {}
         }
@@ -174,13 +214,20 @@ pub(super) async fn run(engine: Arc<Engine>, queues: BTreeMap<Queue, usize>, sto
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
 
-/// One look at a queue: fills its lanes, and answers how long until the next job is due.
-async fn look(engine: &Engine, queue: Queue, connection: &mut Commands, lanes: &mut Lanes) -> Result<Duration, Fault> {
+/// One look at a queue: fills its lanes, or takes its jobs in, and answers how long until the next job is due.
+async fn look(
+    engine: &Engine,
+    queue: Queue,
+    intake: Option<&Intake>,
+    connection: &mut Commands,
+    lanes: &mut Lanes,
+) -> Result<Duration, Fault> {
     lanes.learn(engine.dispatch.taken(queue));
     if engine.holds.holds().pauses.iter().any(|pause| pause.stops_queue(queue)) {
         engine.dispatch.looked(queue, false);
         return Ok(FALLBACK);
     }
+    let mut batches_taken = 0;
     loop {
         // Whoever inserts from here on says so.
         engine.dispatch.looked(queue, true);
@@ -188,6 +235,24 @@ async fn look(engine: &Engine, queue: Queue, connection: &mut Commands, lanes: &
         if !lanes.unpushed.is_empty() {
             push::push(connection, engine.redis.keys(), &lanes.unpushed).await?;
             lanes.unpushed.clear();
+        }
+        let batches = intake.filter(|intake| intake.credits.are_for_batches() && !engine.draining.is_cancelled());
+        if let Some(intake) = batches {
+            let Some(room) = intake.credits.room_for_batch() else {
+                // The next settle says when there is.
+                return Ok(FALLBACK);
+            };
+            let depth = push::depth(connection, engine.redis.keys(), queue).await?;
+            let room = if depth.total() == 0 { room } else { room / 2 };
+            if take(engine, intake, lanes, room).await? > 0 {
+                batches_taken += 1;
+                if batches_taken < MOST_BATCHES {
+                    continue;
+                }
+                // The other queues have their turn.
+                engine.dispatch.due(queue);
+                return Ok(FALLBACK);
+            }
         }
         let now = engine.services.clock.now();
         match engine.bounded(dispatch::next_due(&engine.services.pool, queue, now)).await? {
@@ -197,10 +262,12 @@ async fn look(engine: &Engine, queue: Queue, connection: &mut Commands, lanes: &
                 return Ok(later.unwrap_or(FALLBACK));
             }
         }
-        let depth = push::depth(connection, engine.redis.keys(), queue).await?;
         let mut moved = 0;
-        for priority in [Priority::High, Priority::Normal, Priority::Low] {
-            moved += fill(engine, queue, priority, connection, lanes, &depth).await?;
+        if batches.is_none() {
+            let depth = push::depth(connection, engine.redis.keys(), queue).await?;
+            for priority in PRIORITIES {
+                moved += fill(engine, queue, priority, connection, lanes, &depth).await?;
+            }
         }
         if moved == 0 {
             // A rate is due again by itself, without anybody's word.
@@ -229,16 +296,11 @@ async fn fill(
     }
     let room = usize::try_from(room).unwrap_or(dispatch::BATCH).min(dispatch::BATCH);
     let now = engine.services.clock.now();
-    let [high, normal, low] = &mut lanes.last_turn;
-    let last_turn = match priority {
-        Priority::High => high,
-        Priority::Normal => normal,
-        Priority::Low => low,
-    };
     let pool = &engine.services.pool;
-    let tenants = engine.bounded(dispatch::turns(pool, queue, priority, now, *last_turn)).await?;
+    let after = (priority, *lanes.last_turn(priority));
+    let [tenants] = engine.bounded(dispatch::turns(pool, queue, now, [after])).await?;
     if let Some(last) = tenants.get(..room.min(tenants.len())).and_then(<[i32]>::last) {
-        *last_turn = *last;
+        *lanes.last_turn(priority) = *last;
     }
     let turns = allowed(engine, queue, room, tenants).await;
     if turns.is_empty() {
@@ -258,6 +320,36 @@ async fn fill(
     }
     let changed = dispatched.handovers.iter().map(|handover| handover.job).chain(dispatched.expired).collect();
     engine.announcer.tell(Announcement { changed, ..Announcement::default() });
+    Ok(moved)
+}
+
+/// Claims a batch in the backlog and takes it in; answers how many jobs left the backlog.
+async fn take(engine: &Engine, intake: &Intake, lanes: &mut Lanes, room: usize) -> Result<usize, Fault> {
+    let (queue, now) = (intake.queue, engine.services.clock.now());
+    let after = PRIORITIES.map(|priority| (priority, *lanes.last_turn(priority)));
+    let tenants = engine.bounded(dispatch::turns(&engine.services.pool, queue, now, after)).await?;
+    let shares = read::shares(room, tenants.each_ref().map(|tenants| !tenants.is_empty()), 0);
+    let mut moved = 0;
+    for ((priority, tenants), share) in PRIORITIES.into_iter().zip(tenants).zip(shares) {
+        let share = share.min(dispatch::BATCH);
+        if let Some(last) = tenants.get(..share.min(tenants.len())).and_then(<[i32]>::last) {
+            *lanes.last_turn(priority) = *last;
+        }
+        let turns = allowed(engine, queue, share, tenants).await;
+        // What is claimed now belongs to the lease of now.
+        let Some(epoch) = engine.lease.epoch().filter(|_| !turns.is_empty()) else { continue };
+        let now = engine.services.clock.now();
+        let taken = engine.bounded(claim::take(&engine.claims, queue, priority, &turns, engine.worker, now)).await?;
+        moved += taken.claimed.len() + taken.expired.len();
+        metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.claimed.len() as u64);
+        if !taken.expired.is_empty() {
+            engine.ended.notify_one();
+            engine.announcer.tell(Announcement { changed: taken.expired, ..Announcement::default() });
+        }
+        if intake.take_in(engine, taken.claimed, &epoch).await.is_err() {
+            break;
+        }
+    }
     Ok(moved)
 }
 

@@ -16,36 +16,23 @@ use shared::{
     },
     random,
 };
-use tokio::sync::mpsc;
 
-use super::{
-    Engine,
-    announce::Announcement,
-    canary::Stage,
-    credits::Credits,
-    run::{Claimed, Work},
-};
+use super::{Engine, canary::Stage, intake::Intake, run::Work};
 
 /// How long a canary that Redis took may need to its reader, on a machine that is busy.
 const ARRIVES_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// Fetches from the lanes by priority, or from that of those who go first, until the engine drains. Ending drops the feed, which
 /// lets the apalis worker finish and end.
-pub(super) async fn run(
-    engine: Arc<Engine>,
-    queue: Queue,
-    go_first: bool,
-    credits: Arc<Credits>,
-    feed: mpsc::Sender<Work>,
-    mut connection: Commands,
-) {
+pub(super) async fn run(engine: Arc<Engine>, intake: Intake, mut connection: Commands) {
+    let (queue, go_first) = (intake.queue, intake.goes_first);
     let make = if go_first { Reader::of_first } else { Reader::new };
     let mut reader = make(engine.redis.clone(), queue, engine.worker.to_string());
     let mut failures: u32 = 0;
     loop {
         let ready = async {
             engine.lease.held().await;
-            credits.room().await
+            intake.credits.room().await
         };
         let room = tokio::select! {
             biased;
@@ -103,7 +90,7 @@ pub(super) async fn run(
         if emptied {
             engine.emptied.notify_one();
         }
-        if !canaries.is_empty() && !pass_on(&engine, queue, &canaries, &feed).await {
+        if !canaries.is_empty() && !pass_on(&engine, &intake, &canaries).await {
             return;
         }
         if deliveries.is_empty() {
@@ -119,22 +106,10 @@ pub(super) async fn run(
         let Some(claimed) = claim_patiently(&engine, queue, &jobs).await else { return };
         metrics::counter!("offstage_claims_lost_total", "queue" => queue.name())
             .increment((jobs.len().saturating_sub(claimed.len())) as u64);
-        let changed = claimed.iter().map(|job| job.id).collect();
         let count = claimed.len();
-        for job in claimed {
-            if let Some(lost_for) = job.lost_for {
-                metrics::histogram!("offstage_recovery_seconds", "queue" => queue.name()).record(lost_for.as_secs_f64());
-            }
-            let cancelled = engine.held.insert(&job);
-            let work =
-                Work::Job(Claimed { credit: credits.take(), epoch: epoch.clone(), cancelled, goes_first: go_first, job: Arc::new(job) });
-            // The apalis worker ends only after this task: the send can't fail while we are here.
-            if feed.send(work).await.is_err() {
-                tracing::error!(queue = queue.name(), "the queue's worker is gone");
-                return;
-            }
+        if intake.take_in(&engine, claimed, &epoch).await.is_err() {
+            return;
         }
-        engine.announcer.tell(Announcement { changed, ..Announcement::default() });
         remove(&engine, &mut connection, queue, &deliveries).await;
         acknowledge(&engine, &mut connection, queue, &canaries).await;
         engine.dispatch.drained(queue, count);
@@ -169,19 +144,16 @@ async fn canary_overdue(engine: &Engine, queue: Queue) {
 }
 
 /// Sends canaries on their way, through the statement that claims jobs to the apalis worker. False when the engine drains.
-async fn pass_on(engine: &Engine, queue: Queue, canaries: &[canary::Canary], feed: &mpsc::Sender<Work>) -> bool {
+async fn pass_on(engine: &Engine, intake: &Intake, canaries: &[canary::Canary]) -> bool {
     let newest = canaries.iter().filter_map(|canary| engine.canaries.sent(canary.mark?)).max();
     if let Some(sent) = newest {
-        engine.health.reached(queue, Stage::Read, sent);
+        engine.health.reached(intake.queue, Stage::Read, sent);
         // As a claim of a job that is not there: our own id is none's.
-        if claim_patiently(engine, queue, &[JobId(engine.worker)]).await.is_none() {
+        if claim_patiently(engine, intake.queue, &[JobId(engine.worker)]).await.is_none() {
             return false;
         }
-        engine.health.reached(queue, Stage::Claimed, sent);
-        if feed.send(Work::Canary(sent)).await.is_err() {
-            tracing::error!(queue = queue.name(), "the queue's worker is gone");
-            return false;
-        }
+        engine.health.reached(intake.queue, Stage::Claimed, sent);
+        return intake.pass_on(Work::Canary(sent)).await.is_ok();
     }
     true
 }

@@ -24,6 +24,8 @@ mod figures;
 mod heartbeat;
 mod held;
 mod holds;
+mod intake;
+mod late;
 mod lease;
 mod limits;
 mod recover;
@@ -66,6 +68,7 @@ use health::Health;
 use heartbeat::{Heartbeat, Pulse};
 use held::Held;
 use holds::Known;
+use intake::Intake;
 use lease::Lease;
 use run::{Finished, Runner, Work};
 use switches::Switches;
@@ -234,16 +237,18 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     figures::begin(&queues, engine.services.probe.enabled);
     // A job that is claimed before the switches are known for the first time would run although it must not.
     read_switches(&engine, &shutdown).await;
-    run_beside(&engine, &queues, &parts.queues, announcements, &background, &mut tasks);
+    run_beside(&engine, &queues, announcements, &background, &mut tasks);
 
     let (finished, outcomes) = mpsc::channel(UNSETTLED);
     let settler = tokio::spawn(settle::run(Arc::clone(&engine), outcomes, shutdown.forced().clone()));
 
     let mut workers = JoinSet::new();
-    for (queue, slots) in parts.queues {
-        serve(&engine, queue, slots, finished.clone(), &mut workers);
+    let mut intakes = BTreeMap::new();
+    for (queue, slots) in &parts.queues {
+        intakes.insert(*queue, serve(&engine, *queue, *slots, finished.clone(), &mut workers));
     }
     drop(finished);
+    tasks.spawn(dispatch::run(Arc::clone(&engine), parts.queues, intakes, background.clone(), engine.redis.commands()));
     tracing::info!(worker = %worker, name = parts.name, "the engine runs");
 
     let mut exit = serve_until(&draining, &mut workers).await;
@@ -281,7 +286,6 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
 fn run_beside(
     engine: &Arc<Engine>,
     queues: &[Queue],
-    slots: &BTreeMap<Queue, usize>,
     announcements: mpsc::Receiver<Announcement>,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
@@ -294,7 +298,7 @@ fn run_beside(
     tasks.spawn(canary::run(Arc::clone(engine), queues.to_vec(), engine.draining.clone(), engine.redis.commands()));
     tasks.spawn(limits::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
     tasks.spawn(ended::run(Arc::clone(engine), stop.clone()));
-    tasks.spawn(dispatch::run(Arc::clone(engine), slots.clone(), stop.clone(), engine.redis.commands()));
+    tasks.spawn(late::run(Arc::clone(engine), stop.clone()));
 }
 
 /// Leaves the ledger in good order: this process holds nothing any more.
@@ -319,8 +323,9 @@ async fn read_switches(engine: &Engine, shutdown: &Shutdown) {
     }
 }
 
-/// Starts a queue's fetcher and its apalis worker, each a task of its own: a monitor would poll all workers in one.
-fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sender<Finished>, workers: &mut JoinSet<()>) {
+/// Starts a queue's fetchers and its apalis worker, each a task of its own: a monitor would poll all workers in one. Answers the way in
+/// for what is claimed elsewhere.
+fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sender<Finished>, workers: &mut JoinSet<()>) -> Intake {
     let credits = Credits::new(slots);
     let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
     let runner = Runner::new(Arc::clone(engine), queue, slots, Arc::clone(&credits), finished);
@@ -332,8 +337,11 @@ fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sende
     });
     // So many of those who go first are held beside the others: one that waits is the next to get a slot.
     let first = Credits::new((slots / 4).clamp(2, 16));
-    workers.spawn(fetch::run(Arc::clone(engine), queue, true, first, feed.clone(), engine.redis.commands()));
-    workers.spawn(fetch::run(Arc::clone(engine), queue, false, credits, feed, engine.redis.commands()));
+    let first = Intake { queue, credits: first, feed: feed.clone(), goes_first: true };
+    let intake = Intake { queue, credits, feed, goes_first: false };
+    workers.spawn(fetch::run(Arc::clone(engine), first, engine.redis.commands()));
+    workers.spawn(fetch::run(Arc::clone(engine), intake.clone(), engine.redis.commands()));
+    intake
 }
 
 /// Waits until the process is asked to stop. Until then nothing ends by itself; a worker that did would leave its queue unserved, so it

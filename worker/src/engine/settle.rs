@@ -2,7 +2,7 @@
 //!
 //! It outlives all runners, and a ledger that is away only makes it wait: outcomes are bounded by the credits they hold.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shared::{
     job::{JobId, Reason, State},
@@ -10,7 +10,7 @@ use shared::{
         LedgerError,
         settle::{self, Settled, Settlement},
     },
-    queue::read::reconnect_pause,
+    queue::{Queue, read::reconnect_pause},
     random,
 };
 use tokio::sync::mpsc;
@@ -70,7 +70,12 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
             handovers: settled.iter().filter_map(|settled| settled.handover).collect(),
             changed: settled.iter().map(|settled| settled.job).collect(),
         });
+        let queues: BTreeSet<Queue> = batch.iter().map(|finished| finished.job.queue).collect();
         // The credits go back here, all at once.
+        drop(batch);
+        for queue in queues {
+            engine.dispatch.settled(queue);
+        }
     }
 }
 

@@ -166,7 +166,7 @@ pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: 
     } else if refused.is_empty() || (mode == Mode::PerItem && !jobs.is_empty()) {
         None
     } else {
-        Some(all_refused(refused.iter(), asked))
+        Some(all_refused(refused.iter(), asked, mode))
     };
     if let Some(problem) = problem {
         return request.repeated_or(key.as_ref(), problem).await;
@@ -218,7 +218,7 @@ pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: 
                     refused.insert(*place, (Code::IdempotencyConflict, vec![contradiction(*place, *first)]));
                 }
             }
-            Err(all_refused(refused.iter(), asked))
+            Err(all_refused(refused.iter(), asked, mode))
         }
     }
 }
@@ -360,16 +360,21 @@ fn conflict(first: Uuid) -> Problem {
 }
 
 /// Nothing is accepted, for what is wrong with some, or all, of the items.
-fn all_refused<'a>(refused: impl Iterator<Item = (&'a usize, &'a (Code, Vec<Violation>))>, asked: usize) -> Problem {
+fn all_refused<'a>(refused: impl Iterator<Item = (&'a usize, &'a (Code, Vec<Violation>))>, asked: usize, mode: Mode) -> Problem {
     let refused: Vec<_> = refused.collect();
     let of = |wanted: Code| refused.iter().all(|(_, (code, _))| *code == wanted);
     let code = [Code::KindNotEnabled, Code::IdempotencyConflict].into_iter().find(|code| of(*code)).unwrap_or(Code::ValidationFailed);
     let errors: Vec<Violation> = refused.iter().flat_map(|(_, (_, errors))| errors.iter().cloned()).collect();
     let shown = errors.len().min(MOST_VIOLATIONS);
     let detail = format!(
-        "{} of {asked} jobs can't be accepted, so none was; see `errors`{}. Correct them and send again, or send `\"mode\": \"per_item\"` to have the others accepted.",
+        "{} of {asked} jobs can't be accepted, so none was; see `errors`{}. Correct them and send again{}.",
         refused.len(),
         if shown < errors.len() { format!(" for the first {shown} of {} mistakes", errors.len()) } else { String::new() },
+        if mode == Mode::AllOrNothing && refused.len() < asked {
+            ", or send `\"mode\": \"per_item\"` to have the others accepted"
+        } else {
+            ""
+        },
     );
     Problem::new(code, detail).with_errors(errors.into_iter().take(MOST_VIOLATIONS).collect())
 }

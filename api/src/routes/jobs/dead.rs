@@ -241,6 +241,12 @@ fn filter(app: &App, caller: &Caller<JobsWrite>, asked: DeadFilter, now: DateTim
         (Some(acting), _) => Some(acting.clone()),
         (None, asked) => asked,
     };
+    // Nothing that is stored holds one, and Postgres takes none to compare with either.
+    for (pointer, text) in [("/filter/kind", &asked.kind), ("/filter/error_code", &asked.error_code), ("/filter/owner", &owner)] {
+        if text.as_ref().is_some_and(|text| text.contains('\0')) {
+            violations.push(Violation::new(pointer, "contains a NUL character (\\u0000), which nothing here does; leave it out"));
+        }
+    }
     if asked.state != DeadState::Failed && asked.error_code.is_some() {
         violations.push(Violation::new("/filter/error_code", "belongs to jobs that failed; leave it out, or leave `state` out"));
     }

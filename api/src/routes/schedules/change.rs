@@ -1,11 +1,6 @@
 //! `PATCH` and `DELETE /v1/schedules/{id}`, `POST …/pause` and `/resume`.
 
-use axum::{
-    Json as Answer,
-    body::{self, Body},
-    extract::{FromRequest, Request, State},
-    http::StatusCode,
-};
+use axum::{Json as Answer, extract::State, http::StatusCode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
@@ -13,8 +8,6 @@ use shared::{
     ledger::schedule::{self, FoundSchedule},
     tenant,
 };
-use std::time::Duration;
-use tokio::time::timeout;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -27,8 +20,8 @@ use super::{
 use crate::{
     app::App,
     auth::SchedulesWrite,
-    extract::{self, Json},
-    problem::{Code, Problem, ProblemBody},
+    extract::{Json, MaybeJson},
+    problem::{Problem, ProblemBody},
     routes::jobs::NoBody,
 };
 
@@ -160,31 +153,4 @@ async fn set_pause(app: &App, tenant: i32, id: Uuid, by: Option<&str>) -> Result
     let found = schedule::pause(&mut transaction, &held, by, app.clock.now()).await?;
     transaction.commit().await?;
     Ok(Answer(Schedule::of(found)))
-}
-
-/// A small JSON body that may be left out.
-#[derive(Debug)]
-pub struct MaybeJson<T>(T);
-
-/// More than this is not looked at.
-const MOST_BODY: usize = 4_096;
-
-/// The longest that a body may take to arrive.
-const BODY_DEADLINE: Duration = Duration::from_secs(10);
-
-impl<T: Default + serde::de::DeserializeOwned> FromRequest<App> for MaybeJson<T> {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, _: &App) -> Result<Self, Problem> {
-        maybe_json(request.into_body()).await.map(Self)
-    }
-}
-
-async fn maybe_json<T: Default + serde::de::DeserializeOwned>(body: Body) -> Result<T, Problem> {
-    let bytes = match timeout(BODY_DEADLINE, body::to_bytes(body, MOST_BODY)).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => return Err(Problem::new(Code::BodyTooLarge, format!("The body may have {MOST_BODY} bytes at most."))),
-        Err(_) => return Err(Problem::new(Code::BodyTimeout, "The body did not arrive in time; send the request again.")),
-    };
-    if bytes.trim_ascii().is_empty() { Ok(T::default()) } else { extract::parse(&bytes) }
 }

@@ -19,7 +19,8 @@ use super::{
 use crate::job::JobId;
 
 pub use leftovers::{forget_consumers, jobs_in_streams, take_abandoned};
-use shares::{TURNS, shares};
+use shares::TURNS;
+pub use shares::shares;
 
 /// How long a read waits for an entry before it looks at the world again.
 pub const BLOCK: Duration = Duration::from_secs(5);

@@ -8,7 +8,8 @@ pub(super) const TURNS: usize = SHARES[0] + SHARES[1] + SHARES[2];
 
 /// The room's shares for the three streams: those with plenty share by weight, the others get one to be noticed by. A room
 /// too small for that goes to one stream, by turns in the proportion of the weights.
-pub(super) fn shares(room: usize, plenty: [bool; 3], turn: usize) -> [usize; 3] {
+#[must_use]
+pub fn shares(room: usize, plenty: [bool; 3], turn: usize) -> [usize; 3] {
     let wanting: Vec<usize> = (0..3).filter(|index| plenty.get(*index) == Some(&true)).collect();
     let mut shares = [0; 3];
     if room < 6 {

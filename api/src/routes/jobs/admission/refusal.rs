@@ -81,13 +81,18 @@ fn too_large(bytes: usize) -> String {
 /// The tenant's backlog is full.
 pub fn backlog_full(full: Full) -> Problem {
     metrics::counter!("offstage_backlog_refused_total").increment(1);
-    let Full { limit, room_in, .. } = full;
+    let Full { limit, waiting, jobs, room_in } = full;
+    if jobs > limit {
+        let detail = format!("has {jobs} jobs, and {limit} of this product may wait in all; send it in smaller batches");
+        return Problem::invalid(vec![Violation::new("/jobs", detail)]);
+    }
     let when = match room_in {
         Some(room_in) => format!("By how fast it went down lately there is room in about {} s.", room_in.as_secs().max(1)),
         None => "How fast it goes down is not known yet.".to_owned(),
     };
-    let detail =
-        format!("As many jobs of this product wait as may, {limit}. Nothing was accepted; send the same request again later. {when}");
+    let detail = format!(
+        "{waiting} jobs of this product wait and {limit} may, so there is no room for {jobs} more. Nothing was accepted; send the same request again later. {when}"
+    );
     Problem::new(Code::BacklogFull, detail).retry_after(full.retry_after())
 }
 
