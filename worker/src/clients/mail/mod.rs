@@ -72,6 +72,9 @@ pub struct Accepted {
     pub text: String,
 }
 
+/// What becomes of mails, as metrics name it: [`Verdict`]s, and one that was taken.
+pub const OUTCOMES: [&str; 6] = ["accepted", "retry", "suppress", "fail", "pause_sender", "unknown"];
+
 /// The sender: a pool of connections for each server that the settings name. One for the process.
 #[derive(Debug)]
 pub struct Mailer {

@@ -27,6 +27,10 @@ use vapid::Signer;
 /// The longest that a push may take in all.
 const WITHIN: Duration = Duration::from_secs(20);
 
+/// What becomes of pushes, as metrics name it.
+pub const OUTCOMES: [&str; 10] =
+    ["taken", "gone", "key_gone", "later", "not_allowed", "not_set_up", "too_large", "unanswered", "unauthorised", "unexpected"];
+
 /// The sender. One for the process; it signs once for each push service and key, not for each message.
 #[derive(Debug)]
 pub struct Push {

@@ -118,6 +118,7 @@ async fn each_status_has_its_verdict() {
         bench.service.faults().add(Rule::from(fault).on("Push").times(1));
         let error = bench.send(&to, b"hello").await.unwrap_err();
         assert_eq!(error.action(), action, "{fault:?}");
+        assert!(OUTCOMES.contains(&error.outcome()), "{error:?}");
         let arrived = matches!(fault, Fault::Drop { .. });
         assert_eq!(error.may_have_arrived(), arrived, "{fault:?}");
         let shown = format!("{error:?} {error}");

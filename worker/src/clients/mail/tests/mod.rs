@@ -143,6 +143,7 @@ async fn each_stage_and_failure_has_its_verdict() {
             let arrived = bench.server.mails().len() - before;
             assert_eq!(arrived, usize::from(operation == "message" && fault == Fault::LoseAnswer), "{operation} {fault:?}");
             assert_eq!(bench.server.faults().rules(), [], "{operation}: used up");
+            assert!(OUTCOMES.contains(&verdict.word()));
             let class = match verdict {
                 Retry | Unknown => FailureClass::Transient,
                 Suppress | Fail => FailureClass::Permanent,
