@@ -4,7 +4,7 @@
 //! ```text
 //!  streams → fetch (claim) → apalis worker → run (handler) → settle → ledger
 //!              ↑ credits ─────────────────────────────────────┘          announce → streams, listeners
-//!  ledger → dispatch (due jobs) → announce → streams
+//!  ledger → dispatch (due jobs) → streams, or of short jobs: (claim) → apalis worker
 //!  ledger ↔ recover (dead workers, lost pushes, lost claims);   heartbeat ↔ lease → all of the above
 //! ```
 //!

@@ -144,3 +144,46 @@ impl AsyncTokioStream for Sealed {
         self.stream.get_ref().0.peer_addr()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// What a server says at once, as it comes out of a wire.
+    async fn said(text: String) -> BufReader<Wire> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let _ = server.write_all(text.as_bytes()).await;
+        });
+        BufReader::new(Wire::new(stream, silent()))
+    }
+
+    #[tokio::test]
+    async fn what_was_slipped_in_behind_an_answer_is_left_to_the_handshake() {
+        let mut reader = said("220 go on\r\n250 slipped in\r\n".to_owned()).await;
+        let mut line = String::new();
+        reader.read_line(&mut line).await.unwrap();
+        assert_eq!(line, "220 go on\r\n");
+        // lettre keeps its reader over the handshake: what stood in it would be an answer under TLS.
+        assert_eq!(reader.buffer(), b"");
+        assert_eq!(reader.get_ref().held, b"250 slipped in\r\n".as_slice());
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_an_end_by_lines_and_by_bytes() {
+        for text in ["a\n".repeat(2 * LINES), "a".repeat(2 * REPLY)] {
+            let mut reader = said(text.clone()).await;
+            let mut read = Vec::new();
+            let error = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut read).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(read.len() < REPLY + PIECE && read.len() >= LINES, "{}", read.len());
+        }
+    }
+}
