@@ -31,6 +31,7 @@ mod fleet;
 mod guard;
 mod host;
 mod http;
+pub mod judges;
 pub mod local;
 pub mod ports;
 pub mod process;

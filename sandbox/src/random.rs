@@ -20,6 +20,13 @@ pub(crate) fn characters(length: usize) -> Result<String> {
     Ok(text)
 }
 
+/// `N` random bytes.
+pub(crate) fn bytes<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    fill(&mut bytes)?;
+    Ok(bytes)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the sandbox depends on no other crate of ours: this is its one place for randomness")]
 fn fill(bytes: &mut [u8]) -> Result<()> {
     getrandom::fill(bytes).map_err(std::io::Error::from).doing(|| "get random bytes from the operating system".to_owned())

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::directory::write_secret;
 use crate::error::{Doing, Error, Result};
 use crate::random;
+use crate::services::push;
 
 /// Made once for a directory and found there again. No `Debug`: they are for connection URLs and nothing else.
 #[derive(Clone, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub(crate) struct Secrets {
     pub(crate) redis: String,
     pub(crate) s3_key_id: String,
     pub(crate) s3_secret: String,
+    /// Signs pushes (VAPID): 32 bytes in base64url. Empty in what was kept before there were any.
+    #[serde(default)]
+    pub(crate) push_key: String,
 }
 
 impl Secrets {
@@ -41,18 +45,26 @@ impl Secrets {
             redis: password()?,
             s3_key_id: random::characters(20)?,
             s3_secret: random::characters(40)?,
+            push_key: push::new_key()?,
         })
     }
 
     /// Those kept in `path`, or new ones that are then kept there.
     pub(crate) fn kept_in(path: &Path) -> Result<Self> {
         match std::fs::read_to_string(path) {
-            Ok(text) => serde_json::from_str(&text).map_err(|error| {
-                Error::Invalid(format!(
-                    "{} is not what the sandbox wrote ({error}): restore it, or remove its whole directory to start anew",
-                    path.display()
-                ))
-            }),
+            Ok(text) => {
+                let mut secrets: Self = serde_json::from_str(&text).map_err(|error| {
+                    Error::Invalid(format!(
+                        "{} is not what the sandbox wrote ({error}): restore it, or remove its whole directory to start anew",
+                        path.display()
+                    ))
+                })?;
+                if secrets.push_key.is_empty() {
+                    secrets.push_key = push::new_key()?;
+                    secrets.keep_in(path)?;
+                }
+                Ok(secrets)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let secrets = Self::new()?;
                 secrets.keep_in(path)?;

@@ -20,7 +20,9 @@ use crate::host::Host;
 use crate::process::{Event, Process};
 use crate::programs::{Launch, Programs};
 use crate::secrets::Secrets;
+use crate::services::mail::MailServer;
 use crate::services::postgres::{Durability, Postgres};
+use crate::services::push::{self, PushService};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
 
@@ -75,6 +77,11 @@ pub struct Sandbox {
     pub redis: Redis,
     /// The private S3.
     pub s3: S3,
+    /// The mail server that shows what arrived.
+    pub mail: Box<MailServer>,
+    /// The push service, and the browsers behind it.
+    pub push: Box<PushService>,
+    push_key: String,
     pool: PgPool,
     fleet: Fleet,
     // Dropped last, in this order: processes end before their directory goes.
@@ -103,10 +110,13 @@ impl Sandbox {
         let secrets = Secrets::kept_in(&directory.path().join("secrets.json"))?;
         let durability = options.durability;
         let migrations = options.migrated.then_some(&programs);
-        let (postgres, redis, s3) = tokio::try_join!(
+        let (postgres, redis, s3, mail, push) = tokio::try_join!(
             Postgres::open(&directory, durability, &cache, &host, migrations),
             Redis::open(&directory, durability, &secrets.redis, &host),
             S3::open(&directory, &secrets.s3_key_id, &secrets.s3_secret, host.runtime()?.clone()),
+            // Boxed, or every test that holds a sandbox would be a large future.
+            Box::pin(MailServer::open(&directory, host.runtime()?.clone())),
+            Box::pin(PushService::open(host.runtime()?.clone())),
         )?;
         if options.migrated && durability == Durability::Lasting {
             programs.migrate(&host, &postgres.owner_url(), &directory.log("migrate")).await?;
@@ -115,7 +125,18 @@ impl Sandbox {
         let pool =
             PgPoolOptions::new().max_connections(POOL_SIZE).acquire_timeout(Duration::from_secs(10)).connect_lazy(&postgres.owner_url())?;
         let fleet = Fleet::new(programs, directory.logs());
-        Ok(Self { postgres, redis, s3, pool, fleet, host, directory })
+        Ok(Self {
+            postgres,
+            redis,
+            s3,
+            mail: Box::new(mail),
+            push: Box::new(push),
+            push_key: secrets.push_key,
+            pool,
+            fleet,
+            host,
+            directory,
+        })
     }
 
     /// One `api serve`, ready; restarted when it dies.
@@ -227,8 +248,11 @@ impl Sandbox {
         let mut environment = self.postgres.environment();
         environment.extend(self.redis.environment());
         environment.extend(self.s3.environment());
+        environment.extend(self.mail.environment());
+        environment.extend(push::environment(&self.push_key));
         environment.insert("OFFSTAGE_PROBE".to_owned(), "on".to_owned());
         environment.insert("OFFSTAGE_PROBE_CALLBACKS".to_owned(), "loopback".to_owned());
+        environment.insert("OFFSTAGE_OUTBOUND_ALLOW".to_owned(), "loopback".to_owned());
         environment.insert("OFFSTAGE_LOG_FORMAT".to_owned(), "text".to_owned());
         environment
     }
@@ -267,6 +291,8 @@ impl Sandbox {
         self.fleet.stop().await;
         let (postgres, redis) = tokio::join!(self.postgres.stop(), self.redis.stop());
         self.s3.stop();
+        self.mail.stop();
+        self.push.stop();
         postgres.and(redis).map(drop)
     }
 }

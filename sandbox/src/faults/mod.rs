@@ -26,6 +26,21 @@ const RULES_LIMIT: usize = 1_000;
 pub enum Fault {
     /// Answers with this HTTP status and the service's usual error body, without doing anything.
     Status(u16),
+    /// The same, and when to come back (`Retry-After`).
+    Busy {
+        /// The status.
+        status: u16,
+        /// In how many seconds.
+        retry_after: u32,
+    },
+    /// For mail: answers with this code and enhanced code (RFC 3463), without doing anything; by [`Fault::Status`] without the latter. A
+    /// 421 closes the connection.
+    Reply {
+        /// The reply's code, as 550.
+        code: u16,
+        /// The enhanced code, as `[5, 1, 1]`.
+        enhanced: [u16; 3],
+    },
     /// Takes the request and never answers, until the rule is cleared or the client goes.
     Hang,
     /// Cuts the connection after this many bytes of the bodies, upwards and downwards together; 0 is at once.

@@ -4,15 +4,15 @@
 //! | request | effect |
 //! |---|---|
 //! | `GET /` | what runs: name, process id, address, starts |
-//! | `POST /NAME/VERB` | `kill9`, `stop`, `start`, `pause` or `resume` for `api-1`, `worker-1`, `postgres`, `redis`, `s3` |
+//! | `POST /NAME/VERB` | `kill9`, `stop`, `start`, `pause` or `resume` for `api-1`, `worker-1`, `postgres`, `redis`, `s3`, `mail`, `push` |
 //! | `GET /s3/requests` | what S3 was asked, latest last |
 //! | `GET /s3/objects`, `GET /s3/uploads` | the bucket's objects; uploads that were begun and not finished |
-//! | `GET /s3/faults` | the rules that hold |
-//! | `POST /s3/faults` | adds one, as `{"fault": {"status": 503}, "operation": "UploadPart", "times": 3}` |
-//! | `DELETE /s3/faults` | everything works again |
+//! | `GET /s3/faults`, `/mail/faults`, `/push/faults` | the rules that hold |
+//! | `POST` to them | adds one, as `{"fault": {"status": 503}, "operation": "UploadPart", "times": 3}` |
+//! | `DELETE` of them | everything works again |
 //!
 //! Faults: `{"status": 503}`, `"hang"`, `{"drop": {"after_bytes": 1000}}`, `{"slow": {"bytes_per_second": 10000}}`,
-//! `"lose_answer"`; beside `fault` a rule may have `operation`, `path_contains`, `skip` and `times`.
+//! `"lose_answer"`, `{"busy": {"status": 429, "retry_after": 60}}`, and for mail `{"reply": {"code": 550, "enhanced": [5, 1, 1]}}`; beside `fault` a rule may have `operation`, `path_contains`, `skip` and `times`.
 //!
 //! Who may connect to this machine's loopback may use it, as they could kill the processes. Web pages may not: a request
 //! with an `Origin`, or for another host name than this address, is refused.
@@ -29,7 +29,7 @@ use serde_json::json;
 
 use super::Local;
 use crate::error::{Doing, Error, Result};
-use crate::faults::Rule;
+use crate::faults::{Faults, Rule};
 use crate::ports::Port;
 use crate::process::Process;
 use crate::services::s3::S3;
@@ -49,7 +49,7 @@ impl Local {
             .route("/s3/requests", get(requests))
             .route("/s3/objects", get(objects))
             .route("/s3/uploads", get(uploads))
-            .route("/s3/faults", get(faults).post(add_fault).delete(clear_faults))
+            .route("/{name}/faults", get(faults).post(add_fault).delete(clear_faults))
             .route("/{name}/{verb}", post(command))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
                 let ours = comes_from_here(&request, &hosts);
@@ -62,6 +62,8 @@ impl Local {
             // It ends with the process; an error of accept is retried inside.
             let _ = axum::serve(listener, router).await;
         });
+        self.demo.add("OFFSTAGE_MAIL_PAGE_URL", &self.services.mail.page())?;
+        self.demo.add("OFFSTAGE_PUSH_SERVICE_URL", &self.services.push.url())?;
         self.demo.add("OFFSTAGE_CONTROL_URL", &format!("http://{address}"))
     }
 
@@ -89,31 +91,26 @@ async fn overview(State(local): Shared) -> Response {
             json!({"name": process.name(), "pid": process.pid(), "address": address, "starts": process.starts(), "log": process.log_path()})
         })
         .collect();
-    Json(json!({"processes": processes, "s3": local.services.s3.as_ref().map(S3::endpoint)})).into_response()
+    Json(json!({"processes": processes, "s3": local.services.s3.as_ref().map(S3::endpoint), "mail": local.services.mail.page(), "push": local.services.push.url()})).into_response()
 }
 
 async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)>) -> Response {
     let Some(local) = local.upgrade() else {
         return stopping();
     };
+    let (mail, push) = (&local.services.mail, &local.services.push);
     let done = match (name.as_str(), local.services.s3.as_ref(), local.process(&name)) {
-        ("s3", Some(s3), _) => match verb.as_str() {
-            "kill9" | "stop" => {
-                s3.kill9();
-                Ok(())
-            }
-            "pause" => {
-                s3.pause();
-                Ok(())
-            }
-            "resume" => {
-                s3.resume();
-                Ok(())
-            }
-            "start" => s3.start().await,
-            _ => {
-                return unknown(&format!("the verb {verb}: kill9, stop, start, pause, resume"));
-            }
+        ("s3", Some(s3), _) => match in_process(&verb, || s3.kill9(), || s3.pause(), || s3.resume(), s3.start()).await {
+            Some(done) => done,
+            None => return unknown_verb(&verb),
+        },
+        ("mail", ..) => match in_process(&verb, || mail.kill9(), || mail.pause(), || mail.resume(), mail.start()).await {
+            Some(done) => done,
+            None => return unknown_verb(&verb),
+        },
+        ("push", ..) => match in_process(&verb, || push.kill9(), || push.pause(), || push.resume(), push.start()).await {
+            Some(done) => done,
+            None => return unknown_verb(&verb),
         },
         (_, _, Some(process)) => match verb.as_str() {
             "kill9" => process.kill9().await.map(drop),
@@ -121,9 +118,7 @@ async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)
             "pause" => process.pause().await.map(drop),
             "resume" => process.resume().await.map(drop),
             "start" => process.start().await,
-            _ => {
-                return unknown(&format!("the verb {verb}: kill9, stop, start, pause, resume"));
-            }
+            _ => return unknown_verb(&verb),
         },
         _ => return unknown(&format!("{name}: GET / lists what runs")),
     };
@@ -142,22 +137,54 @@ async fn uploads(State(local): Shared) -> Response {
     with_s3(&local, |s3| s3.unfinished_uploads().map(|uploads| json!(uploads)))
 }
 
-async fn faults(State(local): Shared) -> Response {
-    with_s3(&local, |s3| Ok(json!(s3.faults().rules())))
+async fn faults(State(local): Shared, Path(name): Path<String>) -> Response {
+    with_faults(&local, &name, |_| ())
 }
 
-async fn add_fault(State(local): Shared, Json(rule): Json<Rule>) -> Response {
-    with_s3(&local, |s3| {
-        s3.faults().add(rule);
-        Ok(json!(s3.faults().rules()))
-    })
+async fn add_fault(State(local): Shared, Path(name): Path<String>, Json(rule): Json<Rule>) -> Response {
+    with_faults(&local, &name, |faults| faults.add(rule))
 }
 
-async fn clear_faults(State(local): Shared) -> Response {
-    with_s3(&local, |s3| {
-        s3.faults().clear();
-        Ok(json!(s3.faults().rules()))
-    })
+async fn clear_faults(State(local): Shared, Path(name): Path<String>) -> Response {
+    with_faults(&local, &name, Faults::clear)
+}
+
+/// Does something to a service's rules, and answers those that hold then.
+fn with_faults(local: &std::sync::Weak<Local>, name: &str, act: impl FnOnce(&Faults)) -> Response {
+    let Some(local) = local.upgrade() else {
+        return stopping();
+    };
+    let faults = match name {
+        "s3" => local.services.s3.as_ref().map(S3::faults),
+        "mail" => Some(local.services.mail.faults()),
+        "push" => Some(local.services.push.faults()),
+        _ => None,
+    };
+    match faults {
+        Some(faults) => {
+            act(faults);
+            Json(json!(faults.rules())).into_response()
+        }
+        None => unknown(&format!("{name} of ours that has faults: s3, mail and push have")),
+    }
+}
+
+/// A verb for a server inside this process; `None` for one that is no verb.
+async fn in_process(
+    verb: &str,
+    kill: impl FnOnce(),
+    pause: impl FnOnce(),
+    resume: impl FnOnce(),
+    start: impl Future<Output = Result<()>>,
+) -> Option<Result<()>> {
+    match verb {
+        "kill9" | "stop" => kill(),
+        "pause" => pause(),
+        "resume" => resume(),
+        "start" => return Some(start.await),
+        _ => return None,
+    }
+    Some(Ok(()))
 }
 
 fn with_s3(local: &std::sync::Weak<Local>, act: impl FnOnce(&S3) -> Result<serde_json::Value>) -> Response {
@@ -179,6 +206,10 @@ fn answer(result: Result<serde_json::Value>) -> Response {
 
 fn unknown(what: &str) -> Response {
     (StatusCode::NOT_FOUND, Json(json!({"error": format!("there is no {what}")}))).into_response()
+}
+
+fn unknown_verb(verb: &str) -> Response {
+    unknown(&format!("the verb {verb}: kill9, stop, start, pause, resume"))
 }
 
 fn stopping() -> Response {

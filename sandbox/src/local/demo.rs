@@ -15,10 +15,12 @@ use crate::http;
 use crate::process::Process;
 
 /// The variables of `demo.env`, in this order.
-const SHOWN: [&str; 17] = [
+const SHOWN: [&str; 19] = [
     "OFFSTAGE_URL",
     "OFFSTAGE_KEY",
     "OFFSTAGE_CONTROL_URL",
+    "OFFSTAGE_MAIL_PAGE_URL",
+    "OFFSTAGE_PUSH_SERVICE_URL",
     "OFFSTAGE_DATABASE_URL",
     "OFFSTAGE_API_DATABASE_URL",
     "OFFSTAGE_ENGINE_DATABASE_URL",

@@ -12,7 +12,15 @@ use crate::secrets::Secrets;
 use crate::services::postgres::{PRODUCT, close_to_writers, connect, ensure_database, ensure_role, open_logins};
 
 /// Set for scripts that talk to the demonstration, of no meaning to the programs; and what the sandbox decides itself.
-const OURS: [&str; 5] = ["OFFSTAGE_URL", "OFFSTAGE_KEY", "OFFSTAGE_CONTROL_URL", "OFFSTAGE_LISTEN", "OFFSTAGE_WORKER_LISTEN"];
+const OURS: [&str; 7] = [
+    "OFFSTAGE_URL",
+    "OFFSTAGE_KEY",
+    "OFFSTAGE_CONTROL_URL",
+    "OFFSTAGE_MAIL_PAGE_URL",
+    "OFFSTAGE_PUSH_SERVICE_URL",
+    "OFFSTAGE_LISTEN",
+    "OFFSTAGE_WORKER_LISTEN",
+];
 
 /// The `OFFSTAGE_*` of our own environment, to be handed on.
 #[derive(Debug)]
@@ -37,6 +45,15 @@ impl Given {
 
     pub(super) fn has_redis(&self) -> bool {
         self.environment.contains_key("OFFSTAGE_REDIS_URL")
+    }
+
+    /// A mail server of the caller's own: its mails leave the machine.
+    pub(super) fn has_mail(&self) -> bool {
+        self.environment.contains_key("OFFSTAGE_SMTP_URL")
+    }
+
+    pub(super) fn has_push_keys(&self) -> bool {
+        self.environment.contains_key("OFFSTAGE_PUSH_KEYS")
     }
 
     pub(super) fn has_s3(&self) -> bool {

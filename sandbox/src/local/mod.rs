@@ -123,6 +123,7 @@ fn defaults() -> Environment {
     Environment::from([
         choose("OFFSTAGE_PROBE", "on"),
         choose("OFFSTAGE_PROBE_CALLBACKS", "loopback"),
+        choose("OFFSTAGE_OUTBOUND_ALLOW", "loopback"),
         choose("OFFSTAGE_LOG_FORMAT", "text"),
     ])
 }

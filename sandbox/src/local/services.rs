@@ -1,4 +1,4 @@
-//! The three services of an installation: those that were given, private ones for the rest.
+//! The services of an installation: those that were given, private ones for the rest.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,24 @@ use crate::fleet::Environment;
 use crate::host::Host;
 use crate::programs::Programs;
 use crate::secrets::Secrets;
+use crate::services::mail::MailServer;
 use crate::services::postgres::{Durability, Postgres};
+use crate::services::push::{self, PushService};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
 
-/// What runs privately; `None` where the environment named another.
+/// What runs privately; `None` where the environment named another. The servers for mail and pushes always run.
 #[derive(Debug)]
 pub(super) struct Services {
     pub(super) postgres: Option<Postgres>,
     pub(super) redis: Option<Redis>,
     pub(super) s3: Option<S3>,
+    /// Shows what arrived; nothing leaves the machine.
+    pub(super) mail: MailServer,
+    /// Stands in for browsers and their vendors.
+    pub(super) push: PushService,
+    /// Settings for them, but for those that were given.
+    sending: Environment,
 }
 
 impl Services {
@@ -43,8 +51,17 @@ impl Services {
             let runtime = host.runtime()?.clone();
             S3::open(directory, &secrets.s3_key_id, &secrets.s3_secret, runtime).await.map(Some)
         };
-        let (postgres, redis, s3) = tokio::try_join!(postgres, redis, s3)?;
-        Ok(Self { postgres, redis, s3 })
+        let mail = async { MailServer::open(directory, host.runtime()?.clone()).await };
+        let push = async { PushService::open(host.runtime()?.clone()).await };
+        let (postgres, redis, s3, mail, push) = tokio::try_join!(postgres, redis, s3, mail, push)?;
+        let mut sending = Environment::new();
+        if !given.has_mail() {
+            sending.extend(mail.environment());
+        }
+        if !given.has_push_keys() {
+            sending.extend(push::environment(&secrets.push_key));
+        }
+        Ok(Self { postgres, redis, s3, mail, push, sending })
     }
 
     /// The settings by which programs find those that run privately.
@@ -53,6 +70,7 @@ impl Services {
             self.postgres.as_ref().map(Postgres::environment),
             self.redis.as_ref().map(Redis::environment),
             self.s3.as_ref().map(S3::environment),
+            Some(self.sending.clone()),
         ];
         parts.into_iter().flatten().flatten().collect()
     }
@@ -88,6 +106,8 @@ impl Services {
         if let Some(s3) = &self.s3 {
             s3.stop();
         }
+        self.mail.stop();
+        self.push.stop();
         // What could go wrong is that the sandbox is already being taken down, which is what is wanted.
         if let Some(redis) = &self.redis {
             let _ = redis.stop().await;

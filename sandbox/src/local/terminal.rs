@@ -46,6 +46,8 @@ pub(super) fn services(directory: &Path, services: &Services) {
     line("Postgres", &postgres);
     line("Redis", &redis);
     line("S3", &s3);
+    line("Mail", &format!("{} (shows what was sent; nothing leaves this machine)", services.mail.page()));
+    line("Push", &format!("{} (stands in for browsers' push services)", services.push.url()));
 }
 
 /// One thing that stands.

@@ -7,9 +7,12 @@
 //! | `kill9` | ends it as a power cut would |
 //! | `pause`, `resume` | it stands still with its connections open, and goes on |
 //!
-//! What speaks HTTP-like protocols from inside this process (S3 now; mail, push and AI later) also has
+//! What speaks HTTP-like protocols from inside this process (S3, mail, push; AI later) also has
 //! [`faults`](crate::faults): it can be told to fail, hang, drop and slow down, and records what it was asked.
 
+mod door;
+pub mod mail;
 pub mod postgres;
+pub mod push;
 pub mod redis;
 pub mod s3;

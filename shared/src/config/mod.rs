@@ -7,11 +7,15 @@
 //!
 //! A variable that is set to nothing counts as not set, which is how compose files and manifests leave one out.
 
+mod mail;
 mod process;
+mod push;
 mod stores;
 mod variables;
 
+pub use mail::Mail;
 pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources, Streams};
+pub use push::Push;
 pub use stores::{Database, Redis, S3};
 pub use variables::{ConfigError, SettingProblem, Variables};
 
@@ -19,7 +23,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{clock::Clock, signing::SigningKeys, tenant::Retention};
+use crate::{clock::Clock, outbound::Guard, signing::SigningKeys, tenant::Retention};
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -43,6 +47,8 @@ pub struct ApiConfig {
     pub probe: Probe,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
+    /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`).
+    pub outbound: Guard,
     /// How many streams of events are held open.
     pub streams: Streams,
     /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
@@ -71,6 +77,7 @@ impl ApiConfig {
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
+        let outbound = process::outbound(&mut reader);
         let streams = Streams::read(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
         let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
@@ -90,6 +97,7 @@ impl ApiConfig {
             log,
             probe,
             window,
+            outbound,
             streams,
             idempotency,
             backlog,
@@ -122,6 +130,12 @@ pub struct WorkerConfig {
     pub drill: bool,
     /// The databases that datasets are read from.
     pub sources: Sources,
+    /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`).
+    pub outbound: Guard,
+    /// Mail.
+    pub mail: Mail,
+    /// Web push.
+    pub push: Push,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
     pub signing_keys: BTreeMap<String, SigningKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
@@ -152,6 +166,9 @@ impl WorkerConfig {
         let probe = Probe::read(&mut reader);
         let drill = reader.word("OFFSTAGE_DRILL", false, &[("on", true), ("off", false)]);
         let sources = Sources::read(&mut reader);
+        let outbound = process::outbound(&mut reader);
+        let mail = Mail::read(&mut reader);
+        let push = Push::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -172,6 +189,9 @@ impl WorkerConfig {
             probe,
             drill,
             sources,
+            outbound,
+            mail,
+            push,
             signing_keys,
             window,
             retention,

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    outbound::Guard,
     queue::Queue,
     signing::SigningKeys,
     tenant::{KEY_VARIABLE, Retention},
@@ -245,6 +246,15 @@ pub(super) fn signing_keys(reader: &mut Reader<'_>) -> BTreeMap<String, SigningK
         }
     }
     keys
+}
+
+/// The guard before addresses that users name.
+pub(super) fn outbound(reader: &mut Reader<'_>) -> Guard {
+    let Some(list) = reader.optional("OFFSTAGE_OUTBOUND_ALLOW") else { return Guard::default() };
+    Guard::read(list).unwrap_or_else(|detail| {
+        reader.problem("OFFSTAGE_OUTBOUND_ALLOW", detail);
+        Guard::default()
+    })
 }
 
 pub(super) fn window(reader: &mut Reader<'_>) -> u32 {

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 
 use secrecy::SecretString;
 
-use crate::tenant::KEY_VARIABLE;
+use crate::{
+    mail::{DKIM_VARIABLE, SERVER_VARIABLE},
+    tenant::KEY_VARIABLE,
+};
 
 /// All that some program of Offstage reads. A program is started with the others' variables too, so these are never
 /// reported as unknown.
@@ -24,9 +27,15 @@ const KNOWN: &[&str] = &[
     "OFFSTAGE_LISTEN",
     "OFFSTAGE_LOG",
     "OFFSTAGE_LOG_FORMAT",
+    "OFFSTAGE_MAIL_CA_FILE",
+    "OFFSTAGE_MAIL_HELLO",
+    "OFFSTAGE_MAIL_REDIRECT",
+    "OFFSTAGE_OUTBOUND_ALLOW",
     "OFFSTAGE_PROBE",
     "OFFSTAGE_PROBE_CALLBACKS",
     "OFFSTAGE_PUBLIC_URL",
+    "OFFSTAGE_PUSH_CONTACT",
+    "OFFSTAGE_PUSH_KEYS",
     "OFFSTAGE_QUEUES",
     "OFFSTAGE_REDIS_PREFIX",
     "OFFSTAGE_REDIS_URL",
@@ -206,10 +215,9 @@ impl<'a> Reader<'a> {
 
 /// Names that look like ours and are nobody's: mostly typing mistakes, which would otherwise act as defaults, silently.
 fn unknown_names(variables: &Variables) -> Vec<String> {
-    let names = variables
-        .values
-        .keys()
-        .filter(|name| name.starts_with("OFFSTAGE_") && !name.starts_with(SOURCE_PREFIX) && !name.starts_with(KEY_VARIABLE));
+    let families = [SOURCE_PREFIX, KEY_VARIABLE, SERVER_VARIABLE, DKIM_VARIABLE];
+    let names = variables.values.keys();
+    let names = names.filter(|name| name.starts_with("OFFSTAGE_") && !families.iter().any(|family| name.starts_with(family)));
     names
         .filter(|name| !KNOWN.contains(&name.as_str()))
         .map(|name| {

@@ -1,27 +1,23 @@
 //! Calls of observers on this very machine: what `probe.run` tells whoever watches it.
 //!
-//! What must stay true: a connection goes to a loopback address and nowhere else, whatever the URL says. A host is a literal
-//! loopback address or `localhost`; the latter is resolved here, other addresses are dropped, and the connection goes to
-//! what is left, so no answer of a name server can move it. No proxy, no redirect.
+//! What must stay true: a connection goes to a loopback address and nowhere else, whatever the URL says; the
+//! [guarded client](super::outbound) sees to it.
 
-use std::{net::SocketAddr, sync::OnceLock, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use reqwest::{
-    Client,
-    dns::{Addrs, Name, Resolve, Resolving},
-    redirect::Policy,
-};
 use serde_json::Value;
-use shared::job::Failure;
-use url::{Host, Url};
+use shared::{job::Failure, outbound::Reach};
+use url::Url;
 
-/// The longest a call may take, from the connection to the answer's head.
+use super::outbound::{Call, Outbound, OutboundError};
+
+/// The longest a call may take.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// A client that only reaches this machine. Made at the first call: most workers never make one.
+/// A client that only reaches this machine.
 #[derive(Debug, Default)]
 pub struct Callback {
-    client: OnceLock<Client>,
+    outbound: Arc<Outbound>,
 }
 
 /// A callback that was not delivered.
@@ -30,12 +26,9 @@ pub enum CallbackError {
     /// The address is not one of this machine's own.
     #[error("`callback_url` must be an http or https URL of a loopback address (127.0.0.1, [::1]) or of `localhost`")]
     NotLoopback,
-    /// This machine can't make a client.
-    #[error("this worker can't make HTTP calls")]
-    Client(#[source] reqwest::Error),
     /// Nobody answered.
     #[error("the observer at `callback_url` did not answer")]
-    Unanswered(#[source] reqwest::Error),
+    Unanswered(#[source] OutboundError),
     /// The answer says no.
     #[error("the observer at `callback_url` answered {0}")]
     Refused(reqwest::StatusCode),
@@ -45,7 +38,7 @@ impl CallbackError {
     /// Whether the observer may have heard the call all the same: it was sent, and the answer did not come.
     #[must_use]
     pub fn may_have_arrived(&self) -> bool {
-        matches!(self, Self::Unanswered(error) if !error.is_connect() && !error.is_builder())
+        matches!(self, Self::Unanswered(error) if error.may_have_arrived())
     }
 }
 
@@ -64,59 +57,25 @@ impl From<CallbackError> for Failure {
 }
 
 impl Callback {
+    /// Through this client.
+    #[must_use]
+    pub fn new(outbound: Arc<Outbound>) -> Self {
+        Self { outbound }
+    }
+
     /// POSTs a JSON body; any 2xx is delivery, and is answered.
     ///
     /// # Errors
     /// [`CallbackError`].
     pub async fn post(&self, url: &str, body: &Value) -> Result<reqwest::StatusCode, CallbackError> {
-        let url = loopback(url).ok_or(CallbackError::NotLoopback)?;
-        let client = self.client()?;
-        let answer = client.post(url).json(body).send().await.map_err(|error| CallbackError::Unanswered(error.without_url()))?;
-        if answer.status().is_success() { Ok(answer.status()) } else { Err(CallbackError::Refused(answer.status())) }
-    }
-
-    fn client(&self) -> Result<&Client, CallbackError> {
-        if let Some(client) = self.client.get() {
-            return Ok(client);
+        let url = Url::parse(url).map_err(|_| CallbackError::NotLoopback)?;
+        let call = Call::post(url, Reach::Loopback, body.to_string().into(), WITHIN).header("content-type", "application/json");
+        match self.outbound.send(call).await {
+            Ok(answer) if answer.status.is_success() => Ok(answer.status),
+            Ok(answer) => Err(CallbackError::Refused(answer.status)),
+            Err(OutboundError::NotAllowed { .. }) => Err(CallbackError::NotLoopback),
+            Err(error) => Err(CallbackError::Unanswered(error)),
         }
-        #[expect(clippy::disallowed_methods, reason = "the program's one client for this: it reaches loopback only, within a deadline")]
-        let builder = Client::builder();
-        let client = builder
-            .timeout(WITHIN)
-            .no_proxy()
-            .redirect(Policy::none())
-            .dns_resolver(LoopbackOnly)
-            .pool_max_idle_per_host(16)
-            .build()
-            .map_err(CallbackError::Client)?;
-        Ok(self.client.get_or_init(|| client))
-    }
-}
-
-/// The URL, if its host is this machine by its looks; a name is resolved later, by [`LoopbackOnly`].
-fn loopback(url: &str) -> Option<Url> {
-    let url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
-    let allowed = match url.host()? {
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
-        Host::Domain(name) => name.eq_ignore_ascii_case("localhost"),
-    };
-    allowed.then_some(url)
-}
-
-/// Resolves names to loopback addresses, or not at all.
-struct LoopbackOnly;
-
-impl Resolve for LoopbackOnly {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found: Vec<SocketAddr> =
-                tokio::net::lookup_host((name.as_str(), 0)).await?.filter(|address| address.ip().is_loopback()).collect();
-            if found.is_empty() {
-                return Err(format!("`{}` is no loopback address here", name.as_str()).into());
-            }
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
     }
 }
 
@@ -130,33 +89,13 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn only_this_machine() {
-        for url in [
-            "http://127.0.0.1:1/x",
-            "http://127.9.9.9/",
-            "https://[::1]:1/",
-            "http://localhost:1",
-            "http://LOCALHOST",
-            "http://2130706433/",
-        ] {
-            assert!(loopback(url).is_some(), "{url}");
-        }
-        for url in [
-            "http://10.0.0.1/",
-            "http://169.254.169.254/latest/meta-data",
-            "http://0.0.0.0/",
-            "http://[::]/",
-            "http://[::ffff:127.0.0.1]/",
-            "http://localhost.example.com/",
-            "http://127.0.0.1.nip.io/",
-            "http://127.0.0.1@example.com/",
-            "ftp://127.0.0.1/",
-            "file:///etc/passwd",
-            "127.0.0.1",
-            "",
-        ] {
-            assert!(loopback(url).is_none(), "{url}");
+    #[tokio::test]
+    async fn only_this_machine() {
+        for url in
+            ["http://10.0.0.1/", "http://localhost.example.com/", "http://127.0.0.1@example.com/", "ftp://127.0.0.1/", "127.0.0.1", ""]
+        {
+            let error = Callback::default().post(url, &json!({})).await.unwrap_err();
+            assert!(matches!(error, CallbackError::NotLoopback), "{url}: {error}");
         }
     }
 

@@ -2,13 +2,24 @@
 //! themselves. Clients know nothing of jobs.
 
 pub mod callback;
+mod cause;
+#[cfg_attr(not(test), expect(dead_code, reason = "the kinds that send mail come next"))]
+pub mod mail;
+pub mod outbound;
+#[cfg_attr(not(test), expect(dead_code, reason = "the kinds that push come next"))]
+pub mod push;
 pub mod source;
 pub mod upload;
 pub mod webhook;
 
+use std::sync::Arc;
+
 use shared::{config::WorkerConfig, storage::Storage};
 
 use callback::Callback;
+use mail::Mailer;
+use outbound::Outbound;
+use push::Push;
 use source::Sources;
 use webhook::Webhook;
 
@@ -23,13 +34,26 @@ pub struct Clients {
     pub callback: Callback,
     /// Endpoints of tenants' choice.
     pub webhook: Webhook,
+    /// Users' mailboxes.
+    #[expect(dead_code, reason = "the kinds that send mail come next")]
+    pub mail: Mailer,
+    /// Users' browsers.
+    #[expect(dead_code, reason = "the kinds that push come next")]
+    pub push: Push,
 }
 
 impl Clients {
     /// Connects to nothing yet.
     #[must_use]
     pub fn new(config: &WorkerConfig) -> Self {
-        let webhook = Webhook::new(config.signing_keys.clone());
-        Self { storage: Storage::new(&config.s3), sources: Sources::default(), callback: Callback::default(), webhook }
+        let outbound = Arc::new(Outbound::new(config.outbound.clone()));
+        Self {
+            storage: Storage::new(&config.s3),
+            sources: Sources::default(),
+            callback: Callback::new(Arc::clone(&outbound)),
+            webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
+            mail: Mailer::new(&config.mail),
+            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), outbound),
+        }
     }
 }

@@ -12,6 +12,7 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
+use crate::clients;
 
 /// How often they are taken.
 const EVERY: Duration = Duration::from_secs(10);
@@ -62,6 +63,12 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
     }
     for outcome in ["delivered", "not_delivered"] {
         metrics::counter!("offstage_completions_total", "outcome" => outcome).increment(0);
+    }
+    for outcome in clients::push::OUTCOMES {
+        metrics::counter!("offstage_pushes_total", "outcome" => outcome).increment(0);
+    }
+    for outcome in clients::mail::OUTCOMES {
+        metrics::counter!("offstage_mails_total", "outcome" => outcome).increment(0);
     }
     for queue in queues {
         for name in FROM_THE_START_BY_QUEUE {

@@ -6,17 +6,10 @@ mod server;
 mod store;
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 pub use store::{Object, Upload};
 
@@ -24,6 +17,7 @@ use crate::directory::{Directory, make};
 use crate::error::{Doing, Result};
 use crate::faults::Faults;
 use crate::ports::Port;
+use crate::services::door::Door;
 use store::Store;
 
 /// The bucket that is there from the start.
@@ -31,22 +25,15 @@ pub const BUCKET: &str = "offstage";
 /// What the product takes when nothing else is said; the store accepts any.
 const REGION: &str = "us-east-1";
 
-/// How long a port of ours may be held by a socket's copy.
-const LISTEN_WITHIN: Duration = Duration::from_secs(5);
-
 /// The S3 of one sandbox.
 #[derive(Debug)]
 pub struct S3 {
-    port: Port,
+    door: Door,
     root: PathBuf,
     key_id: String,
     secret: String,
     faults: Faults,
     service: S3Service,
-    paused: watch::Sender<bool>,
-    /// Cancelled to stop the server that runs now.
-    running: Mutex<Option<CancellationToken>>,
-    runtime: tokio::runtime::Handle,
 }
 
 impl S3 {
@@ -57,15 +44,12 @@ impl S3 {
         let mut builder = S3ServiceBuilder::new(store);
         builder.set_auth(SimpleAuth::from_single(key_id, secret));
         let s3 = Self {
-            port: Port::reserve()?,
+            door: Door::new(Port::reserve()?, runtime),
             root,
             key_id: key_id.to_owned(),
             secret: secret.to_owned(),
             faults: Faults::new(),
             service: builder.build(),
-            paused: watch::Sender::new(false),
-            running: Mutex::new(None),
-            runtime,
         };
         s3.start().await?;
         Ok(s3)
@@ -76,17 +60,8 @@ impl S3 {
     /// # Errors
     /// When somebody else took the port.
     pub async fn start(&self) -> Result<()> {
-        if self.running().is_some() {
-            return Ok(());
-        }
-        let address = self.port.address();
-        let listening = self.runtime.spawn(listen(address));
-        let listener = listening.await.map_err(|_| crate::Error::Stopping)?.doing(|| format!("listen on {address}"))?;
-        let token = CancellationToken::new();
-        *self.running() = Some(token.clone());
-        let server = server::Server { service: self.service.clone(), faults: self.faults.clone(), paused: self.paused.subscribe() };
-        self.runtime.spawn(server.serve(listener, token));
-        Ok(())
+        let server = server::Server { service: self.service.clone(), faults: self.faults.clone(), paused: self.door.paused() };
+        self.door.open(move |stream, token| server.clone().connection(stream, token)).await
     }
 
     /// Stops listening and cuts every connection, as [`S3::kill9`] does: no client of S3 could tell the difference.
@@ -96,19 +71,17 @@ impl S3 {
 
     /// Stops listening and cuts every connection. What was stored is there after [`S3::start`].
     pub fn kill9(&self) {
-        if let Some(token) = self.running().take() {
-            token.cancel();
-        }
+        self.door.shut();
     }
 
     /// Requests that come now wait; connections stay open.
     pub fn pause(&self) {
-        self.paused.send_replace(true);
+        self.door.pause();
     }
 
     /// Goes on after [`S3::pause`].
     pub fn resume(&self) {
-        self.paused.send_replace(false);
+        self.door.resume();
     }
 
     /// What goes wrong, and what was asked.
@@ -120,7 +93,7 @@ impl S3 {
     /// `http://127.0.0.1:PORT` (`OFFSTAGE_S3_ENDPOINT`).
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.port.address())
+        format!("http://{}", self.door.address())
     }
 
     /// The access key's id and its secret.
@@ -168,29 +141,5 @@ impl S3 {
             ]
             .map(|(name, value)| (name.to_owned(), value)),
         )
-    }
-
-    fn running(&self) -> std::sync::MutexGuard<'_, Option<CancellationToken>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The port is ours, so whoever still holds it is about to let go: a process forked by another thread holds a copy of a
-/// socket that we closed until it becomes another program.
-async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let deadline = Instant::now() + LISTEN_WITHIN;
-    loop {
-        match TcpListener::bind(address).await {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            result => return result,
-        }
-    }
-}
-
-impl Drop for S3 {
-    fn drop(&mut self) {
-        self.kill9();
     }
 }

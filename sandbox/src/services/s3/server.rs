@@ -1,26 +1,17 @@
 //! The listening side: connections, and the faults before the store.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{Response, StatusCode, header};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::service::S3Service;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::operation;
 use crate::faults::{Body, Fault, Faults, Metered, Request};
-
-/// Connections at a time; more wait in the kernel.
-const CONNECTIONS: usize = 1_000;
-/// The longest that a request is held back by a pause or a hang.
-const LONGEST_WAIT: Duration = Duration::from_hours(1);
+use crate::services::door::{LONGEST_WAIT, http};
 
 #[derive(Clone)]
 pub(super) struct Server {
@@ -30,48 +21,9 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Serves until `stop` is cancelled, then cuts what is open.
-    pub(super) async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let accept = async {
-                let slot = Arc::clone(&slots).acquire_owned().await;
-                (slot, listener.accept().await)
-            };
-            let (slot, accepted) = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = accept => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let (server, connection) = (self.clone(), stop.child_token());
-                    tokio::spawn(async move {
-                        server.connection(stream, connection).await;
-                        drop(slot);
-                    });
-                }
-                // Out of descriptors, most likely: others may end meanwhile.
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    }
-
-    async fn connection(self, stream: TcpStream, token: CancellationToken) {
-        // Small answers must not wait for the client's acknowledgement of the one before.
-        let _ = stream.set_nodelay(true);
+    pub(super) async fn connection(self, stream: TcpStream, token: CancellationToken) {
         let cut = token.clone();
-        let service = service_fn(move |request| {
-            let (server, token) = (self.clone(), token.clone());
-            async move { server.answer(request, token).await }
-        });
-        let serving = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
-        tokio::select! {
-            // First, so that nothing is answered on a connection that was cut.
-            biased;
-            () = cut.cancelled() => {}
-            // A connection's error is its client's affair.
-            _ = serving => {}
-        }
+        http(stream, cut, move |request| self.clone().answer(request, token.clone())).await;
     }
 
     /// An error cuts the connection.
@@ -85,7 +37,7 @@ impl Server {
         // An error means that the sandbox has gone.
         let _ = tokio::time::timeout(LONGEST_WAIT, self.paused.wait_for(|paused| !paused)).await?;
         match fault {
-            Some(Fault::Status(status)) => {
+            Some(Fault::Status(status) | Fault::Busy { status, .. } | Fault::Reply { code: status, .. }) => {
                 self.faults.answered(number, status);
                 return refusal(status, request.uri().path());
             }
