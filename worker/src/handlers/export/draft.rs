@@ -22,7 +22,7 @@ pub(super) struct Draft {
     upload: Option<Upload>,
     /// What the upload writes to when there is none: never read.
     nowhere: Vec<u8>,
-    /// Whether a checkpoint tells of the upload: then the next attempt may go on with it, and dropping it removes nothing.
+    /// Whether a checkpoint tells of the upload, or may: then the next attempt may go on with it, and dropping it removes nothing.
     kept: bool,
 }
 
@@ -63,12 +63,13 @@ impl Draft {
 
     /// Saves where the upload of `key` stands; from here on it outlives this attempt.
     pub(super) async fn save(&mut self, state: &Value, key: &str) -> Result<(), Failure> {
-        self.context.checkpoint(state, Some(key)).await?;
+        // From the moment that it is asked for: a run that is dropped before the answer would else remove what was saved after all.
+        // What is kept in vain, the sweep finds by its effect.
         self.kept = true;
-        Ok(())
+        self.context.checkpoint(state, Some(key)).await
     }
 
-    /// Whether a checkpoint tells of it.
+    /// Whether a checkpoint tells of it, or may.
     pub(super) const fn is_kept(&self) -> bool {
         self.kept
     }

@@ -408,6 +408,35 @@ async fn an_export_goes_on_behind_keys_of_any_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_dropped_while_it_saves_removes_nothing() {
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
+    let pool = &bench.services.pool;
+    let context = bench.claimed(&export("bits"), None).await;
+    // Saving waits in the middle for as long as the test holds a lock.
+    let gate = "CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(7); RETURN NEW; END $$;
+                CREATE TRIGGER gate BEFORE INSERT ON job_checkpoint FOR EACH ROW EXECUTE FUNCTION gate()";
+    sqlx::raw_sql(gate).execute(bench.sandbox.pool()).await.unwrap();
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(7)").execute(&mut *lock).await.unwrap();
+    let lost = tokio::spawn(run(export("bits"), context.clone()));
+    wait("a checkpoint that waits", async || {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        sqlx::query_scalar::<_, i64>(waiting).fetch_one(pool).await.unwrap() == 1
+    })
+    .await;
+    lost.abort();
+    assert!(lost.await.unwrap_err().is_cancelled());
+    lock.rollback().await.unwrap();
+    wait("a checkpoint", async || {
+        let saved = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM job_checkpoint WHERE job_id = $1").bind(context.job.id.0);
+        saved.fetch_one(pool).await.unwrap() == 1
+    })
+    .await;
+    let result = run(export("bits"), bench.taken_over(&context).await).await.unwrap().result.unwrap();
+    assert_eq!(result["snapshots"].as_array().map(Vec::len), Some(2), "{result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_that_postgres_takes_for_the_same_lose_no_row() {
     let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
     let (context, ended) = gone_on(&bench, "twins").await;
