@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgPool, Row, postgres::PgRow};
+use sqlx::{Acquire, PgPool, Postgres, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{LedgerError, dispatch::Turn};
@@ -121,12 +121,12 @@ pub struct Taken {
 
 /// Claims due jobs of a priority straight from a queue's backlog: of each tenant as many as its turn allows, oldest due time first.
 ///
-/// The caller's pool commits asynchronously ([`super::Sessions::Claims`]).
+/// The caller's sessions commit asynchronously ([`super::Sessions::Claims`]).
 ///
 /// # Errors
 /// [`LedgerError`]; when the answer was lost the rows may be ours all the same, as with [`claim`].
 pub async fn take(
-    pool: &PgPool,
+    connection: impl Acquire<'_, Database = Postgres>,
     queue: Queue,
     priority: Priority,
     turns: &[Turn],
@@ -134,7 +134,7 @@ pub async fn take(
     now: DateTime<Utc>,
 ) -> Result<Taken, LedgerError> {
     let token = random::token();
-    let mut transaction = pool.begin().await?;
+    let mut transaction = connection.begin().await?;
     let rows = sqlx::query(
         "WITH due AS MATERIALIZED (
             SELECT d.job_id FROM unnest($3::integer[], $4::bigint[]) AS turn (tenant_id, jobs)

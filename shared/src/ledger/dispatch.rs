@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Row};
+use sqlx::{PgExecutor, PgPool, Row};
 
 use super::LedgerError;
 use crate::{
@@ -39,7 +39,7 @@ pub type After = (Priority, i32);
 /// # Errors
 /// [`LedgerError`].
 pub async fn turns<const N: usize>(
-    pool: &PgPool,
+    executor: impl PgExecutor<'_>,
     queue: Queue,
     now: DateTime<Utc>,
     after: [After; N],
@@ -76,7 +76,7 @@ pub async fn turns<const N: usize>(
     .bind(after.map(|(_, tenant)| tenant))
     .bind(now)
     .bind(i64::try_from(TURNS).unwrap_or(i64::MAX))
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
     let mut turns = [const { Vec::new() }; N];
     for row in rows {

@@ -59,6 +59,11 @@ impl Credits {
         let _ = self.average.fetch_update(Ordering::AcqRel, Ordering::Acquire, |average| Some(average - average / 8 + run / 8));
     }
 
+    /// How many jobs may be held at a time, however short they are.
+    pub const fn most(&self) -> usize {
+        self.slots + MOST_AHEAD
+    }
+
     fn limit(&self) -> usize {
         let average = u128::from(self.average.load(Ordering::Acquire)).max(1);
         let ahead = (AHEAD.as_nanos() / average).saturating_mul(self.slots as u128);

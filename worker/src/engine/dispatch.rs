@@ -36,7 +36,7 @@ use shared::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, announce::Announcement, intake::Intake};
+use super::{Engine, announce::Announcement, intake::Intake, kept::Kept};
 
 /// How often each queue is looked at without a reason.
 const FALLBACK: Duration = Duration::from_secs(5);
@@ -182,6 +182,7 @@ pub(super) async fn run(
     mut connection: Commands,
 ) {
     let mut queues: BTreeMap<Queue, Lanes> = queues.into_iter().map(|(queue, slots)| (queue, Lanes::new(slots))).collect();
+    let mut kept = Kept::of(engine.claims.clone());
     loop {
         if engine.draining.is_cancelled() {
             intakes.clear();
@@ -191,7 +192,7 @@ pub(super) async fn run(
             if (!due && !engine.dispatch.is_wanted(*queue)) || engine.lease.epoch().is_none() {
                 continue;
             }
-            let wait = match look(&engine, *queue, intakes.get(queue), &mut connection, lanes).await {
+            let wait = match look(&engine, *queue, intakes.get(queue), &mut connection, &mut kept, lanes).await {
                 Ok(wait) => wait.min(FALLBACK),
                 Err(error) => {
                     tracing::debug!(queue = queue.name(), error = &*error, "can't dispatch now");
@@ -220,6 +221,7 @@ async fn look(
     queue: Queue,
     intake: Option<&Intake>,
     connection: &mut Commands,
+    kept: &mut Kept,
     lanes: &mut Lanes,
 ) -> Result<Duration, Fault> {
     lanes.learn(engine.dispatch.taken(queue));
@@ -244,7 +246,7 @@ async fn look(
             };
             let depth = push::depth(connection, engine.redis.keys(), queue).await?;
             let room = if depth.total() == 0 { room } else { room / 2 };
-            if take(engine, intake, lanes, room).await? > 0 {
+            if take(engine, intake, kept, lanes, room).await? > 0 {
                 batches_taken += 1;
                 if batches_taken < MOST_BATCHES {
                     continue;
@@ -254,6 +256,7 @@ async fn look(
                 return Ok(FALLBACK);
             }
         }
+        kept.release();
         let now = engine.services.clock.now();
         match engine.bounded(dispatch::next_due(&engine.services.pool, queue, now)).await? {
             Some(wait) if wait.is_zero() => {}
@@ -324,10 +327,10 @@ async fn fill(
 }
 
 /// Claims a batch in the backlog and takes it in; answers how many jobs left the backlog.
-async fn take(engine: &Engine, intake: &Intake, lanes: &mut Lanes, room: usize) -> Result<usize, Fault> {
+async fn take(engine: &Engine, intake: &Intake, kept: &mut Kept, lanes: &mut Lanes, room: usize) -> Result<usize, Fault> {
     let (queue, now) = (intake.queue, engine.services.clock.now());
     let after = PRIORITIES.map(|priority| (priority, *lanes.last_turn(priority)));
-    let tenants = engine.bounded(dispatch::turns(&engine.services.pool, queue, now, after)).await?;
+    let tenants = engine.bounded(kept.on(async |connection| dispatch::turns(connection, queue, now, after).await)).await?;
     let shares = read::shares(room, tenants.each_ref().map(|tenants| !tenants.is_empty()), 0);
     let mut moved = 0;
     for ((priority, tenants), share) in PRIORITIES.into_iter().zip(tenants).zip(shares) {
@@ -339,7 +342,8 @@ async fn take(engine: &Engine, intake: &Intake, lanes: &mut Lanes, room: usize) 
         // What is claimed now belongs to the lease of now.
         let Some(epoch) = engine.lease.epoch().filter(|_| !turns.is_empty()) else { continue };
         let now = engine.services.clock.now();
-        let taken = engine.bounded(claim::take(&engine.claims, queue, priority, &turns, engine.worker, now)).await?;
+        let taking = kept.on(async |connection| claim::take(connection, queue, priority, &turns, engine.worker, now).await);
+        let taken = engine.bounded(taking).await?;
         moved += taken.claimed.len() + taken.expired.len();
         metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.claimed.len() as u64);
         if !taken.expired.is_empty() {

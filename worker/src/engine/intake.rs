@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use shared::{job::JobId, ledger::claim::ClaimedJob, queue::Queue};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -49,7 +49,13 @@ impl Intake {
 
     /// The worker ends only after everybody who feeds it: this can't fail while we are here.
     pub async fn pass_on(&self, work: Work) -> Result<(), Gone> {
-        if self.feed.send(work).await.is_err() {
+        // There is room for all that credits let in, and a claimed batch should not be put aside in its middle for the runs of its
+        // beginning, as `send` would be.
+        let passed = match self.feed.try_send(work) {
+            Err(TrySendError::Full(work)) => self.feed.send(work).await.is_ok(),
+            other => other.is_ok(),
+        };
+        if !passed {
             tracing::error!(queue = self.queue.name(), "the queue's worker is gone");
             return Err(Gone);
         }

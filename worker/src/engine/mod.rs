@@ -25,6 +25,7 @@ mod heartbeat;
 mod held;
 mod holds;
 mod intake;
+mod kept;
 mod late;
 mod lease;
 mod limits;
@@ -327,7 +328,7 @@ async fn read_switches(engine: &Engine, shutdown: &Shutdown) {
 /// for what is claimed elsewhere.
 fn serve(engine: &Arc<Engine>, queue: Queue, slots: usize, finished: mpsc::Sender<Finished>, workers: &mut JoinSet<()>) -> Intake {
     let credits = Credits::new(slots);
-    let (feed, backend) = ChannelBackend::<Work, Identity>::new(slots, Identity::new());
+    let (feed, backend) = ChannelBackend::<Work, Identity>::new(credits.most(), Identity::new());
     let runner = Runner::new(Arc::clone(engine), queue, slots, Arc::clone(&credits), finished);
     let apalis = WorkerBuilder::new(format!("{}-{}", queue.name(), engine.worker)).backend(backend).build(runner);
     workers.spawn(async move {

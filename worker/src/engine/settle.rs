@@ -7,13 +7,11 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use shared::{
     job::{JobId, Reason, State},
     ledger::{
-        LedgerError,
         settle::{self, Settled, Settlement},
     },
     queue::{Queue, read::reconnect_pause},
     random,
 };
-use sqlx::{Postgres, pool::PoolConnection};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -21,21 +19,29 @@ use super::{
     Engine,
     announce::Announcement,
     canary::Stage,
+    kept::Kept,
     run::{Ended, Finished},
 };
 
 /// Outcomes of one statement.
 const BATCH: usize = 500;
 
+/// How long without an outcome until the connection goes back to the pool.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// Settles until all runners are gone and all they left is written; `forced` gives up sooner.
 pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finished>, forced: CancellationToken) {
     let mut received: Vec<Finished> = Vec::with_capacity(BATCH);
-    let mut kept = None;
+    let mut kept = Kept::of(engine.services.pool.clone());
     loop {
-        if outcomes.is_empty() {
-            kept = None;
-        }
-        if outcomes.recv_many(&mut received, BATCH).await == 0 {
+        let brought = match tokio::time::timeout(IDLE, outcomes.recv_many(&mut received, BATCH)).await {
+            Ok(brought) => brought,
+            Err(_) => {
+                kept.release();
+                outcomes.recv_many(&mut received, BATCH).await
+            }
+        };
+        if brought == 0 {
             return;
         }
         let mut canaries = Vec::new();
@@ -110,21 +116,6 @@ fn count(finished: &Ended, settled: &Settled) {
     }
 }
 
-/// The connection of the last batch, kept while there is another one: who writes batch upon batch is best served by a session that
-/// has the plans and the tables at hand.
-type Kept = Option<PoolConnection<Postgres>>;
-
-async fn write(engine: &Engine, kept: &mut Kept, settlements: &[Settlement]) -> Result<Vec<Settled>, LedgerError> {
-    let mut connection = match kept.take() {
-        Some(connection) => connection,
-        None => engine.services.pool.acquire().await?,
-    };
-    // One on which something went wrong, or whose answer was not waited for, goes back to the pool, which looks at it.
-    let settled = settle::settle(&mut connection, settlements).await?;
-    *kept = Some(connection);
-    Ok(settled)
-}
-
 /// Writes a batch, for as long as it takes. A batch refused for its data is written one by one, and a member that is refused
 /// alone fails its job instead. `None` when forced to stop.
 async fn write_patiently(
@@ -137,7 +128,7 @@ async fn write_patiently(
     let mut parts: Vec<Vec<Settlement>> = vec![settlements];
     let mut settled = Vec::new();
     while let Some(part) = parts.pop() {
-        let error = match engine.bounded(write(engine, kept, &part)).await {
+        let error = match engine.bounded(kept.on(async |connection| settle::settle(connection, &part).await)).await {
             Ok(written) => {
                 settled.extend(written);
                 continue;
