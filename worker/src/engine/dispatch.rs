@@ -50,7 +50,7 @@ const MEASURED_OVER: Duration = Duration::from_millis(100);
 /// The least that a lane holds ready, in jobs a slot: what is taken before it is known how fast.
 const LEAST_READY: u64 = 4;
 
-/// Batches that a look claims at the most, before it is another queue's turn.
+/// Batches that a look claims at the most, before it is asked anew whose turn it is, and other queues have theirs.
 const MOST_BATCHES: usize = 4;
 
 /// In the order in which they are served.
@@ -202,13 +202,16 @@ pub(super) async fn run(
             lanes.next_look = Instant::now() + wait;
         }
         let soonest = queues.values().map(|lanes| lanes.next_look).min().unwrap_or_else(|| Instant::now() + FALLBACK);
-        // A floor, so that a queue that can't be helped (the lease is gone) does not spin.
+        // A floor, so that what can't be helped does not spin.
         let sleep = soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let has_lease = engine.lease.epoch().is_some();
         tokio::select! {
             () = stop.cancelled() => return,
             () = engine.draining.cancelled(), if !intakes.is_empty() => {}
-            () = engine.dispatch.woken.notified() => {}
-            () = tokio::time::sleep(if engine.lease.epoch().is_some() { sleep } else { AFTER_FAULT }) => {}
+            // All that was wanted meanwhile is done at once when there is a lease (again): a start is no second late.
+            _ = engine.lease.held(), if !has_lease => {}
+            () = engine.dispatch.woken.notified(), if has_lease => {}
+            () = tokio::time::sleep(sleep), if has_lease => {}
         }
     }
 }
@@ -229,7 +232,6 @@ async fn look(
         engine.dispatch.looked(queue, false);
         return Ok(FALLBACK);
     }
-    let mut batches_taken = 0;
     loop {
         // Whoever inserts from here on says so.
         engine.dispatch.looked(queue, true);
@@ -240,17 +242,12 @@ async fn look(
         }
         let batches = intake.filter(|intake| intake.credits.are_for_batches() && !engine.draining.is_cancelled());
         if let Some(intake) = batches {
-            let Some(room) = intake.credits.room_for_batch() else {
+            if intake.credits.room_for_batch().is_none() {
                 // The next settle says when there is.
                 return Ok(FALLBACK);
-            };
-            let depth = push::depth(connection, engine.redis.keys(), queue).await?;
-            let room = if depth.total() == 0 { room } else { room / 2 };
-            if take(engine, intake, kept, lanes, room).await? > 0 {
-                batches_taken += 1;
-                if batches_taken < MOST_BATCHES {
-                    continue;
-                }
+            }
+            let lanes_hold = push::depth(connection, engine.redis.keys(), queue).await?.total() > 0;
+            if take(engine, intake, kept, lanes, lanes_hold).await? > 0 {
                 // The other queues have their turn.
                 engine.dispatch.due(queue);
                 return Ok(FALLBACK);
@@ -326,31 +323,44 @@ async fn fill(
     Ok(moved)
 }
 
-/// Claims a batch in the backlog and takes it in; answers how many jobs left the backlog.
-async fn take(engine: &Engine, intake: &Intake, kept: &mut Kept, lanes: &mut Lanes, room: usize) -> Result<usize, Fault> {
+/// Claims batches in the backlog, as long as there is room for one, and takes them in; answers how many jobs left the backlog. Whose turn it
+/// is it asks once: the tenants of one answer take turns in all of them.
+async fn take(engine: &Engine, intake: &Intake, kept: &mut Kept, lanes: &mut Lanes, lanes_hold: bool) -> Result<usize, Fault> {
     let (queue, now) = (intake.queue, engine.services.clock.now());
     let after = PRIORITIES.map(|priority| (priority, *lanes.last_turn(priority)));
     let tenants = engine.bounded(kept.on(async |connection| dispatch::turns(connection, queue, now, after).await)).await?;
-    let shares = read::shares(room, tenants.each_ref().map(|tenants| !tenants.is_empty()), 0);
     let mut moved = 0;
-    for ((priority, tenants), share) in PRIORITIES.into_iter().zip(tenants).zip(shares) {
-        let share = share.min(dispatch::BATCH);
-        if let Some(last) = tenants.get(..share.min(tenants.len())).and_then(<[i32]>::last) {
-            *lanes.last_turn(priority) = *last;
+    for _ in 0..MOST_BATCHES {
+        let Some(room) = intake.credits.room_for_batch() else { break };
+        // What stands in lanes keeps half.
+        let room = if lanes_hold { room / 2 } else { room };
+        let shares = read::shares(room, tenants.each_ref().map(|tenants| !tenants.is_empty()), 0);
+        let (before, mut all_had_a_turn) = (moved, true);
+        for ((priority, tenants), share) in PRIORITIES.into_iter().zip(&tenants).zip(shares) {
+            let share = share.min(dispatch::BATCH);
+            let served = tenants.get(..share.min(tenants.len())).unwrap_or_default();
+            all_had_a_turn &= served.len() == tenants.len();
+            if let Some(last) = served.last() {
+                *lanes.last_turn(priority) = *last;
+            }
+            let turns = allowed(engine, queue, share, tenants.clone()).await;
+            // What is claimed now belongs to the lease of now.
+            let Some(epoch) = engine.lease.epoch().filter(|_| !turns.is_empty()) else { continue };
+            let now = engine.services.clock.now();
+            let taking = kept.on(async |connection| claim::take(connection, queue, priority, &turns, engine.worker, now).await);
+            let taken = engine.bounded(taking).await?;
+            moved += taken.claimed.len() + taken.expired.len();
+            metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.claimed.len() as u64);
+            if !taken.expired.is_empty() {
+                engine.ended.notify_one();
+                engine.announcer.tell(Announcement { changed: taken.expired, ..Announcement::default() });
+            }
+            if intake.take_in(engine, taken.claimed, &epoch).await.is_err() {
+                return Ok(moved);
+            }
         }
-        let turns = allowed(engine, queue, share, tenants).await;
-        // What is claimed now belongs to the lease of now.
-        let Some(epoch) = engine.lease.epoch().filter(|_| !turns.is_empty()) else { continue };
-        let now = engine.services.clock.now();
-        let taking = kept.on(async |connection| claim::take(connection, queue, priority, &turns, engine.worker, now).await);
-        let taken = engine.bounded(taking).await?;
-        moved += taken.claimed.len() + taken.expired.len();
-        metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.claimed.len() as u64);
-        if !taken.expired.is_empty() {
-            engine.ended.notify_one();
-            engine.announcer.tell(Announcement { changed: taken.expired, ..Announcement::default() });
-        }
-        if intake.take_in(engine, taken.claimed, &epoch).await.is_err() {
+        // Tenants may have nothing left, or others be next.
+        if moved - before < room / 2 || !all_had_a_turn || engine.draining.is_cancelled() {
             break;
         }
     }

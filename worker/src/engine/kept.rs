@@ -20,7 +20,10 @@ impl Kept {
 
     /// Sends something on it. One on which something went wrong, or whose answer was not waited for, goes back to the pool, which looks
     /// at it; the next is another.
-    pub(super) async fn on<T>(&mut self, exchange: impl AsyncFnOnce(&mut PgConnection) -> Result<T, LedgerError>) -> Result<T, LedgerError> {
+    pub(super) async fn on<T>(
+        &mut self,
+        exchange: impl AsyncFnOnce(&mut PgConnection) -> Result<T, LedgerError>,
+    ) -> Result<T, LedgerError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.pool.acquire().await?,

@@ -6,9 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shared::{
     job::{JobId, Reason, State},
-    ledger::{
-        settle::{self, Settled, Settlement},
-    },
+    ledger::settle::{self, Settled, Settlement},
     queue::{Queue, read::reconnect_pause},
     random,
 };
