@@ -49,7 +49,8 @@ impl Services {
         self.addresses.iter().map(String::as_str).filter(|address| TcpStream::connect(*address).is_ok()).collect()
     }
 
-    /// Processes of this sandbox, by the directory that their command lines name.
+    /// Processes of this sandbox, by the directory that their command lines name: its Postgres, and for a moment each child
+    /// that it has just forked, until the child gives itself a name of its own.
     fn processes(&self) -> Vec<String> {
         let directory = self.directory.canonicalize().unwrap().display().to_string();
         let output =
@@ -84,7 +85,7 @@ impl Drop for Services {
 fn sigkill_of_the_sandbox_ends_its_services() {
     let mut services = Services::start("killed");
     assert_eq!(services.listening().len(), 3);
-    assert_eq!(services.processes().len(), 1);
+    assert!(!services.processes().is_empty(), "a process that can't be seen can't be seen to end");
     services.signal("KILL");
     services.process.wait().unwrap();
     services.gone_within(Duration::from_secs(15));

@@ -269,6 +269,28 @@ async fn a_batch_is_cancelled_as_a_whole() {
 }
 
 #[tokio::test]
+async fn who_cancels_while_another_does_has_cancelled_it_too() {
+    let world = World::start().await;
+    let client = &world.client;
+    let id = id_of(&client.post("/v1/jobs/batch", &json!({"jobs": many(3, &json!({}))})).await.expect(202));
+    let path = format!("/v1/batches/{id}/cancel");
+    let mut held = world.sandbox.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM batch WHERE id = $1::uuid FOR UPDATE").bind(&id).execute(&mut *held).await.unwrap();
+    // Both have seen that nobody had cancelled it.
+    let release = async {
+        until("both wait for the batch", async || match world.number("SELECT count(*) FROM pg_locks WHERE NOT granted").await {
+            2 => Ok(()),
+            waiting => Err(waiting),
+        })
+        .await;
+        held.rollback().await.unwrap();
+    };
+    let (one, other, ()) = tokio::join!(client.post_nothing(&path), client.post_nothing(&path), release);
+    let cancelled: Vec<i64> = [one, other].map(|answer| answer.expect(200)["jobs_cancelled"].as_i64().unwrap()).into();
+    assert_eq!(cancelled.iter().sum::<i64>(), 3, "{cancelled:?}");
+}
+
+#[tokio::test]
 async fn a_batch_of_another_user_or_tenant_is_not_there() {
     let world = World::start().await;
     let ada = world.client.acting_for("ada");

@@ -44,6 +44,12 @@ const WISHES_WAIT: Duration = Duration::from_millis(300);
 /// How often the lease's end is looked for, and the pulse moves.
 const TICK: Duration = Duration::from_millis(200);
 
+/// The lease ended by time.
+fn ran_out() {
+    metrics::counter!("offstage_worker_fenced_total").increment(1);
+    tracing::error!("no heartbeat got through in time: stopped all work, others will take it over");
+}
+
 /// Moves while the main runtime runs tasks.
 #[derive(Debug, Default)]
 pub struct Pulse(AtomicU64);
@@ -122,8 +128,7 @@ impl Heartbeat {
                 () = tokio::time::sleep(TICK) => {}
             }
             if self.lease.expire() {
-                metrics::counter!("offstage_worker_fenced_total").increment(1);
-                tracing::error!("no heartbeat got through in time: stopped all work, others will take it over");
+                ran_out();
             }
             let pulse = self.pulse.0.load(Ordering::Relaxed);
             still = if pulse == last_pulse && pulse > 0 && !self.ending.is_cancelled() { still + 1 } else { 0 };
@@ -234,7 +239,9 @@ impl Heartbeat {
 
     fn heard(&self, known: bool, sent: Instant, registered: &mut bool) {
         if known {
-            self.lease.renew(sent);
+            if self.lease.renew(sent) {
+                ran_out();
+            }
         } else {
             // Declared dead while we thought otherwise: paused, or cut off. Everything of before belongs to others now.
             *registered = false;

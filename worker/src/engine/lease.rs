@@ -31,12 +31,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Renews by a heartbeat that was sent at `sent` and answered well.
-    pub fn renew(&self, sent: Instant) {
+    /// Renews by a heartbeat that was sent at `sent` and answered well. A lease that has run out meanwhile ends first, also where nobody has
+    /// noticed yet (a process that stood still may hear this answer before anything else): answers whether it did so now.
+    pub fn renew(&self, sent: Instant) -> bool {
+        let ran_out = self.expire();
         let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
         // An answer that came too late renews nothing: by then others were free to judge.
         if sent.elapsed() >= FENCE_AFTER {
-            return;
+            return ran_out;
         }
         standing.renewed = Some(sent);
         standing.gapless_since.get_or_insert(sent);
@@ -45,6 +47,7 @@ impl Lease {
             drop(standing);
             self.held.send_replace(true);
         }
+        ran_out
     }
 
     /// Ends the lease if it ran out; answers whether it did so now. The heartbeat's thread asks several times a second.
@@ -114,6 +117,18 @@ mod tests {
         assert!(lease.fence() && epoch.is_cancelled() && lease.epoch().is_none());
         assert!(!lease.fence(), "fenced once");
         lease.renew(Instant::now());
+        assert!(!lease.epoch().unwrap().is_cancelled());
+    }
+
+    #[test]
+    fn what_ran_out_unnoticed_is_not_renewed_but_begun_anew() {
+        let lease = Lease::default();
+        lease.renew(Instant::now());
+        let epoch = lease.epoch().unwrap();
+        // The process stood still, and its heartbeat is answered before anything else has looked.
+        lease.standing.lock().unwrap().renewed = Instant::now().checked_sub(FENCE_AFTER);
+        assert!(lease.renew(Instant::now()), "it is told");
+        assert!(epoch.is_cancelled(), "others were free to take its jobs over");
         assert!(!lease.epoch().unwrap().is_cancelled());
     }
 

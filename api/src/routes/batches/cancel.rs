@@ -69,12 +69,8 @@ pub struct CancelledBatch {
 pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Answer<CancelledBatch>, Problem> {
     let (tenant, owner, id) = (caller.tenant, caller.acting_user.as_deref(), id.batch()?);
     let mut transaction = tenant::transaction(&app.pool, tenant).await?;
-    let found = find::batch(&mut transaction, tenant, owner, id).await?.ok_or_else(not_found)?;
+    find::batch(&mut transaction, tenant, owner, id).await?.ok_or_else(not_found)?;
     let noted = change::note_cancel(&mut transaction, tenant, id, app.clock.now()).await?;
-    // Somebody else may have noted it since the first look.
-    let noted = noted
-        || found.cancel_requested_at.is_some()
-        || find::batch(&mut transaction, tenant, owner, id).await?.is_some_and(|batch| batch.cancel_requested_at.is_some());
     transaction.commit().await?;
     if !noted {
         return Err(Problem::new(Code::BatchNotCancellable, "All jobs of the batch have ended, so there is nothing to cancel."));

@@ -25,13 +25,15 @@ pub struct Step {
     pub last: Option<JobId>,
 }
 
-/// Notes that a batch is to be cancelled: what was to follow it does not. Answers false where it was noted before.
+/// Notes that a batch is to be cancelled: what was to follow it does not. Answers whether it is to be, by this or before: not where it had
+/// finished first.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub async fn note_cancel(connection: &mut PgConnection, tenant: i32, batch: Uuid, now: DateTime<Utc>) -> Result<bool, LedgerError> {
     let noted = sqlx::query(
-        "UPDATE batch SET cancel_requested_at = $3 WHERE id = $1 AND tenant_id = $2 AND cancel_requested_at IS NULL AND finished_at IS NULL",
+        "UPDATE batch SET cancel_requested_at = coalesce(cancel_requested_at, $3)
+         WHERE id = $1 AND tenant_id = $2 AND (cancel_requested_at IS NOT NULL OR finished_at IS NULL)",
     );
     Ok(noted.bind(batch).bind(tenant).bind(now).execute(connection).await?.rows_affected() == 1)
 }
