@@ -32,12 +32,11 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
     let mut received: Vec<Finished> = Vec::with_capacity(BATCH);
     let mut kept = Kept::of(engine.services.pool.clone());
     loop {
-        let brought = match tokio::time::timeout(IDLE, outcomes.recv_many(&mut received, BATCH)).await {
-            Ok(brought) => brought,
-            Err(_) => {
-                kept.release();
-                outcomes.recv_many(&mut received, BATCH).await
-            }
+        let brought = if let Ok(brought) = tokio::time::timeout(IDLE, outcomes.recv_many(&mut received, BATCH)).await {
+            brought
+        } else {
+            kept.release();
+            outcomes.recv_many(&mut received, BATCH).await
         };
         if brought == 0 {
             return;
