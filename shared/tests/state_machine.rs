@@ -210,8 +210,8 @@ impl Walk {
     async fn take(&self, worker: Uuid, jobs: usize) -> Result<String, LedgerError> {
         let turns = [Turn { tenant: self.tenant, jobs }];
         let taken = take(&self.engine, QUEUE, Priority::Normal, &turns, worker, self.now()).await?;
-        let said = format!("take for {worker}: {} running, {} expired", taken.claimed.len(), taken.expired.len());
-        self.claims.lock().unwrap().extend(taken.claimed);
+        let said = format!("take for {worker}: {}", taken.len());
+        self.claims.lock().unwrap().extend(taken);
         Ok(said)
     }
 
@@ -260,8 +260,8 @@ impl Walk {
         let rows = sqlx::query(
             "SELECT s.job_id, s.state, s.version, s.token, s.attempt, s.attempts_allowed, s.finished_at IS NOT NULL AS finished, s.reason,
                     w.job_id IS NOT NULL AS waits, d.job_id IS NOT NULL AS dispatched, u.state AS unsuccessful, r.job_id IS NOT NULL AS result,
-                    (SELECT count(*) FROM job_attempt a WHERE a.job_id = s.job_id AND a.outcome = 'succeeded') AS successes,
-                    (SELECT max(run) FROM job_attempt a WHERE a.job_id = s.job_id) AS last_run, s.runs
+                    (SELECT count(*) FROM job_run a WHERE a.job_id = s.job_id AND a.outcome = 'succeeded') AS successes,
+                    (SELECT max(run) FROM job_run a WHERE a.job_id = s.job_id) AS last_run, s.runs
              FROM job_state s
              LEFT JOIN job_waiting w ON w.job_id = s.job_id LEFT JOIN job_dispatched d ON d.job_id = s.job_id
              LEFT JOIN job_unsuccessful u ON u.job_id = s.job_id LEFT JOIN job_result r ON r.job_id = s.job_id",

@@ -215,7 +215,7 @@ impl Contest<'_> {
         let peak = memory(pid, "VmHWM:");
         worker.stop().await?;
         let elapsed: f64 = sqlx::query_scalar(
-            "SELECT extract(epoch FROM finished_at - started_at)::float8 FROM job_attempt WHERE job_id = $1::uuid AND outcome = 'succeeded'",
+            "SELECT extract(epoch FROM finished_at - started_at)::float8 FROM job_run WHERE job_id = $1::uuid AND outcome = 'succeeded'",
         )
         .bind(id)
         .fetch_one(self.world.pool())

@@ -194,12 +194,12 @@ impl Offstage {
         self.redis.commands()
     }
 
-    /// How many jobs stand in the ledger as accepted, and how many of them succeeded, each with the record of its run.
+    /// How many jobs stand in the ledger as accepted, and how many of them succeeded, each with the time of its run.
     async fn counts(&self) -> Result<(usize, usize)> {
         let (all, done): (i64, i64) = sqlx::query_as(
             "SELECT (SELECT count(*) FROM job WHERE id > $1),
-                    (SELECT count(*) FROM job_state s JOIN job_attempt a ON a.job_id = s.job_id AND a.run = s.runs
-                     WHERE s.state = 3 AND a.outcome = 'succeeded' AND s.job_id > $1)",
+                    (SELECT count(*) FROM job_state
+                     WHERE state = 3 AND runs > 0 AND finished_at >= started_at AND worker IS NOT NULL AND job_id > $1)",
         )
         .bind(self.floor())
         .fetch_one(&self.superuser)

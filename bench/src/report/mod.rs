@@ -48,7 +48,7 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "- {OURS} {}, release build; every job is a durable row before its answer, claimed, and a record of its run after its end",
+            "- {OURS} {}, release build; every job is a durable row before its answer, claimed, and a finished row with the times of its run after its end",
             env!("CARGO_PKG_VERSION")
         )?;
         for (version, note) in &self.versions {

@@ -246,7 +246,7 @@ pub async fn tenants(pool: &PgPool, ids: &[Uuid], tenants: &[i32]) -> Result<Vec
 /// [`LedgerError`].
 pub async fn attempts(connection: &mut PgConnection, tenant: i32, id: JobId) -> Result<Vec<FoundAttempt>, LedgerError> {
     let rows = sqlx::query(
-        "SELECT run, attempt, started_at, finished_at, outcome, error FROM job_attempt WHERE job_id = $1 AND tenant_id = $2 ORDER BY run DESC LIMIT 100",
+        "SELECT run, attempt, started_at, finished_at, outcome, error FROM job_run WHERE job_id = $1 AND tenant_id = $2 ORDER BY run DESC LIMIT 100",
     )
     .bind(id.0)
     .bind(tenant)

@@ -42,7 +42,7 @@ pub struct Settlement {
     run_at: Option<DateTime<Utc>>,
     /// The pause in seconds, where the handler asked for it.
     snoozed: Option<i32>,
-    /// The word in `job_attempt`; `None` when the run leaves no record (it never began).
+    /// The word in `job_attempt`; `None` when the run leaves no record there: it never began, or its success is in `job_state`.
     outcome: Option<&'static str>,
     error: Option<Value>,
     result: Option<Value>,
@@ -85,7 +85,7 @@ impl Settlement {
                     );
                     return plain.failed(&failure);
                 }
-                Self { outcome: Some("succeeded"), result: success.result, file: success.file, ..plain }
+                Self { result: success.result, file: success.file, ..plain }
             }
             Outcome::Failed(failure) => {
                 if failure.class == FailureClass::Permanent || job.attempt >= job.attempts_allowed {
@@ -174,7 +174,7 @@ impl Settlement {
 
     /// Whether it is a success that leaves nothing but its result.
     fn is_plain_success(&self) -> bool {
-        self.state == State::Succeeded && self.outcome == Some("succeeded") && self.file.is_none() && self.notification().is_none()
+        self.state == State::Succeeded && self.file.is_none() && self.notification().is_none()
     }
 
     /// A process of the job's own died under it.

@@ -34,8 +34,8 @@ async fn what_was_planned_for_empty_tables_reads_none_of_them_through() {
         let turn = [Turn { tenant: ledger.tenant, jobs: 2 }];
         let taken = take(&ledger.engine, QUEUE, Priority::Normal, &turn, ledger.clock.new_id(), ledger.now()).await.unwrap();
         let claimed = ledger.claim().await;
-        assert_eq!((taken.claimed.len(), claimed.len()), (2, 4));
-        for job in taken.claimed.iter().chain(&claimed) {
+        assert_eq!((taken.len(), claimed.len()), (2, 4));
+        for job in taken.iter().chain(&claimed) {
             ledger.settle(job, &Policy::DEFAULT, Outcome::Succeeded(Success::default())).await;
         }
     }

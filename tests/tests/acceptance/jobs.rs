@@ -187,7 +187,7 @@ async fn what_waits_is_queued_or_runs_can_be_cancelled() {
     assert_eq!(client.job(&done).await["state"], "succeeded");
     // The cancelled one that was queued is not run by the worker that came later.
     assert_eq!(client.job(&queued).await["state"], "cancelled");
-    assert_eq!(world.number("SELECT count(*) FROM job_attempt WHERE outcome = 'succeeded'").await, 1);
+    assert_eq!(world.number("SELECT count(*) FROM job_run WHERE outcome = 'succeeded'").await, 1);
 }
 
 #[tokio::test]

@@ -57,9 +57,9 @@ async fn every_job_succeeded_once(world: &World, loaded: &Loaded) {
         jobs,
         "every one succeeded at its first attempt"
     );
-    let succeeded = "SELECT count(*) FROM job_attempt WHERE outcome = 'succeeded'";
+    let succeeded = "SELECT count(*) FROM job_run WHERE outcome = 'succeeded'";
     assert_eq!(world.number(succeeded).await, jobs, "one success a job");
-    assert_eq!(world.number("SELECT count(DISTINCT job_id) FROM job_attempt WHERE outcome = 'succeeded'").await, jobs);
+    assert_eq!(world.number("SELECT count(DISTINCT job_id) FROM job_run WHERE outcome = 'succeeded'").await, jobs);
     assert_eq!(
         world.number("SELECT count(*) FROM job_dispatched").await + world.number("SELECT count(*) FROM job_waiting").await,
         0,
@@ -183,7 +183,7 @@ async fn twenty_thousand_jobs_outlive_an_emptied_redis() {
 
     let began = Instant::now();
     let _worker = world.worker().await;
-    let succeeded = async || world.number("SELECT count(*) FROM job_attempt").await;
+    let succeeded = async || world.number("SELECT count(*) FROM job_state WHERE state = 3").await;
     until_within(LONG, "a quarter is done", async || match succeeded().await {
         done if done >= 5_000 => Ok(()),
         done => Err(done),
@@ -396,7 +396,7 @@ async fn an_outcome_that_comes_after_the_claim_was_lost_changes_nothing() {
     // Who has the job now never was a worker, so it is taken from him and runs again, and that run counts.
     let job = world.client.succeeded(id).await;
     assert_eq!(job["attempt"], 1, "{job}");
-    assert_eq!(world.number("SELECT sum(run) FROM job_attempt WHERE outcome = 'succeeded'").await, 3, "the third run, which was ours");
+    assert_eq!(world.number("SELECT sum(run) FROM job_run WHERE outcome = 'succeeded'").await, 3, "the third run, which was ours");
 }
 
 #[tokio::test]

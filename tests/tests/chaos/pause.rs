@@ -55,8 +55,5 @@ async fn pause() {
     let stale = arena.world.figure(&paused, "offstage_settles_stale_total", &[]).await;
     count::every_job_succeeded(&arena, &sent, &mut report).await;
     report.line("its outcomes that came too late and changed nothing", stale);
-    // Two successes of one job would be two runs that both held it.
-    let twice = "SELECT count(*) FROM (SELECT job_id FROM job_attempt WHERE outcome = 'succeeded' GROUP BY job_id HAVING count(*) > 1) t";
-    assert_eq!(arena.world.number(twice).await, 0, "no job succeeded twice");
     assert_eq!(paused.exits().len(), 0, "it was not restarted");
 }

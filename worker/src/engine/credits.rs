@@ -15,8 +15,10 @@ use tokio::sync::Notify;
 
 /// How much work to hold ahead of the slots.
 const AHEAD: Duration = Duration::from_millis(20);
-/// The most jobs to hold beyond the slots.
-const MOST_AHEAD: usize = 1_000;
+/// The most jobs to hold beyond the slots: batches of 500, which is where a larger one costs Postgres no less a job.
+const MOST_AHEAD: usize = 2_000;
+/// The most bytes of payloads to hold beyond the slots, by what payloads had lately: with those of 16 KiB and less jobs are still as many.
+const MOST_BYTES_AHEAD: u64 = 32 * 1024 * 1024;
 /// Jobs ahead that make a batch: from here on fetching costs more than running.
 const LEAST_BATCH: usize = 200;
 /// What a queue's jobs are thought to take before one was seen.
@@ -29,6 +31,8 @@ pub struct Credits {
     held: AtomicUsize,
     /// Moving average of a job's run, in nanoseconds.
     average: AtomicU64,
+    /// Moving average of a payload, in bytes.
+    payload: AtomicU64,
     freed: Notify,
 }
 
@@ -50,13 +54,19 @@ impl Credits {
     #[must_use]
     pub fn new(slots: usize) -> Arc<Self> {
         let average = u64::try_from(FIRST_GUESS.as_nanos()).unwrap_or(u64::MAX);
-        Arc::new(Self { slots, held: AtomicUsize::new(0), average: AtomicU64::new(average), freed: Notify::new() })
+        Arc::new(Self {
+            slots,
+            held: AtomicUsize::new(0),
+            average: AtomicU64::new(average),
+            payload: AtomicU64::new(0),
+            freed: Notify::new(),
+        })
     }
 
-    /// Learns from a run. An eighth of the weight to the newest: quick enough to notice that the mix of jobs changed.
-    pub fn learn(&self, run: Duration) {
-        let run = u64::try_from(run.as_nanos()).unwrap_or(u64::MAX / 8);
-        let _ = self.average.fetch_update(Ordering::AcqRel, Ordering::Acquire, |average| Some(average - average / 8 + run / 8));
+    /// Learns from a run of a job whose payload has so many bytes.
+    pub fn learn(&self, run: Duration, payload: usize) {
+        learn(&self.average, u64::try_from(run.as_nanos()).unwrap_or(u64::MAX));
+        learn(&self.payload, payload as u64);
     }
 
     /// How many jobs may be held at a time, however short they are.
@@ -67,7 +77,8 @@ impl Credits {
     fn limit(&self) -> usize {
         let average = u128::from(self.average.load(Ordering::Acquire)).max(1);
         let ahead = (AHEAD.as_nanos() / average).saturating_mul(self.slots as u128);
-        self.slots + usize::try_from(ahead).unwrap_or(MOST_AHEAD).min(MOST_AHEAD)
+        let by_bytes = MOST_BYTES_AHEAD / self.payload.load(Ordering::Acquire).max(1);
+        self.slots + usize::try_from(ahead.min(u128::from(by_bytes))).unwrap_or(MOST_AHEAD).min(MOST_AHEAD)
     }
 
     /// How many jobs to claim now, where jobs are so short that they are fetched ahead by the batch; `None` where they are not, or there
@@ -107,6 +118,11 @@ impl Credits {
     }
 }
 
+/// An eighth of the weight to the newest: quick enough to notice that the mix of jobs changed.
+fn learn(average: &AtomicU64, newest: u64) {
+    let _ = average.fetch_update(Ordering::AcqRel, Ordering::Acquire, |average| Some(average - average / 8 + newest / 8));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,10 +134,16 @@ mod tests {
         let held: Vec<_> = (0..4).map(|_| credits.take()).collect();
         assert!(tokio::time::timeout(Duration::from_millis(10), credits.room()).await.is_err(), "full");
         for _ in 0..100 {
-            credits.learn(Duration::from_micros(10));
+            credits.learn(Duration::from_micros(10), 200);
         }
         drop(held);
         assert!(credits.room().await > 500);
         assert!(credits.room().await <= 4 + MOST_AHEAD);
+        assert!(credits.are_for_batches());
+        for _ in 0..100 {
+            credits.learn(Duration::from_micros(10), 256 * 1024);
+        }
+        assert_eq!(credits.room().await, 4 + 128, "large ones only as far as memory is worth it");
+        assert!(!credits.are_for_batches());
     }
 }

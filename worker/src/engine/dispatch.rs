@@ -347,15 +347,11 @@ async fn take(engine: &Engine, intake: &Intake, kept: &mut Kept, lanes: &mut Lan
             // What is claimed now belongs to the lease of now.
             let Some(epoch) = engine.lease.epoch().filter(|_| !turns.is_empty()) else { continue };
             let now = engine.services.clock.now();
-            let taking = kept.on(async |connection| claim::take(connection, queue, priority, &turns, engine.worker, now).await);
+            let taking = kept.on(async |connection| claim::take(&mut *connection, queue, priority, &turns, engine.worker, now).await);
             let taken = engine.bounded(taking).await?;
-            moved += taken.claimed.len() + taken.expired.len();
-            metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.claimed.len() as u64);
-            if !taken.expired.is_empty() {
-                engine.ended.notify_one();
-                engine.announcer.tell(Announcement { changed: taken.expired, ..Announcement::default() });
-            }
-            if intake.take_in(engine, taken.claimed, &epoch).await.is_err() {
+            moved += taken.len();
+            metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.len() as u64);
+            if intake.take_in(engine, taken, &epoch).await.is_err() {
                 return Ok(moved);
             }
         }

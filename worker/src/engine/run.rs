@@ -214,7 +214,7 @@ impl Runner {
         let began = Instant::now();
         let outcome = self.run_handler(handler, job, cancelled).await;
         let took = began.elapsed();
-        self.credits.learn(took);
+        self.credits.learn(took, job.payload.len());
         metrics::histogram!("offstage_job_run_seconds", "queue" => self.queue.name(), "kind" => handler.name).record(took.as_secs_f64());
         (handler.policy, Self::outcome_for_the_job(job, outcome))
     }

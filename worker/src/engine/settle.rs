@@ -2,7 +2,11 @@
 //!
 //! It outlives all runners, and a ledger that is away only makes it wait: outcomes are bounded by the credits they hold.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use shared::{
     job::{JobId, Reason, State},
@@ -64,9 +68,12 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
         }
         metrics::counter!("offstage_settles_stale_total").increment((batch.len() - settled.len()) as u64);
         metrics::histogram!("offstage_settle_batch_jobs").record(batch.len() as f64);
+        let by_job: HashMap<JobId, &Settled> = settled.iter().map(|settled| (settled.job, settled)).collect();
+        let mut counted: HashMap<(Queue, &str, &'static str), u64> = HashMap::new();
         for finished in &batch {
-            if let Some(settled) = settled.iter().find(|settled| settled.job == finished.job.id) {
-                count(finished, settled);
+            if let Some(settled) = by_job.get(&finished.job.id) {
+                *counted.entry((finished.job.queue, &finished.job.kind, outcome(settled))).or_default() += 1;
+                log(finished, settled);
                 if finished.job.options.is_some() {
                     engine.ended.notify_one();
                     engine.limits.notify_one();
@@ -75,6 +82,10 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
                     engine.dispatch.due(finished.job.queue);
                 }
             }
+        }
+        for ((queue, kind, outcome), jobs) in counted {
+            metrics::counter!("offstage_jobs_settled_total", "queue" => queue.name(), "kind" => kind.to_owned(), "outcome" => outcome)
+                .increment(jobs);
         }
         engine.held.remove(batch.iter().map(|finished| (finished.job.id, finished.job.token)));
         engine.announcer.tell(Announcement {
@@ -90,17 +101,19 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
     }
 }
 
-fn count(finished: &Ended, settled: &Settled) {
-    let outcome = match (settled.state, settled.reason) {
+/// The word for it in the figures.
+const fn outcome(settled: &Settled) -> &'static str {
+    match (settled.state, settled.reason) {
         (State::Waiting, Reason::Snoozed) => "snoozed",
         (State::Waiting, Reason::SwitchedOff) => "switched_off",
         (State::Waiting, Reason::Paused) => "paused",
         (State::Waiting, Reason::Limited) => "limited",
         (State::Waiting, _) => "retried",
         (state, _) => state.word(),
-    };
-    metrics::counter!("offstage_jobs_settled_total", "queue" => finished.job.queue.name(), "kind" => finished.job.kind.clone(), "outcome" => outcome)
-        .increment(1);
+    }
+}
+
+fn log(finished: &Ended, settled: &Settled) {
     match settled.state {
         State::Failed => {
             // With its causes: they are for operators, and stand nowhere else but in the ledger.

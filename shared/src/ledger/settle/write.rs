@@ -33,10 +33,7 @@ async fn successes(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Resu
             SET state = 3, reason = 0, finished_at = o.finished_at, changed_at = o.finished_at, token = 0, version = s.version + 1
             FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::timestamptz[]) AS o (id, token, result, finished_at)
             WHERE s.job_id = o.id AND s.token = o.token AND s.state = 2
-            RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, s.runs, s.attempt, s.started_at, s.worker, o.result, o.finished_at
-        ), attempts AS (
-            INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome)
-            SELECT job_id, runs, attempt, tenant_id, started_at, finished_at, worker, 'succeeded' FROM settled
+            RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, o.result
         ), left_dispatched AS (
             DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id
         ), results AS (
