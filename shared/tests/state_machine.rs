@@ -82,6 +82,8 @@ struct Walk {
     claims: Mutex<Vec<ClaimedJob>>,
     /// Every token that ever settled.
     settled: Mutex<HashSet<(JobId, i64)>>,
+    /// Every job whose success was written.
+    succeeded: Mutex<HashSet<JobId>>,
     redriven: AtomicU64,
 }
 
@@ -101,8 +103,8 @@ impl Walk {
         let manifest = Manifest::from_toml("[tenant]\nname = \"acme\"\n").unwrap();
         let tenant = tenant::apply(sandbox.pool(), &manifest, clock.now(), false).await.unwrap().tenant.unwrap();
         let workers = (1..=WORKERS).map(|number| Uuid::from_u128(number as u128)).collect();
-        let (accepted, claims, settled) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { _sandbox: sandbox, engine, api, clock, tenant, workers, accepted, claims, settled, redriven: AtomicU64::new(0) }
+        let (accepted, claims, settled, succeeded) = (Mutex::default(), Mutex::default(), Mutex::default(), Mutex::default());
+        Self { _sandbox: sandbox, engine, api, clock, tenant, workers, accepted, claims, settled, succeeded, redriven: AtomicU64::new(0) }
     }
 
     fn now(&self) -> DateTime<Utc> {
@@ -233,6 +235,8 @@ impl Walk {
         for settled in &written {
             let is_first = self.settled.lock().unwrap().insert((settled.job, tokens[&settled.job]));
             assert!(is_first, "{}: its token settled a second time", settled.job);
+            let ends_well = settled.state == State::Succeeded;
+            assert!(!ends_well || self.succeeded.lock().unwrap().insert(settled.job), "{} succeeded a second time", settled.job);
         }
         Ok(format!("settle: {} of {}", written.len(), batch.len()))
     }
@@ -260,8 +264,8 @@ impl Walk {
         let rows = sqlx::query(
             "SELECT s.job_id, s.state, s.version, s.token, s.attempt, s.attempts_allowed, s.finished_at IS NOT NULL AS finished, s.reason,
                     w.job_id IS NOT NULL AS waits, d.job_id IS NOT NULL AS dispatched, u.state AS unsuccessful, r.job_id IS NOT NULL AS result,
-                    (SELECT count(*) FROM job_run a WHERE a.job_id = s.job_id AND a.outcome = 'succeeded') AS successes,
-                    (SELECT max(run) FROM job_run a WHERE a.job_id = s.job_id) AS last_run, s.runs
+                    (SELECT max(run) FROM job_attempt a WHERE a.job_id = s.job_id) AS last_unsuccessful, s.runs,
+                    s.worker IS NOT NULL AND s.started_at <= s.finished_at AS whole
              FROM job_state s
              LEFT JOIN job_waiting w ON w.job_id = s.job_id LEFT JOIN job_dispatched d ON d.job_id = s.job_id
              LEFT JOIN job_unsuccessful u ON u.job_id = s.job_id LEFT JOIN job_result r ON r.job_id = s.job_id",
@@ -282,9 +286,13 @@ impl Walk {
             assert_eq!(row.get::<i64, _>("token") != 0, state == State::Running, "what runs has a live claim, nothing else has; {seen}");
             let (attempt, allowed): (i16, i16) = (row.get("attempt"), row.get("attempts_allowed"));
             assert!((0..=allowed).contains(&attempt), "{seen}");
-            assert_eq!(row.get::<i64, _>("successes"), i64::from(state == State::Succeeded), "{seen}");
             assert!(!row.get::<bool, _>("result") || state == State::Succeeded, "{seen}");
-            assert!(row.get::<Option<i32>, _>("last_run").unwrap_or(0) <= row.get::<i32, _>("runs"), "{seen}");
+            let (last_unsuccessful, runs) = (row.get::<Option<i32>, _>("last_unsuccessful").unwrap_or(0), row.get::<i32, _>("runs"));
+            if state == State::Succeeded {
+                assert!(last_unsuccessful < runs, "a success is a run of its own, and the last; {seen}");
+                assert!(row.get::<bool, _>("whole"), "its state says who ran it and when; {seen}");
+            }
+            assert!(last_unsuccessful <= runs, "{seen}");
             standings.insert(id, Standing { state: row.get("state"), version: row.get("version") });
         }
         let strays: i64 = sqlx::query_scalar(

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
-    job::{Failure, Outcome, Policy, Reason, SnoozeBounds, State},
-    ledger::{change, settle::LONGEST_REQUESTED_PAUSE},
+    job::{Failure, Outcome, Policy, Priority, Reason, SnoozeBounds, State},
+    ledger::{change, claim::take, dispatch::Turn, settle::LONGEST_REQUESTED_PAUSE},
     tenant,
 };
 
-use super::Ledger;
+use super::{Ledger, QUEUE};
 
 /// Without jitter, so that times can be told.
 fn policy() -> Policy {
@@ -126,4 +126,34 @@ async fn snoozes_are_bounded_in_time() {
     let job = ledger.claim_one().await;
     let settled = ledger.settle(&job, &policy, Outcome::Snoozed(Duration::from_secs(1))).await;
     assert_eq!((settled.state, ledger.error(id).await["code"].as_str()), (State::Failed, Some("snoozed_too_long")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expires_on_its_way_to_a_slot_has_not_begun() {
+    let ledger = Ledger::start().await;
+    let id = ledger.accept(ledger.tenant, "email.send").await;
+    let started = async || {
+        let started: Option<DateTime<Utc>> = sqlx::query_scalar("SELECT started_at FROM job_state WHERE job_id = $1")
+            .bind(id.0)
+            .fetch_one(ledger.sandbox.pool())
+            .await
+            .unwrap();
+        started
+    };
+    // By the backlog, where a claim does not ask whether it is late.
+    let turns = [Turn { tenant: ledger.tenant, jobs: 1 }];
+    let taken = take(&ledger.engine, QUEUE, Priority::Normal, &turns, ledger.clock.new_id(), ledger.now()).await.unwrap();
+    assert_eq!(ledger.settle(&taken[0], &policy(), Outcome::Expired).await.state, State::Expired);
+    assert_eq!(started().await, None, "no run of it ever began");
+    assert_eq!(ledger.number("SELECT attempt FROM job_state").await, 0);
+
+    // One that ran before and expires at its second claim began when it ran.
+    let id = ledger.accept(ledger.tenant, "email.send").await;
+    let first = ledger.claim_one().await;
+    ledger.settle(&first, &policy(), Outcome::Failed(Failure::transient("down", "it is down"))).await;
+    ledger.advance(600);
+    let second = ledger.claim_one().await;
+    assert_eq!(ledger.settle(&second, &policy(), Outcome::Expired).await.state, State::Expired);
+    let began = format!("SELECT (started_at = '{}')::integer FROM job_state WHERE job_id = '{id}'", first.started_at.to_rfc3339());
+    assert_eq!(ledger.number(&began).await, 1, "at its first run");
 }

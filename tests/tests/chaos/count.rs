@@ -81,6 +81,10 @@ pub async fn every_job_succeeded(arena: &Arena, sent: &Sent, report: &mut Report
         rows.len(),
         &again[..again.len().min(5)]
     );
+    // An attempt is a recorded retry, or the success: of a job that succeeded twice there would be one too many.
+    let twice = "SELECT count(*) FROM job_state s JOIN tenant t ON t.id = s.tenant_id WHERE t.name = 'acme' AND s.state = 3
+                 AND s.attempt <> 1 + (SELECT count(*) FROM job_attempt a WHERE a.job_id = s.job_id AND a.outcome = 'retry')";
+    assert_eq!(world.number(twice).await, 0, "no job succeeded twice");
     report.line("finished", rows.len());
     report.line("runs that crashed, most crashes of one job", {
         let crashes: i64 = rows.iter().map(|row| i64::from(row.4)).sum();

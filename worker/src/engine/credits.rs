@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 /// How much work to hold ahead of the slots.
 const AHEAD: Duration = Duration::from_millis(20);
-/// The most jobs to hold beyond the slots: batches of 500, which is where a larger one costs Postgres no less a job.
+/// The most jobs to hold beyond the slots: a batch is a quarter of them, as many as one settle writes. Half as many cost more a job (ADR 0006).
 const MOST_AHEAD: usize = 2_000;
 /// The most bytes of payloads to hold beyond the slots, by what payloads had lately: with those of 16 KiB and less jobs are still as many.
 const MOST_BYTES_AHEAD: u64 = 32 * 1024 * 1024;

@@ -67,6 +67,8 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
                 run_at = coalesce(o.run_at, s.run_at),
                 finished_at = CASE WHEN o.state > 2 OR s.cancel_requested THEN o.finished_at END,
                 changed_at = o.finished_at,
+                -- What expired on its way to a slot has not begun: the latest run is the one before, if any.
+                started_at = CASE WHEN o.state = 6 THEN (SELECT max(a.started_at) FROM job_attempt a WHERE a.job_id = s.job_id) ELSE s.started_at END,
                 -- Of a job that was never put off before, `run_at` still says when it was due.
                 counted_from = CASE WHEN o.state = 0 THEN coalesce(s.counted_from, s.run_at) ELSE s.counted_from END,
                 snoozes = s.snoozes + (o.snoozed IS NOT NULL)::integer,
