@@ -4,8 +4,7 @@
 //! the public internet and what the operator lists (`OFFSTAGE_OUTBOUND_ALLOW`), nothing else: not this machine, not the network it stands
 //! in, not a cloud's metadata, in whatever way the address is written or embedded.
 //!
-//! The API asks when an address is given to it, so that a bad one is refused at once; the worker's client asks before each call and for
-//! each address that a name leads to.
+//! The worker's client asks before each call and for each address that a name leads to.
 
 mod network;
 mod registry;

@@ -66,11 +66,11 @@ impl Server {
         match fault {
             Some(Fault::Status(status) | Fault::Reply { code: status, .. }) => {
                 self.faults.answered(number, status);
-                return refusal(status, "told so");
+                return refusal(status, &format!("told so at {path}"));
             }
             Some(Fault::Busy { status, retry_after }) => {
                 self.faults.answered(number, status);
-                let mut response = refusal(status, "told so")?;
+                let mut response = refusal(status, &format!("told so at {path}"))?;
                 response.headers_mut().insert(RETRY_AFTER, retry_after.into());
                 return Ok(response);
             }

@@ -38,13 +38,19 @@ const REPLY_TEXT: usize = 200;
 pub(super) type Failed = (Stage, Trouble);
 
 /// Opens connections to one server.
-#[derive(Debug)]
 pub(super) struct Opener {
     server: SmtpServer,
     authorities: Option<String>,
     hello: ClientId,
     pub(super) deadlines: Deadlines,
     tls: OnceLock<Arc<ClientConfig>>,
+    starttls: OnceLock<TlsParameters>,
+}
+
+impl std::fmt::Debug for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opener").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 /// An open connection, signed in.
@@ -56,7 +62,7 @@ pub(super) struct Connection {
 impl Opener {
     pub(super) fn new(server: SmtpServer, authorities: Option<String>, hello: Option<String>, deadlines: Deadlines) -> Self {
         let hello = hello.map_or_else(ClientId::default, ClientId::Domain);
-        Self { server, authorities, hello, deadlines, tls: OnceLock::new() }
+        Self { server, authorities, hello, deadlines, tls: OnceLock::new(), starttls: OnceLock::new() }
     }
 
     pub(super) fn host(&self) -> &str {
@@ -143,13 +149,18 @@ impl Opener {
         Ok(Arc::clone(self.tls.get_or_init(|| Arc::new(config))))
     }
 
+    /// The same for STARTTLS; made once, for it reads the machine's authorities.
     fn starttls_parameters(&self) -> Result<TlsParameters, Trouble> {
+        if let Some(parameters) = self.starttls.get() {
+            return Ok(parameters.clone());
+        }
         let mut builder = TlsParameters::builder(self.server.host.clone());
         if let Some(pem) = &self.authorities {
             let certificate = Certificate::from_pem(pem.as_bytes()).map_err(|error| Trouble::Tls(deepest(&error)))?;
             builder = builder.add_root_certificate(certificate);
         }
-        builder.build_rustls().map_err(|error| Trouble::Tls(deepest(&error)))
+        let parameters = builder.build_rustls().map_err(|error| Trouble::Tls(deepest(&error)))?;
+        Ok(self.starttls.get_or_init(|| parameters).clone())
     }
 }
 

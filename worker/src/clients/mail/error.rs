@@ -151,9 +151,10 @@ impl MailError {
 #[expect(clippy::match_same_arms, reason = "a table, in the order in which it is asked")]
 fn verdict(stage: Stage, trouble: &Trouble) -> Verdict {
     match (stage, trouble) {
-        (_, Trouble::Tls(_) | Trouble::Unsupported(_)) => Verdict::PauseSender,
-        (Stage::Message, Trouble::Cut(_) | Trouble::Late(_)) => Verdict::Unknown,
-        (_, Trouble::Cut(_) | Trouble::Late(_)) => Verdict::Retry,
+        (_, Trouble::Unsupported(_)) | (Stage::Connect | Stage::StartTls, Trouble::Tls(_)) => Verdict::PauseSender,
+        // An alert or a broken record on a connection that stood is a cut like any other.
+        (Stage::Message, Trouble::Cut(_) | Trouble::Late(_) | Trouble::Tls(_)) => Verdict::Unknown,
+        (_, Trouble::Cut(_) | Trouble::Late(_) | Trouble::Tls(_)) => Verdict::Retry,
         (_, Trouble::Reply { code: ..500, .. }) => Verdict::Retry,
         (Stage::Rcpt, Trouble::Reply { code, enhanced, text }) => of_recipient(*code, *enhanced, text),
         (Stage::Data | Stage::Message, Trouble::Reply { code, enhanced, .. }) => {
@@ -207,6 +208,22 @@ impl From<MailError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fault_of_tls_is_of_us_only_while_it_is_made() {
+        let alert = Trouble::Tls("received fatal alert: InternalError".to_owned());
+        for (stage, expected) in [
+            (Stage::Connect, Verdict::PauseSender),
+            (Stage::StartTls, Verdict::PauseSender),
+            (Stage::Auth, Verdict::Retry),
+            (Stage::Mail, Verdict::Retry),
+            (Stage::Rcpt, Verdict::Retry),
+            (Stage::Data, Verdict::Retry),
+            (Stage::Message, Verdict::Unknown),
+        ] {
+            assert_eq!(verdict(stage, &alert), expected, "{stage}");
+        }
+    }
 
     /// What servers are known to say to RCPT.
     #[test]

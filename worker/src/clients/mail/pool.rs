@@ -61,7 +61,7 @@ impl Pool {
         if let Some(Idle { connection, mails, .. }) = self.kept() {
             match self.send_over(connection, mails, mail).await {
                 // The server had closed it, or had enough of it; nothing has happened yet.
-                Err((Stage::Mail, Trouble::Cut(_) | Trouble::Reply { code: 421, .. })) => {}
+                Err((Stage::Mail, Trouble::Cut(_) | Trouble::Tls(_) | Trouble::Reply { code: 421, .. })) => {}
                 done => return done.map_err(|failed| self.failed(failed)),
             }
         }

@@ -19,7 +19,7 @@ pub enum Action {
     Keep,
     /// It stays, and the operator is told: the fault is ours.
     KeepAndAlert,
-    /// It goes: the browser has none any more, or it can't be pushed to by any key of ours.
+    /// It goes: the browser has none any more.
     Remove,
 }
 
@@ -29,8 +29,10 @@ pub enum PushError {
     /// This worker has no keys.
     #[error("this worker has no keys for web push: set OFFSTAGE_PUSH_KEYS, and start it anew")]
     NoKeys,
-    /// The key that the subscription was made with was taken out of the settings.
-    #[error("the key that this browser subscribed with is not in OFFSTAGE_PUSH_KEYS any more; the browser must subscribe anew")]
+    /// The key that the subscription was made with is not in the settings: taken out, or overwritten by mistake.
+    #[error(
+        "the key that this browser subscribed with is not in OFFSTAGE_PUSH_KEYS: put it back behind the current one, and start the worker anew"
+    )]
     KeyGone,
     /// No randomness, or a key that can't be used.
     #[error("the message could not be sealed or signed")]
@@ -95,6 +97,16 @@ pub enum PushError {
     },
 }
 
+/// A piece of an endpoint that is as good as the whole, in characters.
+const TELLING: usize = 8;
+
+/// What it said, unless it repeats the endpoint, which is as good as a secret: the body is written by whoever's server that is.
+fn said(endpoint: &Url, answer: &Answer) -> Option<String> {
+    let telling = |piece: &str| piece.get(..TELLING).map(str::to_owned);
+    let pieces: Vec<String> = endpoint.path().split('/').chain(endpoint.query()).filter_map(telling).collect();
+    answer.excerpt().filter(|text| !pieces.iter().any(|piece| text.contains(piece)))
+}
+
 fn quoted(excerpt: Option<&str>) -> String {
     excerpt.map(|text| format!(" ({text})")).unwrap_or_default()
 }
@@ -106,9 +118,9 @@ impl PushError {
         match status {
             404 | 410 => Self::Gone { host, status },
             413 => Self::Refused413 { host },
-            408 | 429 | 500..=599 => Self::Later { host, status, retry_after: answer.retry_after(now), excerpt: answer.excerpt() },
-            401 | 403 => Self::Unauthorised { host, status, excerpt: answer.excerpt() },
-            _ => Self::Unexpected { host, status, excerpt: answer.excerpt() },
+            408 | 429 | 500..=599 => Self::Later { host, status, retry_after: answer.retry_after(now), excerpt: said(endpoint, answer) },
+            401 | 403 => Self::Unauthorised { host, status, excerpt: said(endpoint, answer) },
+            _ => Self::Unexpected { host, status, excerpt: said(endpoint, answer) },
         }
     }
 
@@ -116,8 +128,8 @@ impl PushError {
     #[must_use]
     pub fn action(&self) -> Action {
         match self {
-            Self::Gone { .. } | Self::KeyGone => Action::Remove,
-            Self::NoKeys | Self::Crypto | Self::Unauthorised { .. } | Self::Unexpected { .. } => Action::KeepAndAlert,
+            Self::Gone { .. } => Action::Remove,
+            Self::NoKeys | Self::KeyGone | Self::Crypto | Self::Unauthorised { .. } | Self::Unexpected { .. } => Action::KeepAndAlert,
             Self::TooLarge { .. } | Self::Refused413 { .. } | Self::Later { .. } | Self::Outbound(_) => Action::Keep,
         }
     }
@@ -152,7 +164,8 @@ impl From<PushError> for Failure {
             PushError::Outbound(error) => error.into_failure("push_not_allowed", "push_unanswered"),
             PushError::NoKeys | PushError::Crypto => Self::limited("push_not_set_up", message, FAULT_PAUSE),
             PushError::Unauthorised { .. } => Self::limited("push_unauthorised", message, FAULT_PAUSE),
-            PushError::KeyGone | PushError::Gone { .. } => Self::permanent("push_subscription_gone", message),
+            PushError::KeyGone => Self::limited("push_key_gone", message, FAULT_PAUSE),
+            PushError::Gone { .. } => Self::permanent("push_subscription_gone", message),
             PushError::TooLarge { .. } | PushError::Refused413 { .. } => Self::permanent("push_too_large", message),
             PushError::Later { retry_after: Some(pause), .. } => Self::limited("push_later", message, pause),
             PushError::Later { .. } => Self::transient("push_later", message),

@@ -96,6 +96,7 @@ async fn each_status_has_its_verdict() {
     let status = Fault::Status;
     let busy = |status, retry_after| Fault::Busy { status, retry_after };
     for (fault, action, class, code, pause) in [
+        // The service repeats the address that it was asked at, which is as good as a secret.
         (status(404), Remove, Permanent, "push_subscription_gone", None),
         (status(410), Remove, Permanent, "push_subscription_gone", None),
         (status(413), Keep, Permanent, "push_too_large", None),
@@ -183,7 +184,10 @@ async fn keys_rotate_and_each_subscription_keeps_its_own() {
     // The old key was dropped: the browser must subscribe anew.
     let later = Arc::new(VapidKeys::read(OTHER).unwrap());
     let error = sender(&later).send(&old, bench.keys.current().id(), &message(b"old"), now()).await.unwrap_err();
-    assert!(matches!(error, PushError::KeyGone) && error.action() == Action::Remove);
+    // A setting that was overwritten looks the same, and ends no subscription.
+    assert!(matches!(error, PushError::KeyGone) && error.action() == Action::KeepAndAlert);
+    let failure = Failure::from(error);
+    assert_eq!((failure.class, failure.code), (FailureClass::Limited, "push_key_gone"));
 }
 
 #[tokio::test]

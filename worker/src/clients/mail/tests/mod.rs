@@ -2,6 +2,8 @@
 
 mod judged;
 
+use std::collections::BTreeSet;
+
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
     rsa::{KeyPair, KeySize},
@@ -269,8 +271,10 @@ async fn connections_are_kept_and_made_anew() {
 
     // No more at a time than is allowed.
     bench.server.forget();
-    let many = futures_util::future::join_all((0..20).map(|_| bench.send(&mailer))).await;
+    let narrow = Mailer::with(&bench.config, Deadlines::DEFAULT, PoolLimits { mails: 100, ..limits });
+    let many = futures_util::future::join_all((0..20).map(|_| bench.send(&narrow))).await;
     assert!(many.iter().all(Result::is_ok), "{many:?}");
+    assert!((1..=2).contains(&connections().into_iter().collect::<BTreeSet<_>>().len()), "{:?}", connections());
     let idle = Mailer::with(&bench.config, Deadlines::DEFAULT, PoolLimits { idle: Duration::ZERO, ..limits });
     bench.server.forget();
     bench.send(&idle).await.unwrap();
