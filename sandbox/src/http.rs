@@ -1,11 +1,12 @@
-//! Asking a program on this machine over HTTP, as far as the sandbox itself needs it: is it ready, is a key still good.
+//! HTTP between programs of this machine, as far as the sandbox itself needs it: asking whether one is ready or a key still good, and who
+//! asks us.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, header};
+use hyper::{HeaderMap, Method, Request, header};
 use hyper_util::rt::TokioIo;
 
 /// More than any answer the sandbox asks for.
@@ -56,4 +57,11 @@ pub(crate) async fn ask(
         }
     };
     tokio::time::timeout(deadline, asking).await?
+}
+
+/// Whether a request was made by the names that a server of ours has (`hosts`), and by no page of somebody else's: a browser sends `Origin`
+/// with what a page asks for, and the page's own name as `Host` where that leads here.
+pub(crate) fn comes_from_here(headers: &HeaderMap, hosts: &[String; 2]) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    !headers.contains_key(header::ORIGIN) && host.is_some_and(|host| hosts.iter().any(|ours| ours == host))
 }

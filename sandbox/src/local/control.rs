@@ -20,7 +20,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -30,6 +30,7 @@ use serde_json::json;
 use super::Local;
 use crate::error::{Doing, Error, Result};
 use crate::faults::{Faults, Rule};
+use crate::http::comes_from_here;
 use crate::ports::Port;
 use crate::process::Process;
 use crate::services::s3::S3;
@@ -52,7 +53,7 @@ impl Local {
             .route("/{name}/faults", get(faults).post(add_fault).delete(clear_faults))
             .route("/{name}/{verb}", post(command))
             .layer(middleware::from_fn(move |request: Request, next: Next| {
-                let ours = comes_from_here(&request, &hosts);
+                let ours = comes_from_here(request.headers(), &hosts);
                 async move { if ours { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() } }
             }))
             // Weak: the server must not keep alive what it is to end with.
@@ -70,11 +71,6 @@ impl Local {
     fn process(&self, name: &str) -> Option<Process> {
         self.processes().into_iter().find(|process| process.name() == name)
     }
-}
-
-fn comes_from_here(request: &Request, hosts: &[String; 2]) -> bool {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    !request.headers().contains_key(header::ORIGIN) && host.is_some_and(|host| hosts.iter().any(|ours| ours == host))
 }
 
 type Shared = State<std::sync::Weak<Local>>;

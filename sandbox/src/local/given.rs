@@ -49,7 +49,7 @@ impl Given {
 
     /// A mail server of the caller's own: its mails leave the machine.
     pub(super) fn has_mail(&self) -> bool {
-        self.environment.contains_key("OFFSTAGE_SMTP_URL")
+        self.environment.keys().any(|name| name.starts_with("OFFSTAGE_SMTP_"))
     }
 
     pub(super) fn has_push_keys(&self) -> bool {

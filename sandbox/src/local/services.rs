@@ -64,6 +64,11 @@ impl Services {
         Ok(Self { postgres, redis, s3, mail, push, sending })
     }
 
+    /// Whether programs send their mails to the server that shows them.
+    pub(super) fn mail_stays(&self) -> bool {
+        self.sending.contains_key("OFFSTAGE_SMTP_URL")
+    }
+
     /// The settings by which programs find those that run privately.
     pub(super) fn environment(&self) -> Environment {
         let parts = [

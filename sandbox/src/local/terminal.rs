@@ -46,7 +46,12 @@ pub(super) fn services(directory: &Path, services: &Services) {
     line("Postgres", &postgres);
     line("Redis", &redis);
     line("S3", &s3);
-    line("Mail", &format!("{} (shows what was sent; nothing leaves this machine)", services.mail.page()));
+    let mail = if services.mail_stays() {
+        format!("{} (shows what was sent; nothing leaves this machine)", services.mail.page())
+    } else {
+        "the servers of OFFSTAGE_SMTP_…: mails leave this machine".to_owned()
+    };
+    line("Mail", &mail);
     line("Push", &format!("{} (stands in for browsers' push services)", services.push.url()));
 }
 

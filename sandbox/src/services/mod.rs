@@ -8,7 +8,8 @@
 //! | `pause`, `resume` | it stands still with its connections open, and goes on |
 //!
 //! What speaks HTTP-like protocols from inside this process (S3, mail, push; AI later) also has
-//! [`faults`](crate::faults): it can be told to fail, hang, drop and slow down, and records what it was asked.
+//! [`faults`](crate::faults): it can be told to fail, hang and drop, S3 to slow down and to drop after so many bytes too, and records what
+//! it was asked.
 
 mod door;
 pub mod mail;

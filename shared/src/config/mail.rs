@@ -51,10 +51,10 @@ impl Mail {
         }
         mail.redirect = reader.optional("OFFSTAGE_MAIL_REDIRECT").map(str::to_owned);
         if let Some(address) = &mail.redirect {
-            if address.split_once('@').is_some_and(|(name, host)| !name.is_empty() && !host.is_empty()) {
+            if crate::mail::address(address).is_some() {
                 reader.warn(format!("OFFSTAGE_MAIL_REDIRECT: every mail goes to {address}, none to whom it is for"));
             } else {
-                reader.problem("OFFSTAGE_MAIL_REDIRECT", "is not an address; write for example staging@example.com");
+                reader.problem("OFFSTAGE_MAIL_REDIRECT", "is not one plain address; write for example staging@example.com");
             }
         }
         mail

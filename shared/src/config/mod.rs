@@ -47,8 +47,6 @@ pub struct ApiConfig {
     pub probe: Probe,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
-    /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`).
-    pub outbound: Guard,
     /// How many streams of events are held open.
     pub streams: Streams,
     /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
@@ -77,7 +75,6 @@ impl ApiConfig {
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
-        let outbound = process::outbound(&mut reader);
         let streams = Streams::read(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
         let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
@@ -97,7 +94,6 @@ impl ApiConfig {
             log,
             probe,
             window,
-            outbound,
             streams,
             idempotency,
             backlog,

@@ -182,3 +182,13 @@ fn a_clock_file_is_for_tests_and_warned_of() {
     assert_eq!(config.clock.now().to_rfc3339(), "2025-03-30T01:00:00+00:00");
     assert!(config.warnings.iter().any(|warning| warning.starts_with("OFFSTAGE_CLOCK_FILE") && warning.contains("for tests only")));
 }
+
+#[test]
+fn mails_are_redirected_to_one_plain_address() {
+    for wrong in ["staging", "Ops <ops@example.com>", "a@b.example, c@b.example", "a b@example.com", "a@[127.0.0.1]", "a@"] {
+        let found = problems(WorkerConfig::read(&with(&[("OFFSTAGE_MAIL_REDIRECT", wrong)]), None));
+        assert_eq!((found.len(), found[0].0.as_str()), (1, "OFFSTAGE_MAIL_REDIRECT"), "{wrong}");
+    }
+    let worker = WorkerConfig::read(&with(&[("OFFSTAGE_MAIL_REDIRECT", "staging+1@example.com")]), None).unwrap();
+    assert_eq!(worker.mail.redirect.as_deref(), Some("staging+1@example.com"));
+}

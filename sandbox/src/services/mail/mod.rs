@@ -132,7 +132,7 @@ impl MailServer {
         let implicit = server.clone();
         self.plain.open(move |stream, _| server.clone().plain(stream)).await?;
         self.tls.open(move |stream, _| implicit.clone().tls(stream)).await?;
-        let pages = page::router(Arc::clone(&self.mailbox), self.faults.clone(), self.page.address());
+        let pages = page::router(Arc::clone(&self.mailbox), self.page.address());
         self.page.open(move |stream, _| page::serve(stream, pages.clone())).await
     }
 

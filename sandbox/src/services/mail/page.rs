@@ -7,7 +7,6 @@
 //! | `GET /mails/NUMBER` | one mail as a page |
 //! | `GET /mails/NUMBER/raw` | one mail as it came |
 //! | `DELETE /mails` | forgets them |
-//! | `GET`, `POST`, `DELETE /faults` | what goes wrong, as `{"fault": {"reply": {"code": 550, "enhanced": [5, 1, 1]}}, "operation": "RCPT", "times": 1}` |
 //!
 //! A mail's content is a stranger's: it is escaped, and its HTML stands in a frame without scripts and without this page's origin.
 
@@ -28,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::{Mail, Mailbox};
-use crate::faults::{Faults, Rule};
+use crate::http::comes_from_here;
 
 /// Mails on the page.
 const SHOWN: usize = 200;
@@ -43,24 +42,21 @@ const STYLE: &str = "body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem au
 #[derive(Clone)]
 struct Shared {
     mailbox: Arc<Mailbox>,
-    faults: Faults,
 }
 
-pub(super) fn router(mailbox: Arc<Mailbox>, faults: Faults, address: SocketAddr) -> Router {
+pub(super) fn router(mailbox: Arc<Mailbox>, address: SocketAddr) -> Router {
     let hosts = [address.to_string(), format!("localhost:{}", address.port())];
     Router::new()
         .route("/", get(list))
         .route("/mails", get(all).delete(forget))
         .route("/mails/{number}", get(one))
         .route("/mails/{number}/raw", get(raw))
-        .route("/faults", get(rules).post(add_rule).delete(clear_rules))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             // No page of somebody else's may read mails or script failures, by a name that leads here either.
-            let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-            let ours = !request.headers().contains_key(header::ORIGIN) && host.is_some_and(|host| hosts.iter().any(|ours| ours == host));
+            let ours = comes_from_here(request.headers(), &hosts);
             async move { if ours { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() } }
         }))
-        .with_state(Shared { mailbox, faults })
+        .with_state(Shared { mailbox })
 }
 
 pub(super) async fn serve(stream: TcpStream, router: Router) {
@@ -128,20 +124,6 @@ async fn all(State(shared): State<Shared>) -> Json<Value> {
 async fn forget(State(shared): State<Shared>) -> StatusCode {
     shared.mailbox.mails().clear();
     StatusCode::NO_CONTENT
-}
-
-async fn rules(State(shared): State<Shared>) -> Json<Vec<Rule>> {
-    Json(shared.faults.rules())
-}
-
-async fn add_rule(State(shared): State<Shared>, Json(rule): Json<Rule>) -> Json<Vec<Rule>> {
-    shared.faults.add(rule);
-    Json(shared.faults.rules())
-}
-
-async fn clear_rules(State(shared): State<Shared>) -> Json<Vec<Rule>> {
-    shared.faults.clear();
-    Json(shared.faults.rules())
 }
 
 fn find(shared: &Shared, number: u64) -> Option<Mail> {

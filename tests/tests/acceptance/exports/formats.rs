@@ -2,28 +2,11 @@
 
 use super::*;
 
-/// The readers, installed once for all tests: what Python has of its own reads neither Markdown nor workbooks.
-fn readers() -> PathBuf {
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readers-1");
-    if !home.exists() {
-        // Under a name of its own and then moved: another test may be doing the same.
-        let own = home.with_extension(std::process::id().to_string());
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"]).arg(&own);
-        let output = pip.args(["openpyxl==3.1.5", "markdown-it-py==4.3.0"]).output().expect("python3 with pip");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        if std::fs::rename(&own, &home).is_err() {
-            let _ = std::fs::remove_dir_all(&own);
-        }
-    }
-    home
-}
-
 /// What the judge of a format counted.
 fn judge_format(format: &str, file: &Path, dump: &Path, columns: &[String]) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/acceptance/exports/formats.py");
-    let mut python = Command::new("python3");
-    python.env("PYTHONPATH", readers()).env("PYTHONDONTWRITEBYTECODE", "1");
+    // What Python has of its own reads neither Markdown nor workbooks.
+    let mut python = sandbox::judges::python(&["openpyxl==3.1.5", "markdown-it-py==4.3.0"]).unwrap();
     let output = python.arg(script).arg(format).arg(file).arg(dump).args(columns).output().unwrap();
     assert!(output.status.success(), "{format}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()

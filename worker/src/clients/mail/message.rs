@@ -15,7 +15,7 @@ use lettre::{
 };
 use sha2::{Digest, Sha256};
 use shared::{job::Failure, mail::DkimKey};
-use url::{Host, Url};
+use url::Url;
 
 use super::dkim::{self, Signing};
 
@@ -206,11 +206,7 @@ fn mailbox(party: &Party<'_>, field: &'static str) -> Result<Mailbox, MessageErr
 
 /// An address whose domain is written in ASCII.
 fn address(text: &str) -> Option<Address> {
-    let (user, domain) = text.rsplit_once('@')?;
-    if !user.bytes().all(|byte| byte.is_ascii_graphic()) || user.contains(['<', '>', '"', '\\']) {
-        return None;
-    }
-    let Ok(Host::Domain(domain)) = Host::parse(domain) else { return None };
+    let (user, domain) = shared::mail::address(text)?;
     let address = Address::new(user, domain).ok()?;
     let length = address.user().len() + 1 + address.domain().len();
     (length <= ADDRESS).then_some(address)
