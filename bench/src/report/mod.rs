@@ -84,11 +84,8 @@ impl Report {
             "pick-up p99",
         ]);
         for peer in &PEERS {
-            let rate = |ours: Row, figure: Figure| {
-                let of = |row: &Row| self.rate(row);
-                ratio(of(&ours), of(&row_of(peer.name, figure)))
-            };
-            let cost = ratio(self.total_cost(&drain(1)), self.total_cost(&row_of(peer.name, Figure::Drain(1))));
+            let rate = |ours: Row, figure: Figure| ratio(self.rate(&ours), self.rate(&of(peer.name, figure)));
+            let cost = ratio(self.total_cost(&drain(1)), self.total_cost(&of(peer.name, Figure::Drain(1))));
             let latency = |row: &Row| self.latency(row, |latencies| latencies.percentile(99));
             table.line([
                 peer.name.to_owned(),
@@ -97,7 +94,7 @@ impl Report {
                 rate(BULK, Figure::Bulk),
                 rate(HTTP, Figure::Single),
                 cost,
-                ratio(latency(&PICKUP), latency(&row_of(peer.name, Figure::Pickup))),
+                ratio(latency(&PICKUP), latency(&of(peer.name, Figure::Pickup))),
             ]);
         }
         writeln!(f, "## {OURS} ÷ each peer\n\n{table}")?;
@@ -180,7 +177,7 @@ impl Report {
         writeln!(f, "## Lookups among {} finished jobs\n\n{table}", thousands(self.plan.finished))?;
         writeln!(
             f,
-            "The first of the questions, with nothing in any cache, is among them. The history took {:.0} s to load.\n",
+            "The first of the questions, on a new API, right after loading, is among them. The history took {:.0} s to load.\n",
             loaded.as_secs_f64()
         )
     }
@@ -222,10 +219,6 @@ impl Report {
         };
         median(runs.iter().filter(|run| !run.costs.is_empty()).map(sum))
     }
-}
-
-fn row_of(peer: &'static str, figure: Figure) -> Row {
-    of(peer, figure)
 }
 
 fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
