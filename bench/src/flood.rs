@@ -14,6 +14,7 @@ use futures_util::future::try_join_all;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::timeout,
 };
 
 use crate::{
@@ -23,6 +24,8 @@ use crate::{
 
 /// The longest answer that is expected; an answer to a batch of 1,000 names each job.
 const LONGEST: usize = 4 * 1024 * 1024;
+/// An answer takes milliseconds; a server that hangs must not hang the benchmark.
+const WITHIN: Duration = Duration::from_secs(150);
 
 /// What came of it.
 #[derive(Debug)]
@@ -103,6 +106,11 @@ impl Wire {
 
     /// One request and its answer's status. The answer must say how long it is, as answers with JSON do.
     pub async fn exchange(&mut self, request: &[u8]) -> Result<u16> {
+        let exchanged = timeout(WITHIN, self.exchange_unbounded(request)).await;
+        exchanged.map_err(|_| Error::Unexpected(format!("no answer came within {} s", WITHIN.as_secs())))?
+    }
+
+    async fn exchange_unbounded(&mut self, request: &[u8]) -> Result<u16> {
         self.stream.write_all(request).await.doing("send a request")?;
         self.buffer.clear();
         loop {

@@ -29,8 +29,9 @@ use crate::{
     plan::{BULK, BULK_IN_FLIGHT, SINGLE_IN_FLIGHT, payload},
 };
 
-/// The API sends due jobs straight to the streams up to half of the window (10,000 by default); the rest waits in the ledger.
-const STRAIGHT: u64 = 5_000;
+/// The API sends due jobs straight to a lane of the streams up to four a slot of a worker (`api/src/accept/room.rs`); the rest waits in the
+/// ledger. The few that would go before them, in a lane of their own, are left out.
+const STRAIGHT: u64 = 4 * Queue::Analytics.default_concurrency() as u64;
 
 impl Offstage {
     /// Inserts batches of 1,000 as the API's role and pushes what is due, as the API does: a backlog of single jobs, made in a moment.

@@ -115,8 +115,10 @@ impl Offstage {
             let (body, clock, give_back) = (body.clone(), self.clock.clone(), give_back.clone());
             posting.spawn(async move {
                 let sent = clock.now();
-                let (status, answer) = client.post("/v1/jobs", body).await?;
+                let posted = client.post("/v1/jobs", body).await;
+                // Before its outcome is looked at: who waits for a connection would wait for ever if all were lost to errors.
                 let _ = give_back.send(client).await;
+                let (status, answer) = posted?;
                 if status != StatusCode::ACCEPTED {
                     return Err(Error::Unexpected(format!("POST /v1/jobs answered {status}: {}", String::from_utf8_lossy(&answer))));
                 }

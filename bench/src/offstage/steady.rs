@@ -37,12 +37,14 @@ pub async fn steady(
         let Some(mut wire) = free.recv().await else { break };
         let (request, give_back, tell) = (post(api, "/v1/jobs", key, &body(number)), give_back.clone(), tell.clone());
         posting.spawn(async move {
-            let status = wire.exchange(&request).await?;
+            let exchanged = wire.exchange(&request).await;
             let text = wire.text();
+            // Before its outcome is looked at: who waits for a connection would wait for ever if all were lost to errors.
+            let _ = give_back.send(wire).await;
+            let status = exchanged?;
             let id = id_of(&text).filter(|_| status == 202);
             let id = id.ok_or_else(|| Error::Unexpected(format!("POST /v1/jobs answered {status}: {text}")))?;
             let _ = tell.send((number, id.to_owned()));
-            let _ = give_back.send(wire).await;
             Ok(())
         });
         while let Some(posted) = posting.try_join_next() {

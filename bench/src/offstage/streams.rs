@@ -61,7 +61,7 @@ impl Offstage {
         let mut all = JoinSet::new();
         for (index, id) in ids.iter().enumerate() {
             let (connected, clock) = (Arc::clone(&connected), self.clock.clone());
-            all.spawn(listen(address, id.clone(), self.key.clone(), index < ending, connected, clock));
+            all.spawn(listen(address, id.clone(), self.key.clone(), connected, clock));
             if index % AT_ONCE == AT_ONCE - 1 {
                 sleep(Duration::from_millis(20)).await;
             }
@@ -80,7 +80,7 @@ impl Offstage {
         let hearing = async {
             while let Some(ended) = all.join_next().await {
                 let ended = ended.map_err(|error| Error::Unexpected(format!("a listener is gone: {error}")))??;
-                heard.extend(ended);
+                heard.push(ended);
                 if heard.len() == ending {
                     return Ok(());
                 }
@@ -91,6 +91,11 @@ impl Offstage {
         let elapsed = begin.elapsed();
         let usage = meter.stop();
         let memory = memory::peak(pid);
+        // Nobody else is done by now, unless by an error.
+        if let Some(early) = all.try_join_next() {
+            let late = early.map_err(|error| Error::Unexpected(format!("a listener is gone: {error}")))??;
+            return Err(Error::Unexpected(format!("a listener heard of an end that was not due, {late} ms after it")));
+        }
         all.shutdown().await;
         worker.stop().await?;
         api.stop().await?;
@@ -114,8 +119,8 @@ impl Offstage {
     }
 }
 
-/// Listens to a job; answers how long after its end it heard of it, in milliseconds, where it ends.
-async fn listen(address: SocketAddr, job: String, key: String, ends: bool, connected: Arc<Barrier>, clock: Clock) -> Result<Option<f64>> {
+/// Listens to a job until it ends; answers how long after its end it heard of it, in milliseconds.
+async fn listen(address: SocketAddr, job: String, key: String, connected: Arc<Barrier>, clock: Clock) -> Result<f64> {
     let mut stream = Wire::connect(address).await?.into_stream();
     let request = get(address, &format!("/v1/jobs/{job}/events"), &key);
     stream.write_all(&request).await.doing("ask for events")?;
@@ -133,10 +138,11 @@ async fn listen(address: SocketAddr, job: String, key: String, ends: bool, conne
         }
         if let Some(ended) = ended_at(&said) {
             let late = (clock.now() - ended).num_microseconds().and_then(|micros| i32::try_from(micros).ok()).unwrap_or(i32::MAX);
-            return Ok(Some(f64::from(late) / 1e3));
+            return Ok(f64::from(late) / 1e3);
         }
         if read == 0 || text.len() > LONGEST {
-            return if ends { Err(Error::Unexpected(format!("a listener's stream broke off: {said}"))) } else { Ok(None) };
+            // Of a job that does not end too: who is cut off costs no memory any more.
+            return Err(Error::Unexpected(format!("a listener's stream broke off: {said}")));
         }
     }
 }

@@ -74,10 +74,10 @@ pub const PEERS: [Definition; 7] = [
         name: "rusty-sidekiq",
         folder: "rusty-sidekiq",
         program: Program::Binary("peer-rusty-sidekiq"),
-        bulk: true,
+        bulk: false,
         share: 1,
         rival: false,
-        note: "as Sidekiq: no claim, no record of what is finished, Redis only; it has no bulk add, 64 single adds at a time stand for it",
+        note: "as Sidekiq: no claim, no record of what is finished, Redis only; no bulk add",
         needs: "`cargo build --release`",
     },
     Definition {

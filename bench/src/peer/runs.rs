@@ -30,7 +30,7 @@ impl Peer {
         let done = producer.event("done").await?;
         let usage = meter.stop();
         producer.end().await?;
-        Ok(Run::new(jobs, between(begun.at, done.at), usage))
+        Ok(Run::new(jobs, between(begun.at, done.at)?, usage))
     }
 
     /// Works off `jobs` that wait, in so many processes.
@@ -59,7 +59,7 @@ impl Peer {
         // A process that got no job says 0.
         let begun = ends.iter().map(|(begun, _)| *begun).filter(|begun| *begun > 0.0).fold(f64::INFINITY, f64::min);
         let done = ends.iter().map(|(_, done)| *done).fold(0.0, f64::max);
-        Ok(Run::new(jobs, between(begun, done), usage).extra("worker RSS MiB", memory))
+        Ok(Run::new(jobs, between(begun, done)?, usage).extra("worker RSS MiB", memory))
     }
 
     /// Starts paced jobs as they come.
@@ -81,7 +81,7 @@ impl Peer {
         producer.end().await?;
         worker.end().await?;
         let latencies: Latencies = started.latencies.into_iter().skip(WARM_UP).collect();
-        Ok(Run::new(jobs, between(begun.at, done.at), usage).latencies(latencies))
+        Ok(Run::new(jobs, between(begun.at, done.at)?, usage).latencies(latencies))
     }
 
     /// Takes jobs over HTTP.
@@ -125,8 +125,23 @@ fn arguments(command: &str, numbers: &[usize]) -> Vec<String> {
     std::iter::once(command.to_owned()).chain(numbers.iter().map(ToString::to_string)).collect()
 }
 
-/// Both in milliseconds.
-fn between(begun: f64, done: f64) -> Duration {
-    let seconds = (done - begun) / 1e3;
-    if seconds.is_finite() { Duration::from_secs_f64(seconds.max(0.0)) } else { Duration::ZERO }
+/// Both in milliseconds, as a peer says: what no clock says, or no time at all, would make a rate of nonsense.
+fn between(begun: f64, done: f64) -> Result<Duration> {
+    let elapsed = Duration::try_from_secs_f64((done - begun) / 1e3).ok().filter(|elapsed| !elapsed.is_zero());
+    elapsed.ok_or_else(|| Error::Unexpected(format!("a peer began at {begun} and was done at {done}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::between;
+
+    #[test]
+    fn a_run_takes_time() {
+        assert_eq!(between(1_000.0, 1_500.0).unwrap(), Duration::from_millis(500));
+        for (begun, done) in [(0.0, 1e300), (f64::INFINITY, 0.0), (0.0, f64::NAN), (2.0, 1.0), (1.0, 1.0)] {
+            assert!(between(begun, done).is_err(), "{begun} {done}");
+        }
+    }
 }

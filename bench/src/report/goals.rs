@@ -117,7 +117,7 @@ impl Report {
                 unit: " ms",
             },
             Line::at_most("status polling p95", polls, 20.0, " ms"),
-            Line::at_most("status polling, dropped", self.value(&POLLING, "dropped"), 0.0, ""),
+            Line::at_most("status polling, dropped", self.worst(&POLLING, "dropped"), 0.0, ""),
             Line::at_most("SSE, RSS a listener", self.value(&STREAMS, "KiB RSS a listener"), 20.0, " KiB"),
             Line::at_most("SSE, event latency p99", events, 50.0, " ms"),
         ]
@@ -125,7 +125,7 @@ impl Report {
 
     fn memory_and_idling(&self) -> Vec<Line> {
         let idle = |name| self.value(&IDLE, name);
-        let peak = |rows: &[Row], name| rows.iter().filter_map(|row| self.value(row, name)).reduce(f64::max);
+        let peak = |rows: &[Row], name| rows.iter().filter_map(|row| self.worst(row, name)).reduce(f64::max);
         vec![
             Line::at_most("idle, API RSS", idle("API RSS MiB"), 25.0, " MiB"),
             Line::at_most("idle, worker RSS", idle("worker RSS MiB"), 25.0, " MiB"),
@@ -133,7 +133,7 @@ impl Report {
             Line::at_most("idle, worker CPU", idle("worker CPU %"), 0.5, " %"),
             Line::at_most("idle, Redis commands a second", idle("Redis commands/s"), 20.0, ""),
             Line::at_most("under load, worker RSS", peak(&[drain(1), drain(2)], "worker RSS MiB"), 128.0, " MiB"),
-            Line::at_most("under load, API RSS", peak(&[HTTP, BULK], "API RSS MiB"), 128.0, " MiB"),
+            Line::at_most("under load, API RSS", peak(&[HTTP, BULK, POLLING, STREAMS], "API RSS MiB"), 128.0, " MiB"),
         ]
     }
 

@@ -1,6 +1,5 @@
 //! rusty-sidekiq as a contestant. Its fastest settings here: 50 workers, each with a connection of its own. It takes a job off its list
-//! before the work begins (`BRPOP`): what a killed process had is lost, and nothing is kept of what is finished. There is no bulk add:
-//! the single adds of 64 tasks stand in its place.
+//! before the work begins (`BRPOP`): what a killed process had is lost, and nothing is kept of what is finished. There is no bulk add.
 
 #[path = "../../protocol.rs"]
 mod protocol;
@@ -12,8 +11,6 @@ use sidekiq::{Processor, ProcessorConfig, RedisConnectionManager, RedisPool, Wor
 
 const WORKERS: usize = 50;
 const QUEUE: &str = "bench";
-/// Calls in flight of what stands for a bulk add.
-const IN_FLIGHT: usize = 64;
 
 static TALLY: Tally = Tally::new();
 static WAITS: Waits = Waits::new();
@@ -67,8 +64,8 @@ async fn main() {
     let command = Command::of_process();
     match command.name.as_str() {
         "versions" => say_versions("rusty-sidekiq 0.15.2"),
-        name @ ("bulk" | "single") => {
-            let in_flight = if name == "bulk" { IN_FLIGHT } else { command.number(2) };
+        "single" => {
+            let in_flight = command.number(2);
             let (pool, pad) = (pool(in_flight).await, pad(command.number(1)));
             gate();
             repeat(command.number(0), 1, in_flight, move |_| {

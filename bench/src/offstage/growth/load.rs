@@ -23,7 +23,7 @@ use crate::{
 
 /// Jobs that are multiplied: one of them failed, every other one belongs to an end user.
 const TEMPLATES: usize = 100;
-/// End users.
+/// End users. Each gets whole rounds of the templates, so that all exist and have a failed job where there are a million rows or more.
 const OWNERS: usize = 10_000;
 /// The history goes back so far: within every retention.
 const SPAN: Duration = Duration::from_secs(5 * 24 * 3_600);
@@ -34,7 +34,7 @@ const AGO: Duration = Duration::from_secs(60);
 fn expression(column: &str, kind: &str) -> String {
     match (column, kind) {
         ("job_id", "uuid") => "n.id".to_owned(),
-        ("owner", "text") => format!("CASE WHEN t.owner IS NOT NULL THEN 'owner-' || n.number % {OWNERS} END"),
+        ("owner", "text") => format!("CASE WHEN t.owner IS NOT NULL THEN 'owner-' || n.number / {TEMPLATES} % {OWNERS} END"),
         (column, "timestamp with time zone") => format!("t.{column} - n.age"),
         (column, _) => format!("t.{column}"),
     }
