@@ -269,7 +269,7 @@ pub async fn attempts(connection: &mut PgConnection, tenant: i32, id: JobId) -> 
 /// A page of a tenant's jobs, newest first, at most `limit`. Payloads and results are left out: a page of them could be
 /// tens of megabytes.
 ///
-/// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or each kind's index, merged.
+/// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or the index of each kind in each queue, merged.
 /// The index is asked for by a range of one and by its own order: told `kind = … ORDER BY id`, the planner likes to walk the
 /// primary key from its end, past every job of the other kinds.
 ///
@@ -322,20 +322,22 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 " ORDER BY f.tenant_id DESC, f.state DESC, f.job_id DESC LIMIT $9"
             )),
             Some(State::Succeeded) | None => sqlx::query(concat!(
-                "WITH RECURSIVE kinds (kind) AS (
-                    (SELECT kind FROM job WHERE tenant_id = $1 ORDER BY kind LIMIT 1)
+                "WITH RECURSIVE sorts (kind, queue) AS (
+                    (SELECT kind, queue FROM job WHERE tenant_id = $1 ORDER BY kind, queue LIMIT 1)
                     UNION ALL
-                    SELECT (SELECT n.kind FROM job n WHERE n.tenant_id = $1 AND n.kind > k.kind ORDER BY n.kind LIMIT 1)
-                    FROM kinds k WHERE k.kind IS NOT NULL
+                    SELECT n.kind, n.queue FROM sorts k CROSS JOIN LATERAL (
+                        SELECT j.kind, j.queue FROM job j
+                        WHERE j.tenant_id = $1 AND (j.kind, j.queue) > (k.kind, k.queue) ORDER BY j.kind, j.queue LIMIT 1
+                    ) n
                  )
-                 SELECT p.* FROM kinds k CROSS JOIN LATERAL (
+                 SELECT p.* FROM sorts k CROSS JOIN LATERAL (
                     SELECT ",
                 job_columns!(listed),
                 "   FROM job j JOIN job_state s ON s.job_id = j.id
-                    WHERE j.kind >= k.kind AND j.kind <= k.kind AND ",
+                    WHERE j.kind >= k.kind AND j.kind <= k.kind AND j.queue >= k.queue AND j.queue <= k.queue AND ",
                 list_conditions!(),
-                "   ORDER BY j.kind DESC, j.id DESC LIMIT $9
-                 ) p WHERE k.kind IS NOT NULL AND ($2::text IS NULL OR k.kind = $2) AND $4::text IS NULL AND $11::text IS NULL ORDER BY p.id DESC LIMIT $9"
+                "   ORDER BY j.kind DESC, j.queue DESC, j.id DESC LIMIT $9
+                 ) p WHERE ($2::text IS NULL OR k.kind = $2) AND ($10::text IS NULL OR k.queue = $10) AND $4::text IS NULL AND $11::text IS NULL ORDER BY p.id DESC LIMIT $9"
             )),
         }
     };

@@ -104,7 +104,10 @@ async fn over_count(pool: &PgPool, tenant: i32, kind: &str, class: Class, count:
     let page = match class {
         Class::Succeeded => {
             "WITH page AS MATERIALIZED (
-                SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND id < $3 ORDER BY tenant_id DESC, kind DESC, id DESC LIMIT $4
+                SELECT j.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
+                    SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND queue >= q.queue AND queue <= q.queue AND id < $3
+                    ORDER BY tenant_id DESC, kind DESC, queue DESC, id DESC LIMIT $4
+                ) j ORDER BY j.id DESC LIMIT $4
              )
              SELECT p.id, s.state = 3 AS counts FROM page p JOIN job_state s ON s.job_id = p.id ORDER BY p.id DESC"
         }
@@ -146,7 +149,10 @@ pub struct Pruned {
 pub async fn prune(pool: &PgPool, tenant: i32, kind: &str, cut: &Cut, after: Option<JobId>) -> Result<Pruned, LedgerError> {
     let row = sqlx::query(
         "WITH page AS MATERIALIZED (
-            SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND id > $3 AND id < $4 ORDER BY tenant_id, kind, id LIMIT $5
+            SELECT j.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
+                SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND queue >= q.queue AND queue <= q.queue AND id > $3 AND id < $4
+                ORDER BY tenant_id, kind, queue, id LIMIT $5
+            ) j ORDER BY j.id LIMIT $5
          )
          SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) FROM page) AS looked_at,
                 (SELECT count(*) FROM bury_jobs($1, ARRAY (

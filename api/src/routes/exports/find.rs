@@ -120,7 +120,13 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, owner: Option<&str
         )),
         None => sqlx::query(concat!(
             export_columns!(),
-            "$5::text IS NULL AND j.kind >= $2 AND j.kind <= $2 AND j.id < $3 ORDER BY j.kind DESC, j.id DESC LIMIT $4"
+            "$5::text IS NULL AND j.id = ANY (ARRAY (
+                SELECT l.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
+                    SELECT n.id FROM job n
+                    WHERE n.tenant_id = $1 AND n.kind >= $2 AND n.kind <= $2 AND n.queue >= q.queue AND n.queue <= q.queue AND n.id < $3
+                    ORDER BY n.kind DESC, n.queue DESC, n.id DESC LIMIT $4
+                ) l ORDER BY l.id DESC LIMIT $4
+             )) ORDER BY j.id DESC"
         )),
     };
     let below = page.after.map_or(Uuid::max(), |after| after.0);
