@@ -19,7 +19,7 @@ use shared::{
     clock::Clock,
     job::{JobId, Reason},
     ledger::{
-        LedgerError,
+        Kept, LedgerError,
         batch::store::{self, NewBatch, Stored},
         insert::{self, Arrival, Inserted, NewJob},
     },
@@ -92,7 +92,7 @@ impl Acceptor {
         let (entries, waiting) = mpsc::channel(WAITING);
         let (tell, told) = mpsc::channel(HANDOVERS);
         let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&room), told));
-        let gatherer = Arc::new(Gatherer { pool, clock, room, tell });
+        let gatherer = Arc::new(Gatherer { connections: Kept::of(pool.clone(), 1), pool, clock, room, tell });
         let gathering = Arc::clone(&gatherer);
         let handle = tokio::spawn(async move {
             gathering.run(waiting).await;
@@ -159,6 +159,8 @@ impl Told {
 #[derive(Debug)]
 struct Gatherer {
     pool: PgPool,
+    /// For inserts, which follow each other closely on a busy API.
+    connections: Kept,
     clock: Clock,
     room: Arc<Room>,
     tell: mpsc::Sender<Told>,
@@ -193,7 +195,7 @@ impl Gatherer {
         let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
         metrics::histogram!("offstage_accept_batch_jobs").record(jobs.len() as f64);
         let began = Instant::now();
-        let outcomes = insert::insert(&self.pool, now, &jobs).await;
+        let outcomes = insert::insert(&self.connections, now, &jobs).await;
         metrics::histogram!("offstage_accept_insert_seconds").record(began.elapsed().as_secs_f64());
 
         let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };

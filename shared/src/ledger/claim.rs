@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgExecutor, PgPool, Row, postgres::PgRow};
+use sqlx::{PgExecutor, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{LedgerError, dispatch::Turn};
@@ -69,12 +69,17 @@ pub struct ClaimedJob {
 
 /// Claims those of `jobs` that are still queued.
 ///
-/// The caller's pool commits asynchronously ([`super::Sessions::Claims`]).
+/// The caller's sessions commit asynchronously ([`super::Sessions::Claims`]).
 ///
 /// # Errors
 /// [`LedgerError`]; when the answer was lost the rows may be ours all the same: recovery gives back what a worker owns and
 /// does not hold.
-pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Utc>) -> Result<Vec<ClaimedJob>, LedgerError> {
+pub async fn claim(
+    executor: impl PgExecutor<'_>,
+    jobs: &[JobId],
+    worker: Uuid,
+    now: DateTime<Utc>,
+) -> Result<Vec<ClaimedJob>, LedgerError> {
     let token = random::token();
     let mut ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
     // One order for all batches that lock several rows, so that they queue up and don't deadlock.
@@ -104,7 +109,7 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
     .bind(token)
     .bind(worker)
     .bind(now)
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
 
     rows.iter().map(|row| claimed(row, token, now)).collect()

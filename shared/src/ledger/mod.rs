@@ -26,6 +26,7 @@ pub mod files;
 pub mod find;
 pub mod holds;
 pub mod insert;
+mod kept;
 pub mod late;
 pub mod limits;
 pub mod links;
@@ -47,6 +48,8 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use uuid::Uuid;
+
+pub use kept::Kept;
 
 use crate::job::Failure;
 
