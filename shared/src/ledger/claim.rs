@@ -91,12 +91,12 @@ pub async fn claim(
             SET state = 2, reason = 0, token = $2, worker = $3, started_at = $4, changed_at = $4,
                 attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
             FROM unnest($1::uuid[]) AS wanted (id)
-            WHERE s.job_id = wanted.id AND s.state = 1
+            WHERE s.job_id = ANY (ARRAY[wanted.id]) AND s.state = 1
             RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes, s.deaths,
                       coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds
         ), found_again AS (
             -- Of jobs whose worker was lost; told once, so that a later claim does not count from there.
-            UPDATE job_dispatched d SET lost_at = NULL FROM claimed c WHERE c.crashes > 0 AND d.job_id = c.job_id AND d.lost_at IS NOT NULL
+            UPDATE job_dispatched d SET lost_at = NULL FROM claimed c WHERE c.crashes > 0 AND d.job_id = ANY (ARRAY[c.job_id]) AND d.lost_at IS NOT NULL
         )
         SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.deaths, c.counted_from, c.snoozes, c.snoozed_seconds,
                CASE WHEN c.crashes > 0 THEN (
@@ -150,7 +150,7 @@ pub async fn take(
             SET state = 2, reason = 0, token = $6, worker = $7, started_at = $2, changed_at = $2,
                 attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
             FROM taken t
-            WHERE s.job_id = t.job_id AND s.state = 0
+            WHERE s.job_id = ANY (ARRAY[t.job_id]) AND s.state = 0
             RETURNING s.job_id, s.tenant_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes, s.deaths,
                       coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds, t.due_at
         ), dispatched AS (
