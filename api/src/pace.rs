@@ -89,7 +89,7 @@ async fn median(pool: &PgPool, tenant: i32, kind: &str) -> Result<Option<Duratio
         "SELECT extract(epoch FROM s.finished_at - s.started_at)::float8
          FROM (
             SELECT l.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
-                SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND queue >= q.queue AND queue <= q.queue
+                SELECT id FROM job WHERE tenant_id = $1 AND (kind, queue) >= ($2, q.queue) AND (kind, queue) <= ($2, q.queue)
                 ORDER BY kind DESC, queue DESC, id DESC LIMIT $3
             ) l ORDER BY l.id DESC LIMIT $3
          ) j

@@ -270,8 +270,9 @@ pub async fn attempts(connection: &mut PgConnection, tenant: i32, id: JobId) -> 
 /// tens of megabytes.
 ///
 /// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or the index of each kind in each queue, merged.
-/// The index is asked for by a range of one and by its own order: told `kind = … ORDER BY id`, the planner likes to walk the
-/// primary key from its end, past every job of the other kinds.
+/// The index is asked for by a range of its rows and by its own order: told `kind = … ORDER BY id`, the planner likes to walk the
+/// primary key from its end, past every job of the other kinds; told a range of kinds and one of ids, Postgres reads the kind's part of
+/// the index from its beginning, past every page before the one that is asked for.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -281,7 +282,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
             "SELECT ",
             job_columns!(listed),
             " FROM job j JOIN job_state s ON s.job_id = j.id
-             WHERE j.owner IS NOT NULL AND j.owner >= $4 AND j.owner <= $4
+             WHERE j.owner IS NOT NULL AND (j.owner, j.id) >= ($4, $5) AND (j.owner, j.id) < ($4, $6)
                AND ($11::text IS NULL OR EXISTS (SELECT FROM job_unsuccessful f WHERE f.job_id = j.id AND f.error_code = $11)) AND ",
             list_conditions!(and_kind),
             " ORDER BY j.owner DESC, j.id DESC LIMIT $9"
@@ -308,8 +309,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE f.tenant_id >= $1 AND f.tenant_id <= $1 AND $4::text IS NULL AND f.state >= $3 AND f.state <= $3
-                   AND f.error_code >= $11 AND f.error_code <= $11 AND f.job_id >= $5 AND f.job_id < $6 AND ",
+                 WHERE (f.tenant_id, f.state, f.error_code, f.job_id) >= ($1, $3, $11, $5)
+                   AND (f.tenant_id, f.state, f.error_code, f.job_id) < ($1, $3, $11, $6) AND $4::text IS NULL AND ",
                 list_conditions!(dead),
                 " ORDER BY f.tenant_id DESC, f.state DESC, f.error_code DESC, f.job_id DESC LIMIT $9"
             )),
@@ -317,7 +318,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE f.tenant_id >= $1 AND f.tenant_id <= $1 AND $4::text IS NULL AND f.state >= $3 AND f.state <= $3 AND f.job_id >= $5 AND f.job_id < $6 AND $11::text IS NULL AND ",
+                 WHERE (f.tenant_id, f.state, f.job_id) >= ($1, $3, $5) AND (f.tenant_id, f.state, f.job_id) < ($1, $3, $6)
+                   AND $4::text IS NULL AND $11::text IS NULL AND ",
                 list_conditions!(dead),
                 " ORDER BY f.tenant_id DESC, f.state DESC, f.job_id DESC LIMIT $9"
             )),
@@ -334,7 +336,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                     SELECT ",
                 job_columns!(listed),
                 "   FROM job j JOIN job_state s ON s.job_id = j.id
-                    WHERE j.kind >= k.kind AND j.kind <= k.kind AND j.queue >= k.queue AND j.queue <= k.queue AND ",
+                    WHERE (j.kind, j.queue, j.id) >= (k.kind, k.queue, $5) AND (j.kind, j.queue, j.id) < (k.kind, k.queue, $6) AND ",
                 list_conditions!(),
                 "   ORDER BY j.kind DESC, j.queue DESC, j.id DESC LIMIT $9
                  ) p WHERE ($2::text IS NULL OR k.kind = $2) AND ($10::text IS NULL OR k.queue = $10) AND $4::text IS NULL AND $11::text IS NULL ORDER BY p.id DESC LIMIT $9"
