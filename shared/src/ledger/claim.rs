@@ -103,7 +103,7 @@ pub async fn claim(
                    SELECT extract(epoch FROM clock_timestamp() - d.lost_at)::float8 FROM job_dispatched d WHERE d.job_id = c.job_id
                ) END AS lost_seconds,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by, j.options::text AS options
-        FROM claimed c JOIN job j ON j.id = c.job_id",
+        FROM claimed c JOIN job j ON j.id = ANY (ARRAY[c.job_id])",
     )
     .bind(&ids)
     .bind(token)
@@ -160,7 +160,7 @@ pub async fn take(
         SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.deaths, c.counted_from, c.snoozes, c.snoozed_seconds,
                NULL::float8 AS lost_seconds,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by, j.options::text AS options
-        FROM claimed c JOIN job j ON j.id = c.job_id
+        FROM claimed c JOIN job j ON j.id = ANY (ARRAY[c.job_id])
         ORDER BY row_number() OVER (PARTITION BY c.tenant_id ORDER BY c.due_at, c.job_id), c.tenant_id",
     )
     .bind(queue.name())

@@ -135,7 +135,7 @@ pub async fn dispatch(
             SET state = CASE WHEN j.start_by < $2 THEN 6 ELSE 1 END,
                 finished_at = CASE WHEN j.start_by < $2 THEN $2 END,
                 reason = 0, changed_at = $2, version = s.version + 1
-            FROM taken t JOIN job j ON j.id = t.job_id
+            FROM taken t JOIN job j ON j.id = ANY (ARRAY[t.job_id])
             WHERE s.job_id = ANY (ARRAY[t.job_id]) AND s.state = 0
             RETURNING s.job_id, s.state, t.tenant_id, t.priority, t.run_at
         ), dispatched AS (
@@ -143,7 +143,7 @@ pub async fn dispatch(
             SELECT job_id, tenant_id, now(), priority, $1 FROM moved WHERE state = 1
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
-            SELECT m.job_id, m.tenant_id, m.state, j.kind, $1, $2 FROM moved m JOIN job j ON j.id = m.job_id WHERE m.state = 6
+            SELECT m.job_id, m.tenant_id, m.state, j.kind, $1, $2 FROM moved m JOIN job j ON j.id = ANY (ARRAY[m.job_id]) WHERE m.state = 6
         )
         SELECT job_id, tenant_id, run_at, state FROM moved",
     )

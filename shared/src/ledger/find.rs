@@ -220,7 +220,7 @@ pub async fn followed(
     let rows = sqlx::query(concat!(
         "SELECT ",
         job_columns!(followed),
-        " FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.id = ANY ($1) AND j.tenant_id = $2"
+        " FROM job j JOIN job_state s ON s.job_id = ANY (ARRAY[j.id]) WHERE j.id = ANY ($1) AND j.tenant_id = $2"
     ))
     .bind(ids)
     .bind(tenant)

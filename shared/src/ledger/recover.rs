@@ -170,7 +170,7 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, error_code, ended_at)
             SELECT t.job_id, t.tenant_id, t.state, j.kind, t.queue, CASE WHEN t.state = 4 THEN 'poison' END, $2
-            FROM taken t JOIN job j ON j.id = t.job_id WHERE t.state <> 1
+            FROM taken t JOIN job j ON j.id = ANY (ARRAY[t.job_id]) WHERE t.state <> 1
         )
         SELECT job_id, state, queue, priority FROM taken",
     )
@@ -275,9 +275,9 @@ pub async fn give_back(connection: &mut PgConnection, claims: &[(JobId, i64)], n
             DELETE FROM job_dispatched d USING given g WHERE d.job_id = ANY (ARRAY[g.job_id]) AND g.state <> 1
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
-            SELECT g.job_id, g.tenant_id, g.state, j.kind, j.queue, $3 FROM given g JOIN job j ON j.id = g.job_id WHERE g.state <> 1
+            SELECT g.job_id, g.tenant_id, g.state, j.kind, j.queue, $3 FROM given g JOIN job j ON j.id = ANY (ARRAY[g.job_id]) WHERE g.state <> 1
         )
-        SELECT g.job_id, g.state, j.queue, j.priority FROM given g JOIN job j ON j.id = g.job_id",
+        SELECT g.job_id, g.state, j.queue, j.priority FROM given g JOIN job j ON j.id = ANY (ARRAY[g.job_id])",
     )
     .bind(jobs)
     .bind(tokens)

@@ -58,20 +58,23 @@ async fn what_was_empty_when_it_was_vacuumed_is_not_walked_through_for_each_job(
         "INSERT INTO job_state (job_id, tenant_id, run_at, changed_at, state, attempts_allowed)
          SELECT gen_random_uuid(), 1, now(), now(), 0, 1 FROM generate_series(1, 1000)",
         "INSERT INTO job_dispatched SELECT gen_random_uuid(), 1, now(), 1, 'email' FROM generate_series(1, 1000)",
+        "INSERT INTO job (id, tenant_id, priority, max_attempts, created_at, kind, queue, payload)
+         SELECT gen_random_uuid(), 1, 1, 1, now(), 'probe.run', 'email', '{}' FROM generate_series(1, 1000)",
+        "DELETE FROM job",
         "DELETE FROM job_state",
         "DELETE FROM job_dispatched",
-        "VACUUM (TRUNCATE false) job_state, job_dispatched",
+        "VACUUM (TRUNCATE false) job, job_state, job_dispatched",
     ] {
         sqlx::query(statement).execute(ledger.sandbox.pool()).await.unwrap();
     }
-    let empty = "SELECT count(*) FROM pg_class WHERE relname IN ('job_state', 'job_dispatched') AND reltuples = 0 AND relpages > 0";
-    assert_eq!(ledger.number(empty).await, 2, "the trap is set");
+    let empty = "SELECT count(*) FROM pg_class WHERE relname IN ('job', 'job_state', 'job_dispatched') AND reltuples = 0 AND relpages > 0";
+    assert_eq!(ledger.number(empty).await, 3, "the trap is set");
     for _ in 0..WAITING {
         ledger.accept(ledger.tenant, "probe.run").await;
     }
     let fetched = async || {
         sqlx::query("SELECT pg_stat_force_next_flush()").execute(&ledger.engine).await.unwrap();
-        ledger.number("SELECT sum(idx_tup_fetch) FROM pg_stat_user_tables WHERE relname IN ('job_state', 'job_dispatched')").await
+        ledger.number("SELECT sum(idx_tup_fetch) FROM pg_stat_user_tables WHERE relname IN ('job', 'job_state', 'job_dispatched')").await
     };
     let before = fetched().await;
     let turn = [Turn { tenant: ledger.tenant, jobs: 1 }];

@@ -92,7 +92,7 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
             SELECT job_id, tenant_id, CASE WHEN reason IN (5, 7) THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
         ), held AS (
             INSERT INTO job_held (job_id, tenant_id, kind, queue)
-            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state = 0 AND s.reason IN (5, 7)
+            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.state = 0 AND s.reason IN (5, 7)
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
@@ -113,7 +113,7 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, error_code, ended_at)
             SELECT s.job_id, s.tenant_id, s.state, j.kind, s.queue, CASE WHEN s.state = 4 THEN s.error::jsonb ->> 'code' END, s.finished_at
-            FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state > 3
+            FROM settled s JOIN job j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.state > 3
         )
         SELECT job_id, state, reason, run_at FROM settled",
     )
