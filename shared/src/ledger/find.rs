@@ -350,6 +350,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
     let earliest = from.max(DateTime::UNIX_EPOCH);
     let latest = before.min(DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::<Utc>::MAX_UTC));
     let rows = query
+        // Kept, the statement would get one plan for all that may be asked, after a few uses; see `shared/tests/life/plans.rs`.
+        .persistent(false)
         .bind(tenant)
         .bind(filter.kind.as_deref())
         .bind(filter.state.map(State::code))

@@ -130,7 +130,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, owner: Option<&str
         )),
     };
     let below = page.after.map_or(Uuid::max(), |after| after.0);
-    let query = query.bind(tenant).bind(ExportCreate::NAME).bind(below).bind(page.to_read()).bind(owner);
+    // Not kept, as there.
+    let query = query.persistent(false).bind(tenant).bind(ExportCreate::NAME).bind(below).bind(page.to_read()).bind(owner);
     query.fetch_all(connection).await?.iter().map(read).collect()
 }
 
