@@ -272,7 +272,8 @@ pub async fn attempts(connection: &mut PgConnection, tenant: i32, id: JobId) -> 
 /// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or the index of each kind in each queue, merged.
 /// The index is asked for by a range of its rows and by its own order: told `kind = … ORDER BY id`, the planner likes to walk the
 /// primary key from its end, past every job of the other kinds; told a range of kinds and one of ids, Postgres reads the kind's part of
-/// the index from its beginning, past every page before the one that is asked for.
+/// the index from its beginning, past every page before the one that is asked for. Ranges of ids alone are told beside: they are what the
+/// planner knows the size of.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -309,8 +310,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE (f.tenant_id, f.state, f.error_code, f.job_id) >= ($1, $3, $11, $5)
-                   AND (f.tenant_id, f.state, f.error_code, f.job_id) < ($1, $3, $11, $6) AND $4::text IS NULL AND ",
+                 WHERE f.tenant_id = $1 AND (f.state, f.error_code, f.job_id) >= ($3, $11, $5)
+                   AND (f.state, f.error_code, f.job_id) < ($3, $11, $6) AND f.job_id >= $5 AND f.job_id < $6 AND $4::text IS NULL AND ",
                 list_conditions!(dead),
                 " ORDER BY f.tenant_id DESC, f.state DESC, f.error_code DESC, f.job_id DESC LIMIT $9"
             )),
@@ -318,8 +319,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE (f.tenant_id, f.state, f.job_id) >= ($1, $3, $5) AND (f.tenant_id, f.state, f.job_id) < ($1, $3, $6)
-                   AND $4::text IS NULL AND $11::text IS NULL AND ",
+                 WHERE f.tenant_id = $1 AND (f.state, f.job_id) >= ($3, $5) AND (f.state, f.job_id) < ($3, $6)
+                   AND f.job_id >= $5 AND f.job_id < $6 AND $4::text IS NULL AND $11::text IS NULL AND ",
                 list_conditions!(dead),
                 " ORDER BY f.tenant_id DESC, f.state DESC, f.job_id DESC LIMIT $9"
             )),
