@@ -3,19 +3,23 @@
 //! A request is answered when its job is durable in Postgres; Redis only ever hears of it afterwards, from a task of its own, so
 //! a Redis that is away costs nobody a request: recovery and the dispatchers find what was not pushed.
 //!
-//! Batches form by themselves: while the inserts under way are busy, requests gather, and the next insert takes them all. An
-//! idle API inserts at once.
+//! Batches form by themselves: while an insert is under way requests gather, and the next one takes them all. An idle API inserts
+//! at once. One at a time, since an insert costs Postgres hardly more for fifty jobs than for ten (`docs/adr/0007`); but nobody waits long
+//! for one that meets a lock.
 
 mod room;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     clock::Clock,
     job::{JobId, Reason},
     ledger::{
-        LedgerError,
+        Kept, LedgerError,
         batch::store::{self, NewBatch, Stored},
         insert::{self, Arrival, Inserted, NewJob},
     },
@@ -29,6 +33,7 @@ use sqlx::PgPool;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::JoinHandle,
+    time::timeout,
 };
 
 pub use room::Room;
@@ -37,8 +42,11 @@ pub use room::Room;
 const WAITING: usize = 8_192;
 /// Jobs of one insert.
 const BATCH: usize = 256;
-/// Inserts under way at a time: one is on its way to the disk while the next one gathers.
-const INSERTS: usize = 3;
+/// Inserts under way at a time, at most: one, and beside it some that were held up.
+const INSERTS: usize = 4;
+/// How long the next insert waits for the one before it. Several times what one takes on a busy machine, so that none begins early that
+/// would find half as many jobs; and not more than a request may lose to somebody else's lock.
+const HELD_UP: Duration = Duration::from_millis(25);
 /// Handovers that may wait for Redis; what is beyond is left to recovery.
 const HANDOVERS: usize = 256;
 /// Dispatchers look by themselves this often; a job due sooner is worth waking them for.
@@ -84,7 +92,7 @@ impl Acceptor {
         let (entries, waiting) = mpsc::channel(WAITING);
         let (tell, told) = mpsc::channel(HANDOVERS);
         let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&room), told));
-        let gatherer = Arc::new(Gatherer { pool, clock, room, tell });
+        let gatherer = Arc::new(Gatherer { connections: Kept::of(pool.clone(), 1), pool, clock, room, tell });
         let gathering = Arc::clone(&gatherer);
         let handle = tokio::spawn(async move {
             gathering.run(waiting).await;
@@ -151,6 +159,8 @@ impl Told {
 #[derive(Debug)]
 struct Gatherer {
     pool: PgPool,
+    /// For inserts, which follow each other closely on a busy API.
+    connections: Kept,
     clock: Clock,
     room: Arc<Room>,
     tell: mpsc::Sender<Told>,
@@ -166,10 +176,12 @@ impl Gatherer {
                 break;
             }
             let gatherer = Arc::clone(&self);
-            tokio::spawn(async move {
+            let storing = tokio::spawn(async move {
                 gatherer.store(batch).await;
                 drop(turn);
             });
+            // Held up or lost to a panic: it goes on or is over without us.
+            let _ = timeout(HELD_UP, storing).await;
         }
         // All permits back means that every insert is done.
         let _ = inserts.acquire_many(u32::try_from(INSERTS).unwrap_or(1)).await;
@@ -183,7 +195,7 @@ impl Gatherer {
         let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
         metrics::histogram!("offstage_accept_batch_jobs").record(jobs.len() as f64);
         let began = Instant::now();
-        let outcomes = insert::insert(&self.pool, now, &jobs).await;
+        let outcomes = insert::insert(&self.connections, now, &jobs).await;
         metrics::histogram!("offstage_accept_insert_seconds").record(began.elapsed().as_secs_f64());
 
         let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };

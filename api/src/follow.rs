@@ -337,7 +337,7 @@ async fn look(registry: Arc<Registry>, streams: Arc<Streams>, pool: PgPool, stop
 }
 
 async fn versions(pool: &PgPool, tenant: i32, jobs: &[Uuid]) -> Result<Vec<(JobId, i32)>, LedgerError> {
-    let mut transaction = tenant::transaction(pool, tenant).await?;
+    let mut transaction = tenant::lookup(pool, tenant).await?;
     find::versions(&mut transaction, tenant, jobs).await
 }
 

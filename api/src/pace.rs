@@ -87,7 +87,12 @@ async fn median(pool: &PgPool, tenant: i32, kind: &str) -> Result<Option<Duratio
     let mut transaction = tenant::transaction(pool, tenant).await?;
     let mut runs: Vec<f64> = sqlx::query_scalar(
         "SELECT extract(epoch FROM s.finished_at - s.started_at)::float8
-         FROM (SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 ORDER BY kind DESC, id DESC LIMIT $3) j
+         FROM (
+            SELECT l.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
+                SELECT id FROM job WHERE tenant_id = $1 AND (kind, queue) >= ($2, q.queue) AND (kind, queue) <= ($2, q.queue)
+                ORDER BY kind DESC, queue DESC, id DESC LIMIT $3
+            ) l ORDER BY l.id DESC LIMIT $3
+         ) j
          JOIN job_state s ON s.job_id = j.id WHERE s.state = 3 AND s.finished_at >= s.started_at",
     )
     .bind(tenant)

@@ -1,12 +1,30 @@
 //! The database's schema: the migrations this program brings, and whether a database has them.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use shared::ledger::LedgerError;
 use sqlx::{PgConnection, PgPool, migrate::Migrator};
 
-/// The migrations, in order, built into the program.
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+/// The migrations, in order, built into the program. The library's own lock is off: see [`TURN`].
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!("../migrations");
+    migrations.set_locking(false);
+    migrations
+});
+
+/// The advisory lock that migrations are applied under, one process at a time. It is asked for again and again and never waited for: a
+/// session that waits holds a snapshot, an index that is made concurrently waits for those to end, and the two would wait for each other.
+const TURN: i64 = 0x6f66_6673_7461_6765;
+
+/// How often it is asked for.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// The longest that another process is waited for. Its index on a large table takes a while.
+const TURN_WITHIN: Duration = Duration::from_secs(3_600);
 
 /// The migrations could not be applied.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +32,9 @@ pub enum MigrateError {
     /// The database.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// Another process is at it, and comes to no end.
+    #[error("another process has been applying migrations for an hour; see what it waits for, and run this again when it is done")]
+    Busy,
     /// One of them failed, or the database has others than this program; nothing after it was applied.
     #[error("the migrations were not applied")]
     Migration(#[source] sqlx::migrate::MigrateError),
@@ -35,11 +56,33 @@ pub struct Applied {
 /// [`MigrateError`].
 pub async fn migrate(pool: &PgPool) -> Result<Vec<Applied>, MigrateError> {
     let mut connection = pool.acquire().await.map_err(LedgerError::from)?;
-    let before = applied(&mut connection).await?;
+    take_turn(&mut connection).await?;
+    // The lock ends with its session, whatever happens.
+    let done = migrate_in_turn(&mut connection).await;
+    connection.close().await.map_err(LedgerError::from)?;
+    done
+}
+
+async fn take_turn(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let began = Instant::now();
+    loop {
+        let asked = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(TURN).fetch_one(&mut *connection);
+        if asked.await.map_err(LedgerError::from)? {
+            return Ok(());
+        }
+        if began.elapsed() > TURN_WITHIN {
+            return Err(MigrateError::Busy);
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+async fn migrate_in_turn(connection: &mut PgConnection) -> Result<Vec<Applied>, MigrateError> {
+    let before = applied(connection).await?;
     MIGRATIONS.run(&mut *connection).await.map_err(MigrateError::Migration)?;
     // The programs ask whether the schema is as new as they are.
     sqlx::query("GRANT SELECT ON _sqlx_migrations TO offstage_api, offstage_engine")
-        .execute(&mut *connection)
+        .execute(connection)
         .await
         .map_err(LedgerError::from)?;
     let fresh = MIGRATIONS.iter().filter(|migration| !before.contains(&migration.version));

@@ -21,7 +21,7 @@ use shared::{
     clock::Clock,
     job::{Failure, JobId, Limit, Outcome, Policy, Priority, Reason, State, Success},
     ledger::{
-        self, LedgerError, Sessions,
+        self, Kept, LedgerError, Sessions,
         change::{self, Change},
         claim::{ClaimedJob, claim, take},
         dispatch::{Dispatched, Turn, dispatch},
@@ -191,7 +191,8 @@ impl Walk {
             idempotency: None,
             options: shared::job::Options { limit, ..Default::default() },
         };
-        let inserted = insert(&self.engine, now, &[job]).await.remove(0).map_err(|error| Arc::try_unwrap(error).unwrap())?;
+        let inserted =
+            insert(&Kept::of(self.engine.clone(), 1), now, &[job]).await.remove(0).map_err(|error| Arc::try_unwrap(error).unwrap())?;
         assert_eq!(inserted, Inserted::Accepted);
         self.accepted.lock().unwrap().push(id);
         Ok(format!("accept {id} {state:?}"))

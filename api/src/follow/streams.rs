@@ -347,7 +347,7 @@ impl Streams {
         followed: &[Uuid],
         by_link: bool,
     ) -> Result<(Vec<FoundJob>, Option<Vec<(JobId, LinkHash)>>), LedgerError> {
-        let mut transaction = tenant::transaction(&self.pool, tenant).await?;
+        let mut transaction = tenant::lookup(&self.pool, tenant).await?;
         let found = find::followed(&mut transaction, tenant, jobs, followed).await?;
         let mut links = None;
         if by_link {

@@ -219,7 +219,7 @@ async fn look_up(app: &App, token: Option<&str>) -> Result<(LinkHash, FoundLink)
 pub async fn read(State(app): State<App>, Token(token): Token, headers: HeaderMap) -> Result<Response, Problem> {
     let (_, link) = look_up(&app, token.as_deref()).await?;
     let asked = Asked { tenant: link.tenant, owner: None, id: link.job };
-    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
+    let mut transaction = tenant::lookup(&app.pool, asked.tenant).await?;
     let found = find::followed(&mut transaction, asked.tenant, &[asked.id.0], &[asked.id.0]).await?;
     drop(transaction);
     let Some(found) = found.into_iter().next() else { return Err(missing(&app, asked).await) };

@@ -11,7 +11,7 @@ use shared::{
     job::{JobId, Priority, Reason},
     kinds::{Kind, ProbeRun},
     ledger::{
-        self, Sessions,
+        self, Kept, Sessions,
         insert::{self, Arrival, Inserted, NewJob},
     },
     queue::{
@@ -38,6 +38,7 @@ impl Offstage {
     pub async fn prepare(&self, jobs: usize, payload: &str) -> Result<Run> {
         let url = SecretString::from(self.world.postgres.api_url());
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &url, Sessions::Plain, 3)?;
+        let connections = Kept::of(pool.clone(), BULK_IN_FLIGHT);
         try_join_all((0..BULK_IN_FLIGHT).map(|_| sqlx::query("SELECT 1").execute(&pool))).await?;
         let (tell, told) = mpsc::channel(64);
         let left = AtomicUsize::new(jobs);
@@ -48,7 +49,7 @@ impl Offstage {
         let meter = Meter::start(&watched);
         let begin = Instant::now();
         let inserting = async {
-            let inserters = (0..BULK_IN_FLIGHT).map(|_| self.insert_batches(&pool, payload, &left, &straight, tell.clone()));
+            let inserters = (0..BULK_IN_FLIGHT).map(|_| self.insert_batches(&connections, payload, &left, &straight, tell.clone()));
             let inserted = try_join_all(inserters).await.map(drop);
             drop(tell);
             inserted
@@ -63,7 +64,7 @@ impl Offstage {
 
     async fn insert_batches(
         &self,
-        pool: &sqlx::PgPool,
+        connections: &Kept,
         payload: &str,
         left: &AtomicUsize,
         straight: &AtomicU64,
@@ -98,7 +99,7 @@ impl Offstage {
                     options: shared::job::Options::default(),
                 })
                 .collect();
-            for outcome in insert::insert(pool, now, &batch).await {
+            for outcome in insert::insert(connections, now, &batch).await {
                 if !matches!(outcome, Ok(Inserted::Accepted)) {
                     return Err(Error::Unexpected(format!("the ledger did not accept a job: {outcome:?}")));
                 }

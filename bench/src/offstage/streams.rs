@@ -31,6 +31,9 @@ const AT_ONCE: usize = 100;
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
 /// From the last connection to the first end: memory is looked at meanwhile.
 const QUIET: Duration = Duration::from_secs(1);
+/// Until the first end: nobody tells the worker that jobs are due sooner than they were, and it looks by itself only every 5 s. By a
+/// shorter time the run would begin with hundreds of ends at once.
+const UNTOLD: TimeDelta = TimeDelta::seconds(6);
 /// The most that one listener is sent before its end.
 const LONGEST: usize = 64 * 1024;
 
@@ -107,7 +110,7 @@ impl Offstage {
 
     /// Makes jobs due one after the other, so many a second, from now on.
     async fn let_go(&self, ids: &[String], rate: usize) -> Result<()> {
-        let first = self.clock.now() + TimeDelta::milliseconds(500);
+        let first = self.clock.now() + UNTOLD;
         for table in ["job_waiting", "job_state"] {
             let statement = format!(
                 "UPDATE {table} SET run_at = $2 + (e.number - 1) * interval '1 second' / $3

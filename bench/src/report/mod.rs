@@ -35,7 +35,7 @@ pub struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# Benchmark of {}\n", self.date)?;
-        writeln!(f, "Written by `make bench`; how to read it stands in `bench/README.md`.\n")?;
+        writeln!(f, "Written by `make bench`; how to read it stands in `bench/README.md`, where the time goes in `bench/PROFILES.md`.\n")?;
         writeln!(f, "- Machine: {}", machine::describe())?;
         writeln!(f, "- Servers, the same for all: {}", self.servers)?;
         writeln!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgExecutor, PgPool, Row, postgres::PgRow};
+use sqlx::{PgExecutor, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{LedgerError, dispatch::Turn};
@@ -69,12 +69,17 @@ pub struct ClaimedJob {
 
 /// Claims those of `jobs` that are still queued.
 ///
-/// The caller's pool commits asynchronously ([`super::Sessions::Claims`]).
+/// The caller's sessions commit asynchronously ([`super::Sessions::Claims`]).
 ///
 /// # Errors
 /// [`LedgerError`]; when the answer was lost the rows may be ours all the same: recovery gives back what a worker owns and
 /// does not hold.
-pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Utc>) -> Result<Vec<ClaimedJob>, LedgerError> {
+pub async fn claim(
+    executor: impl PgExecutor<'_>,
+    jobs: &[JobId],
+    worker: Uuid,
+    now: DateTime<Utc>,
+) -> Result<Vec<ClaimedJob>, LedgerError> {
     let token = random::token();
     let mut ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
     // One order for all batches that lock several rows, so that they queue up and don't deadlock.
@@ -86,25 +91,25 @@ pub async fn claim(pool: &PgPool, jobs: &[JobId], worker: Uuid, now: DateTime<Ut
             SET state = 2, reason = 0, token = $2, worker = $3, started_at = $4, changed_at = $4,
                 attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
             FROM unnest($1::uuid[]) AS wanted (id)
-            WHERE s.job_id = wanted.id AND s.state = 1
+            WHERE s.job_id = ANY (ARRAY[wanted.id]) AND s.state = 1
             RETURNING s.job_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes, s.deaths,
                       coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds
         ), found_again AS (
             -- Of jobs whose worker was lost; told once, so that a later claim does not count from there.
-            UPDATE job_dispatched d SET lost_at = NULL FROM claimed c WHERE c.crashes > 0 AND d.job_id = c.job_id AND d.lost_at IS NOT NULL
+            UPDATE job_dispatched d SET lost_at = NULL FROM claimed c WHERE c.crashes > 0 AND d.job_id = ANY (ARRAY[c.job_id]) AND d.lost_at IS NOT NULL
         )
         SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.deaths, c.counted_from, c.snoozes, c.snoozed_seconds,
                CASE WHEN c.crashes > 0 THEN (
                    SELECT extract(epoch FROM clock_timestamp() - d.lost_at)::float8 FROM job_dispatched d WHERE d.job_id = c.job_id
                ) END AS lost_seconds,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by, j.options::text AS options
-        FROM claimed c JOIN job j ON j.id = c.job_id",
+        FROM claimed c JOIN job j ON j.id = ANY (ARRAY[c.job_id])",
     )
     .bind(&ids)
     .bind(token)
     .bind(worker)
     .bind(now)
-    .fetch_all(pool)
+    .fetch_all(executor)
     .await?;
 
     rows.iter().map(|row| claimed(row, token, now)).collect()
@@ -145,7 +150,7 @@ pub async fn take(
             SET state = 2, reason = 0, token = $6, worker = $7, started_at = $2, changed_at = $2,
                 attempt = s.attempt + 1, runs = s.runs + 1, version = s.version + 1, progress_done = NULL, progress_total = NULL
             FROM taken t
-            WHERE s.job_id = t.job_id AND s.state = 0
+            WHERE s.job_id = ANY (ARRAY[t.job_id]) AND s.state = 0
             RETURNING s.job_id, s.tenant_id, s.run_at, s.attempt, s.attempts_allowed, s.runs, s.crashes, s.deaths,
                       coalesce(s.counted_from, s.run_at) AS counted_from, s.snoozes, s.snoozed_seconds, t.due_at
         ), dispatched AS (
@@ -155,7 +160,7 @@ pub async fn take(
         SELECT c.job_id, c.run_at, c.attempt, c.attempts_allowed, c.runs, c.crashes, c.deaths, c.counted_from, c.snoozes, c.snoozed_seconds,
                NULL::float8 AS lost_seconds,
                j.tenant_id, j.owner, j.kind, j.queue, j.priority, j.payload::text AS payload, j.created_at, j.start_by, j.options::text AS options
-        FROM claimed c JOIN job j ON j.id = c.job_id
+        FROM claimed c JOIN job j ON j.id = ANY (ARRAY[c.job_id])
         ORDER BY row_number() OVER (PARTITION BY c.tenant_id ORDER BY c.due_at, c.job_id), c.tenant_id",
     )
     .bind(queue.name())

@@ -122,27 +122,28 @@ pub async fn dispatch(
     let mut transaction = pool.begin().await?;
     let rows = sqlx::query(
         "WITH due AS MATERIALIZED (
-            SELECT d.job_id FROM unnest($3::integer[], $4::bigint[]) AS turn (tenant_id, jobs) CROSS JOIN LATERAL (
-                SELECT w.job_id FROM job_waiting w
+            SELECT d.place FROM unnest($3::integer[], $4::bigint[]) AS turn (tenant_id, jobs) CROSS JOIN LATERAL (
+                SELECT w.ctid AS place FROM job_waiting w
                 WHERE w.queue = $1 AND w.priority = $5 AND w.tenant_id = turn.tenant_id AND w.run_at <= $2
                 ORDER BY w.run_at, w.job_id LIMIT turn.jobs FOR UPDATE SKIP LOCKED
             ) d
         ), taken AS (
-            DELETE FROM job_waiting w USING due WHERE w.job_id = due.job_id RETURNING w.job_id, w.tenant_id, w.priority, w.run_at
+            -- A row that is locked stays where it is.
+            DELETE FROM job_waiting w USING due WHERE w.ctid = due.place RETURNING w.job_id, w.tenant_id, w.priority, w.run_at
         ), moved AS (
             UPDATE job_state s
             SET state = CASE WHEN j.start_by < $2 THEN 6 ELSE 1 END,
                 finished_at = CASE WHEN j.start_by < $2 THEN $2 END,
                 reason = 0, changed_at = $2, version = s.version + 1
-            FROM taken t JOIN job j ON j.id = t.job_id
-            WHERE s.job_id = t.job_id AND s.state = 0
+            FROM taken t JOIN job j ON j.id = ANY (ARRAY[t.job_id])
+            WHERE s.job_id = ANY (ARRAY[t.job_id]) AND s.state = 0
             RETURNING s.job_id, s.state, t.tenant_id, t.priority, t.run_at
         ), dispatched AS (
             INSERT INTO job_dispatched (job_id, tenant_id, dispatched_at, priority, queue)
             SELECT job_id, tenant_id, now(), priority, $1 FROM moved WHERE state = 1
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
-            SELECT m.job_id, m.tenant_id, m.state, j.kind, $1, $2 FROM moved m JOIN job j ON j.id = m.job_id WHERE m.state = 6
+            SELECT m.job_id, m.tenant_id, m.state, j.kind, $1, $2 FROM moved m JOIN job j ON j.id = ANY (ARRAY[m.job_id]) WHERE m.state = 6
         )
         SELECT job_id, tenant_id, run_at, state FROM moved",
     )

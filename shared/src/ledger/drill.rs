@@ -8,7 +8,7 @@ use sqlx::{PgPool, Row};
 use uuid::Uuid;
 
 use super::{
-    LedgerError, change,
+    Kept, LedgerError, change,
     insert::{Arrival, NewJob, insert},
 };
 use crate::{
@@ -27,6 +27,7 @@ const BATCH: usize = 250;
 /// # Errors
 /// [`LedgerError`]; some of them may be in it.
 pub async fn put(pool: &PgPool, jobs: &[JobId], payload: &str, now: DateTime<Utc>) -> Result<(), Arc<LedgerError>> {
+    let connections = Kept::of(pool.clone(), 1);
     for batch in jobs.chunks(BATCH) {
         let batch: Vec<NewJob> = batch
             .iter()
@@ -48,7 +49,7 @@ pub async fn put(pool: &PgPool, jobs: &[JobId], payload: &str, now: DateTime<Utc
                 options: Options::default(),
             })
             .collect();
-        for inserted in insert(pool, now, &batch).await {
+        for inserted in insert(&connections, now, &batch).await {
             inserted?;
         }
     }

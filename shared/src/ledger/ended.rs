@@ -53,7 +53,7 @@ pub async fn take(connection: &mut PgConnection, limit: i64) -> Result<Vec<Ended
             RETURNING e.job_id, e.version, e.tenant_id, e.state, e.ended_at
         )
         SELECT t.job_id, t.version, t.tenant_id, t.state, t.ended_at, j.kind, j.owner, j.options::text AS options
-        FROM taken t JOIN job j ON j.id = t.job_id ORDER BY t.job_id, t.version",
+        FROM taken t JOIN job j ON j.id = ANY (ARRAY[t.job_id]) ORDER BY t.job_id, t.version",
     )
     .bind(limit)
     .fetch_all(connection)

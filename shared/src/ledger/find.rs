@@ -220,7 +220,7 @@ pub async fn followed(
     let rows = sqlx::query(concat!(
         "SELECT ",
         job_columns!(followed),
-        " FROM job j JOIN job_state s ON s.job_id = j.id WHERE j.id = ANY ($1) AND j.tenant_id = $2"
+        " FROM job j JOIN job_state s ON s.job_id = ANY (ARRAY[j.id]) WHERE j.id = ANY ($1) AND j.tenant_id = $2"
     ))
     .bind(ids)
     .bind(tenant)
@@ -269,9 +269,11 @@ pub async fn attempts(connection: &mut PgConnection, tenant: i32, id: JobId) -> 
 /// A page of a tenant's jobs, newest first, at most `limit`. Payloads and results are left out: a page of them could be
 /// tens of megabytes.
 ///
-/// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or each kind's index, merged.
-/// The index is asked for by a range of one and by its own order: told `kind = … ORDER BY id`, the planner likes to walk the
-/// primary key from its end, past every job of the other kinds.
+/// The way to the rows is chosen by what narrows most: an owner's index, a state's small table, or the index of each kind in each queue, merged.
+/// The index is asked for by a range of its rows and by its own order: told `kind = … ORDER BY id`, the planner likes to walk the
+/// primary key from its end, past every job of the other kinds; told a range of kinds and one of ids, Postgres reads the kind's part of
+/// the index from its beginning, past every page before the one that is asked for. Ranges of ids alone are told beside: they are what the
+/// planner knows the size of.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -281,7 +283,7 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
             "SELECT ",
             job_columns!(listed),
             " FROM job j JOIN job_state s ON s.job_id = j.id
-             WHERE j.owner IS NOT NULL AND j.owner >= $4 AND j.owner <= $4
+             WHERE j.owner IS NOT NULL AND (j.owner, j.id) >= ($4, $5) AND (j.owner, j.id) < ($4, $6)
                AND ($11::text IS NULL OR EXISTS (SELECT FROM job_unsuccessful f WHERE f.job_id = j.id AND f.error_code = $11)) AND ",
             list_conditions!(and_kind),
             " ORDER BY j.owner DESC, j.id DESC LIMIT $9"
@@ -308,8 +310,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE f.tenant_id >= $1 AND f.tenant_id <= $1 AND $4::text IS NULL AND f.state >= $3 AND f.state <= $3
-                   AND f.error_code >= $11 AND f.error_code <= $11 AND f.job_id >= $5 AND f.job_id < $6 AND ",
+                 WHERE f.tenant_id = $1 AND (f.state, f.error_code, f.job_id) >= ($3, $11, $5)
+                   AND (f.state, f.error_code, f.job_id) < ($3, $11, $6) AND f.job_id >= $5 AND f.job_id < $6 AND $4::text IS NULL AND ",
                 list_conditions!(dead),
                 " ORDER BY f.tenant_id DESC, f.state DESC, f.error_code DESC, f.job_id DESC LIMIT $9"
             )),
@@ -317,25 +319,28 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
                 "SELECT ",
                 job_columns!(listed),
                 " FROM job_unsuccessful f JOIN job j ON j.id = f.job_id JOIN job_state s ON s.job_id = f.job_id
-                 WHERE f.tenant_id >= $1 AND f.tenant_id <= $1 AND $4::text IS NULL AND f.state >= $3 AND f.state <= $3 AND f.job_id >= $5 AND f.job_id < $6 AND $11::text IS NULL AND ",
+                 WHERE f.tenant_id = $1 AND (f.state, f.job_id) >= ($3, $5) AND (f.state, f.job_id) < ($3, $6)
+                   AND f.job_id >= $5 AND f.job_id < $6 AND $4::text IS NULL AND $11::text IS NULL AND ",
                 list_conditions!(dead),
                 " ORDER BY f.tenant_id DESC, f.state DESC, f.job_id DESC LIMIT $9"
             )),
             Some(State::Succeeded) | None => sqlx::query(concat!(
-                "WITH RECURSIVE kinds (kind) AS (
-                    (SELECT kind FROM job WHERE tenant_id = $1 ORDER BY kind LIMIT 1)
+                "WITH RECURSIVE sorts (kind, queue) AS (
+                    (SELECT kind, queue FROM job WHERE tenant_id = $1 ORDER BY kind, queue LIMIT 1)
                     UNION ALL
-                    SELECT (SELECT n.kind FROM job n WHERE n.tenant_id = $1 AND n.kind > k.kind ORDER BY n.kind LIMIT 1)
-                    FROM kinds k WHERE k.kind IS NOT NULL
+                    SELECT n.kind, n.queue FROM sorts k CROSS JOIN LATERAL (
+                        SELECT j.kind, j.queue FROM job j
+                        WHERE j.tenant_id = $1 AND (j.kind, j.queue) > (k.kind, k.queue) ORDER BY j.kind, j.queue LIMIT 1
+                    ) n
                  )
-                 SELECT p.* FROM kinds k CROSS JOIN LATERAL (
+                 SELECT p.* FROM sorts k CROSS JOIN LATERAL (
                     SELECT ",
                 job_columns!(listed),
                 "   FROM job j JOIN job_state s ON s.job_id = j.id
-                    WHERE j.kind >= k.kind AND j.kind <= k.kind AND ",
+                    WHERE (j.kind, j.queue, j.id) >= (k.kind, k.queue, $5) AND (j.kind, j.queue, j.id) < (k.kind, k.queue, $6) AND ",
                 list_conditions!(),
-                "   ORDER BY j.kind DESC, j.id DESC LIMIT $9
-                 ) p WHERE k.kind IS NOT NULL AND ($2::text IS NULL OR k.kind = $2) AND $4::text IS NULL AND $11::text IS NULL ORDER BY p.id DESC LIMIT $9"
+                "   ORDER BY j.kind DESC, j.queue DESC, j.id DESC LIMIT $9
+                 ) p WHERE ($2::text IS NULL OR k.kind = $2) AND ($10::text IS NULL OR k.queue = $10) AND $4::text IS NULL AND $11::text IS NULL ORDER BY p.id DESC LIMIT $9"
             )),
         }
     };
@@ -346,6 +351,8 @@ pub async fn list(connection: &mut PgConnection, tenant: i32, filter: &Filter, l
     let earliest = from.max(DateTime::UNIX_EPOCH);
     let latest = before.min(DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::<Utc>::MAX_UTC));
     let rows = query
+        // Kept, the statement would get one plan for all that may be asked, after a few uses; see `shared/tests/life/plans.rs`.
+        .persistent(false)
         .bind(tenant)
         .bind(filter.kind.as_deref())
         .bind(filter.state.map(State::code))

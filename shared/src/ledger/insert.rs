@@ -4,11 +4,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgExecutor, PgPool, Row};
+use sqlx::{PgConnection, PgExecutor, Row};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{Kept, LedgerError};
 use crate::{
     job::{JobId, Options, Priority, Reason, State},
     queue::{Queue, keys::Lane, push::Handover},
@@ -187,7 +187,7 @@ impl Offer {
 
 /// Stores a batch and answers for each member in order. When the batch is refused for its data, it is split until the bad
 /// member fails alone.
-pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<Result<Inserted, Arc<LedgerError>>> {
+pub async fn insert(connections: &Kept, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<Result<Inserted, Arc<LedgerError>>> {
     let offer = Offer::of(jobs);
     let offered = offer.offered();
 
@@ -195,7 +195,7 @@ pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<R
     let mut parts: Vec<&[usize]> = offered.chunks(BATCH).collect();
     while let Some(part) = parts.pop() {
         let members: Vec<&NewJob> = part.iter().filter_map(|index| jobs.get(*index)).collect();
-        match insert_patiently(pool, now, &members).await {
+        match insert_patiently(connections, now, &members).await {
             Ok(found) => holders.extend(part.iter().copied().zip(found.into_iter().map(Ok))),
             Err(error) if error.is_about_data() && part.len() > 1 => {
                 let (left, right) = part.split_at(part.len() / 2);
@@ -221,10 +221,11 @@ pub async fn insert(pool: &PgPool, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<R
 }
 
 /// Tries a batch again that was turned down in passing before anything of it was committed.
-async fn insert_patiently(pool: &PgPool, now: DateTime<Utc>, members: &[&NewJob]) -> Result<Vec<Holder>, LedgerError> {
+async fn insert_patiently(connections: &Kept, now: DateTime<Utc>, members: &[&NewJob]) -> Result<Vec<Holder>, LedgerError> {
     let mut tries = 1;
     loop {
-        let once = tokio::time::timeout(INSERT_DEADLINE, insert_once(pool, now, members));
+        let once = connections.on(async |connection| insert_once(connection, now, members).await);
+        let once = tokio::time::timeout(INSERT_DEADLINE, once);
         match once.await.unwrap_or_else(|_| Err(super::timed_out())) {
             // Only what Postgres itself rolled back: after a lost connection the insert may have been committed, and the
             // caller, who was promised nothing, decides.

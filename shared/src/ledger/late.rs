@@ -35,7 +35,7 @@ pub async fn expire(pool: &PgPool, since: DateTime<Utc>, now: DateTime<Utc>) -> 
             DELETE FROM job_held h USING expired e WHERE h.job_id = e.job_id
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
-            SELECT e.job_id, e.tenant_id, 6, j.kind, j.queue, $2 FROM expired e JOIN job j ON j.id = e.job_id
+            SELECT e.job_id, e.tenant_id, 6, j.kind, j.queue, $2 FROM expired e JOIN job j ON j.id = ANY (ARRAY[e.job_id])
         )
         SELECT job_id FROM expired",
     )

@@ -150,7 +150,7 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
                 attempt = CASE WHEN s.cancel_requested OR s.crashes + 1 >= $4 THEN s.attempt ELSE s.attempt - 1 END,
                 token = 0, changed_at = $2, version = s.version + 1,
                 finished_at = CASE WHEN s.cancel_requested OR s.crashes + 1 >= $4 THEN $2 END
-            FROM lost l WHERE s.job_id = l.job_id
+            FROM lost l WHERE s.job_id = ANY (ARRAY[l.job_id])
             RETURNING s.job_id, s.tenant_id, s.state, s.runs, s.attempt, s.started_at, s.worker, s.crashes, l.queue, l.priority
         ), runs AS (
             INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
@@ -164,13 +164,13 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
             FROM taken
         ), again AS (
             UPDATE job_dispatched d SET dispatched_at = now(), lost_at = (SELECT seen_at FROM worker w WHERE w.id = t.worker)
-            FROM taken t WHERE d.job_id = t.job_id AND t.state = 1
+            FROM taken t WHERE d.job_id = ANY (ARRAY[t.job_id]) AND t.state = 1
         ), gone AS (
-            DELETE FROM job_dispatched d USING taken t WHERE d.job_id = t.job_id AND t.state <> 1
+            DELETE FROM job_dispatched d USING taken t WHERE d.job_id = ANY (ARRAY[t.job_id]) AND t.state <> 1
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, error_code, ended_at)
             SELECT t.job_id, t.tenant_id, t.state, j.kind, t.queue, CASE WHEN t.state = 4 THEN 'poison' END, $2
-            FROM taken t JOIN job j ON j.id = t.job_id WHERE t.state <> 1
+            FROM taken t JOIN job j ON j.id = ANY (ARRAY[t.job_id]) WHERE t.state <> 1
         )
         SELECT job_id, state, queue, priority FROM taken",
     )
@@ -267,17 +267,17 @@ pub async fn give_back(connection: &mut PgConnection, claims: &[(JobId, i64)], n
             SET state = CASE WHEN s.cancel_requested THEN 5 ELSE 1 END, attempt = s.attempt - 1, token = 0, changed_at = $3,
                 version = s.version + 1, finished_at = CASE WHEN s.cancel_requested THEN $3 END
             FROM unnest($1::uuid[], $2::bigint[]) AS c (id, token)
-            WHERE s.job_id = c.id AND s.token = c.token AND s.state = 2
+            WHERE s.job_id = ANY (ARRAY[c.id]) AND s.token = c.token AND s.state = 2
             RETURNING s.job_id, s.tenant_id, s.state
         ), again AS (
-            UPDATE job_dispatched d SET dispatched_at = now() FROM given g WHERE d.job_id = g.job_id AND g.state = 1
+            UPDATE job_dispatched d SET dispatched_at = now() FROM given g WHERE d.job_id = ANY (ARRAY[g.job_id]) AND g.state = 1
         ), gone AS (
-            DELETE FROM job_dispatched d USING given g WHERE d.job_id = g.job_id AND g.state <> 1
+            DELETE FROM job_dispatched d USING given g WHERE d.job_id = ANY (ARRAY[g.job_id]) AND g.state <> 1
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, ended_at)
-            SELECT g.job_id, g.tenant_id, g.state, j.kind, j.queue, $3 FROM given g JOIN job j ON j.id = g.job_id WHERE g.state <> 1
+            SELECT g.job_id, g.tenant_id, g.state, j.kind, j.queue, $3 FROM given g JOIN job j ON j.id = ANY (ARRAY[g.job_id]) WHERE g.state <> 1
         )
-        SELECT g.job_id, g.state, j.queue, j.priority FROM given g JOIN job j ON j.id = g.job_id",
+        SELECT g.job_id, g.state, j.queue, j.priority FROM given g JOIN job j ON j.id = ANY (ARRAY[g.job_id])",
     )
     .bind(jobs)
     .bind(tokens)

@@ -100,17 +100,20 @@ enum Class {
 
 /// The newest of a class that is more than `count`; `None` where there are not so many.
 async fn over_count(pool: &PgPool, tenant: i32, kind: &str, class: Class, count: u32) -> Result<Option<Uuid>, LedgerError> {
-    // Asked for by a range of one and by the index's own order, as lists are, or the planner likes to walk the primary key.
+    // The index has all that is asked for; for anything else the planner likes to walk the primary key (`find::list`). By equality: a
+    // range of kinds has no end at an id, and the whole of the kind would be read.
     let page = match class {
         Class::Succeeded => {
             "WITH page AS MATERIALIZED (
-                SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND id < $3 ORDER BY tenant_id DESC, kind DESC, id DESC LIMIT $4
+                SELECT j.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
+                    SELECT id FROM job WHERE tenant_id = $1 AND kind = $2 AND queue = q.queue AND id < $3 ORDER BY id DESC LIMIT $4
+                ) j ORDER BY j.id DESC LIMIT $4
              )
              SELECT p.id, s.state = 3 AS counts FROM page p JOIN job_state s ON s.job_id = p.id ORDER BY p.id DESC"
         }
         Class::Unsuccessful => {
             "SELECT job_id AS id, true AS counts FROM job_unsuccessful
-             WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND job_id < $3 ORDER BY tenant_id DESC, kind DESC, job_id DESC LIMIT $4"
+             WHERE tenant_id = $1 AND kind >= $2 AND (kind, job_id) < ($2, $3) ORDER BY tenant_id DESC, kind DESC, job_id DESC LIMIT $4"
         }
     };
     let (mut below, mut left) = (Uuid::max(), i64::from(count));
@@ -146,7 +149,9 @@ pub struct Pruned {
 pub async fn prune(pool: &PgPool, tenant: i32, kind: &str, cut: &Cut, after: Option<JobId>) -> Result<Pruned, LedgerError> {
     let row = sqlx::query(
         "WITH page AS MATERIALIZED (
-            SELECT id FROM job WHERE tenant_id = $1 AND kind >= $2 AND kind <= $2 AND id > $3 AND id < $4 ORDER BY tenant_id, kind, id LIMIT $5
+            SELECT j.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
+                SELECT id FROM job WHERE tenant_id = $1 AND kind = $2 AND queue = q.queue AND id > $3 AND id < $4 ORDER BY id LIMIT $5
+            ) j ORDER BY j.id LIMIT $5
          )
          SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last, (SELECT count(*) FROM page) AS looked_at,
                 (SELECT count(*) FROM bury_jobs($1, ARRAY (

@@ -19,5 +19,5 @@ pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
-pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, transaction};
+pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, lookup, transaction};
 pub use user::check_user;

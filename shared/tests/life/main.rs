@@ -15,7 +15,7 @@ use shared::{
     clock::Clock,
     job::{JobId, Outcome, Policy, Priority},
     ledger::{
-        self, Sessions,
+        self, Kept, Sessions,
         claim::{ClaimedJob, claim},
         dispatch::{self, Dispatched},
         insert::{Arrival, Inserted, NewJob, insert},
@@ -78,7 +78,7 @@ impl Ledger {
             idempotency: None,
             options: shared::job::Options::default(),
         };
-        assert_eq!(insert(&self.engine, now, &[job]).await.remove(0).unwrap(), Inserted::Accepted);
+        assert_eq!(insert(&Kept::of(self.engine.clone(), 1), now, &[job]).await.remove(0).unwrap(), Inserted::Accepted);
         id
     }
 

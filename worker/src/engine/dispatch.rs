@@ -36,7 +36,7 @@ use shared::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, announce::Announcement, intake::Intake, kept::Kept};
+use super::{Engine, announce::Announcement, intake::Intake};
 
 /// How often each queue is looked at without a reason.
 const FALLBACK: Duration = Duration::from_secs(5);
@@ -182,7 +182,6 @@ pub(super) async fn run(
     mut connection: Commands,
 ) {
     let mut queues: BTreeMap<Queue, Lanes> = queues.into_iter().map(|(queue, slots)| (queue, Lanes::new(slots))).collect();
-    let mut kept = Kept::of(engine.claims.clone());
     loop {
         if engine.draining.is_cancelled() {
             intakes.clear();
@@ -192,7 +191,7 @@ pub(super) async fn run(
             if (!due && !engine.dispatch.is_wanted(*queue)) || engine.lease.epoch().is_none() {
                 continue;
             }
-            let wait = match look(&engine, *queue, intakes.get(queue), &mut connection, &mut kept, lanes).await {
+            let wait = match look(&engine, *queue, intakes.get(queue), &mut connection, lanes).await {
                 Ok(wait) => wait.min(FALLBACK),
                 Err(error) => {
                     tracing::debug!(queue = queue.name(), error = &*error, "can't dispatch now");
@@ -224,7 +223,6 @@ async fn look(
     queue: Queue,
     intake: Option<&Intake>,
     connection: &mut Commands,
-    kept: &mut Kept,
     lanes: &mut Lanes,
 ) -> Result<Duration, Fault> {
     lanes.learn(engine.dispatch.taken(queue));
@@ -247,13 +245,12 @@ async fn look(
                 return Ok(FALLBACK);
             }
             let lanes_hold = push::depth(connection, engine.redis.keys(), queue).await?.total() > 0;
-            if take(engine, intake, kept, lanes, lanes_hold).await? > 0 {
+            if take(engine, intake, lanes, lanes_hold).await? > 0 {
                 // The other queues have their turn.
                 engine.dispatch.due(queue);
                 return Ok(FALLBACK);
             }
         }
-        kept.release();
         let now = engine.services.clock.now();
         match engine.bounded(dispatch::next_due(&engine.services.pool, queue, now)).await? {
             Some(wait) if wait.is_zero() => {}
@@ -325,10 +322,10 @@ async fn fill(
 
 /// Claims batches in the backlog, as long as there is room for one, and takes them in; answers how many jobs left the backlog. Whose turn it
 /// is it asks once: the tenants of one answer take turns in all of them.
-async fn take(engine: &Engine, intake: &Intake, kept: &mut Kept, lanes: &mut Lanes, lanes_hold: bool) -> Result<usize, Fault> {
+async fn take(engine: &Engine, intake: &Intake, lanes: &mut Lanes, lanes_hold: bool) -> Result<usize, Fault> {
     let (queue, now) = (intake.queue, engine.services.clock.now());
     let after = PRIORITIES.map(|priority| (priority, *lanes.last_turn(priority)));
-    let tenants = engine.bounded(kept.on(async |connection| dispatch::turns(connection, queue, now, after).await)).await?;
+    let tenants = engine.bounded(engine.claims.on(async |connection| dispatch::turns(connection, queue, now, after).await)).await?;
     let mut moved = 0;
     for _ in 0..MOST_BATCHES {
         let Some(room) = intake.credits.room_for_batch() else { break };
@@ -347,7 +344,8 @@ async fn take(engine: &Engine, intake: &Intake, kept: &mut Kept, lanes: &mut Lan
             // What is claimed now belongs to the lease of now.
             let Some(epoch) = engine.lease.epoch().filter(|_| !turns.is_empty()) else { continue };
             let now = engine.services.clock.now();
-            let taking = kept.on(async |connection| claim::take(&mut *connection, queue, priority, &turns, engine.worker, now).await);
+            let taking =
+                engine.claims.on(async |connection| claim::take(&mut *connection, queue, priority, &turns, engine.worker, now).await);
             let taken = engine.bounded(taking).await?;
             moved += taken.len();
             metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.len() as u64);

@@ -178,7 +178,8 @@ async fn pause(engine: &Engine, pause: Duration) {
 async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Option<Vec<ClaimedJob>> {
     let mut failures: u32 = 0;
     loop {
-        let claiming = claim::claim(&engine.claims, jobs, engine.worker, engine.services.clock.now());
+        let now = engine.services.clock.now();
+        let claiming = engine.claims.on(async |connection| claim::claim(connection, jobs, engine.worker, now).await);
         let error: LedgerError = match engine.bounded(claiming).await {
             Ok(claimed) => return Some(claimed),
             Err(error) => error,

@@ -25,7 +25,6 @@ mod heartbeat;
 mod held;
 mod holds;
 mod intake;
-mod kept;
 mod late;
 mod lease;
 mod limits;
@@ -48,7 +47,7 @@ use apalis_core::worker::builder::WorkerBuilder;
 use secrecy::SecretString;
 use shared::{
     kinds::Registry,
-    ledger::{self, LedgerError},
+    ledger::{self, Kept, LedgerError},
     queue::{Queue, Redis, backend::ChannelBackend, signal},
     shutdown::{Exit, Shutdown},
 };
@@ -101,11 +100,15 @@ pub struct Parts {
     pub grace: Duration,
 }
 
+/// Connections kept for claims: as many batches as arrive at the same time, mostly.
+const CLAIMING: usize = 4;
+
 /// What the engine's tasks share.
 #[derive(Debug)]
 struct Engine {
     worker: Uuid,
-    claims: PgPool,
+    /// Sends what claims jobs; its commits need not wait for the disk.
+    claims: Kept,
     redis: Redis,
     services: Arc<Services>,
     handlers: Handlers,
@@ -188,7 +191,7 @@ pub async fn run(parts: Parts, health: Arc<Health>, shutdown: Shutdown) -> Resul
     let holds = Known::new(&parts.redis);
     let engine = Arc::new(Engine {
         worker,
-        claims: parts.claims,
+        claims: Kept::of(parts.claims, CLAIMING),
         redis: parts.redis,
         kinds: Registry::new(parts.services.probe.enabled),
         services: parts.services,

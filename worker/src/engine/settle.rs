@@ -10,7 +10,10 @@ use std::{
 
 use shared::{
     job::{JobId, Reason, State},
-    ledger::settle::{self, Settled, Settlement},
+    ledger::{
+        Kept,
+        settle::{self, Settled, Settlement},
+    },
     queue::{Queue, read::reconnect_pause},
     random,
 };
@@ -21,28 +24,18 @@ use super::{
     Engine,
     announce::Announcement,
     canary::Stage,
-    kept::Kept,
     run::{Ended, Finished},
 };
 
 /// Outcomes of one statement.
 const BATCH: usize = 500;
 
-/// How long without an outcome until the connection goes back to the pool.
-const IDLE: Duration = Duration::from_secs(1);
-
 /// Settles until all runners are gone and all they left is written; `forced` gives up sooner.
 pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finished>, forced: CancellationToken) {
     let mut received: Vec<Finished> = Vec::with_capacity(BATCH);
-    let mut kept = Kept::of(engine.services.pool.clone());
+    let kept = Kept::of(engine.services.pool.clone(), 1);
     loop {
-        let brought = if let Ok(brought) = tokio::time::timeout(IDLE, outcomes.recv_many(&mut received, BATCH)).await {
-            brought
-        } else {
-            kept.release();
-            outcomes.recv_many(&mut received, BATCH).await
-        };
-        if brought == 0 {
+        if outcomes.recv_many(&mut received, BATCH).await == 0 {
             return;
         }
         let mut canaries = Vec::new();
@@ -58,7 +51,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
             // Our own id is no job's: the statement runs, and finds nothing to settle of it.
             settlements.push(Settlement::of_nothing(JobId(engine.worker)));
         }
-        let Some(settled) = write_patiently(&engine, &mut kept, settlements, &forced).await else { return };
+        let Some(settled) = write_patiently(&engine, &kept, settlements, &forced).await else { return };
         for (queue, sent) in canaries {
             metrics::histogram!("offstage_queue_canary_seconds", "queue" => queue.name()).record(sent.elapsed().as_secs_f64());
             engine.health.reached(queue, Stage::Settled, sent);
@@ -128,12 +121,7 @@ fn log(finished: &Ended, settled: &Settled) {
 
 /// Writes a batch, for as long as it takes. A batch refused for its data is written one by one, and a member that is refused
 /// alone fails its job instead. `None` when forced to stop.
-async fn write_patiently(
-    engine: &Engine,
-    kept: &mut Kept,
-    settlements: Vec<Settlement>,
-    forced: &CancellationToken,
-) -> Option<Vec<Settled>> {
+async fn write_patiently(engine: &Engine, kept: &Kept, settlements: Vec<Settlement>, forced: &CancellationToken) -> Option<Vec<Settled>> {
     let mut failures: u32 = 0;
     let mut parts: Vec<Vec<Settlement>> = vec![settlements];
     let mut settled = Vec::new();

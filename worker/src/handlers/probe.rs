@@ -5,7 +5,7 @@
 
 use std::{io::Write, time::Duration};
 
-use chrono::SecondsFormat;
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::json;
 use shared::{
     config::ProbeCallbacks,
@@ -25,8 +25,9 @@ const MOST_PIECES: usize = 256;
 
 /// Runs a probe.
 pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Success, Interrupt> {
-    // A sign of life of this run, so each run gives it.
-    tell(&payload, &context, "started", context.job.runs).await?;
+    let now = || context.services.clock.now();
+    // A sign of life of this run, so each run gives it. It tells of this moment, not of the one in which its intent is in the ledger.
+    tell(&payload, &context, "started", context.job.runs, now()).await?;
     if payload.sleep_ms > 0 {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(payload.sleep_ms)) => {}
@@ -34,7 +35,7 @@ pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Succes
         }
     }
     // The effect: once an attempt, however many runs a crash makes of it.
-    tell(&payload, &context, "finished", i32::from(context.job.attempt)).await?;
+    tell(&payload, &context, "finished", i32::from(context.job.attempt), now()).await?;
     match payload.outcome {
         ProbeOutcome::Ok => Ok(Success::with(json!({ "slept_ms": payload.sleep_ms }))),
         ProbeOutcome::Retry => Err(Failure::transient("probe_retry", "the probe was told to fail in passing").into()),
@@ -63,8 +64,8 @@ async fn allocate() -> Result<Success, Failure> {
     Err(Failure::permanent("probe_unlimited", format!("the probe took {} MiB and nothing stopped it", taken.len() * (PIECE >> 20))))
 }
 
-/// Calls back through the effect ledger; `time` tells the calls of one phase apart.
-async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str, time: i32) -> Result<(), Interrupt> {
+/// Calls back through the effect ledger that a phase was reached, and when; `time` tells the calls of one phase apart.
+async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str, time: i32, at: DateTime<Utc>) -> Result<(), Interrupt> {
     let Some(url) = &payload.callback_url else { return Ok(()) };
     if context.services.probe.callbacks != ProbeCallbacks::Loopback {
         let message = "this worker makes no callbacks; start it with OFFSTAGE_PROBE_CALLBACKS=loopback";
@@ -78,7 +79,7 @@ async fn tell(payload: &ProbeRun, context: &JobContext, phase: &str, time: i32) 
         "job_id": context.job.id,
         "attempt": context.job.attempt,
         "phase": phase,
-        "at": context.services.clock.now().to_rfc3339_opts(SecondsFormat::Micros, true),
+        "at": at.to_rfc3339_opts(SecondsFormat::Micros, true),
     });
     match context.services.clients.callback.post(url, &told).await {
         Ok(status) => Ok(context.receipt(&effect, &json!({ "status": status.as_u16() })).await?),

@@ -10,7 +10,7 @@ use shared::{
     job::{JobId, Priority},
     kinds::Kind,
     ledger::{
-        self, Sessions,
+        self, Kept, Sessions,
         claim::{ClaimedJob, claim},
         insert::{Arrival, NewJob, insert},
     },
@@ -72,7 +72,7 @@ impl Workbench {
             idempotency: None,
             options: shared::job::Options::default(),
         };
-        insert(&self.services.pool, Self::noon(), &[job]).await.remove(0).unwrap();
+        insert(&Kept::of(self.services.pool.clone(), 1), Self::noon(), &[job]).await.remove(0).unwrap();
         let job = claim(&self.services.pool, &[id], self.services.clock.new_id(), Self::noon()).await.unwrap().remove(0);
         self.context(job)
     }

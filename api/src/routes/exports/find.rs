@@ -110,21 +110,28 @@ pub async fn export(connection: &mut PgConnection, asked: Asked<'_>) -> Result<O
     found.as_ref().map(read).transpose()
 }
 
-/// A page of exports, newest first: by the index of an owner's jobs, or by that of a kind's, each asked for by a range of one
+/// A page of exports, newest first: by the index of an owner's jobs, or by that of a kind's, each asked for by a range of it
 /// and by its own order (see `shared::ledger::find::list` for why).
 pub async fn list(connection: &mut PgConnection, tenant: i32, owner: Option<&str>, page: Page) -> Result<Vec<FoundExport>, LedgerError> {
     let query = match owner {
         Some(_) => sqlx::query(concat!(
             export_columns!(),
-            "j.kind = $2 AND j.owner IS NOT NULL AND j.owner >= $5 AND j.owner <= $5 AND j.id < $3 ORDER BY j.owner DESC, j.id DESC LIMIT $4"
+            "j.kind = $2 AND j.owner IS NOT NULL AND j.owner >= $5 AND (j.owner, j.id) < ($5, $3) ORDER BY j.owner DESC, j.id DESC LIMIT $4"
         )),
         None => sqlx::query(concat!(
             export_columns!(),
-            "$5::text IS NULL AND j.kind >= $2 AND j.kind <= $2 AND j.id < $3 ORDER BY j.kind DESC, j.id DESC LIMIT $4"
+            "$5::text IS NULL AND j.id = ANY (ARRAY (
+                SELECT l.id FROM queues_of($1, $2) AS q (queue) CROSS JOIN LATERAL (
+                    SELECT n.id FROM job n
+                    WHERE n.tenant_id = $1 AND (n.kind, n.queue) >= ($2, q.queue) AND (n.kind, n.queue, n.id) < ($2, q.queue, $3)
+                    ORDER BY n.kind DESC, n.queue DESC, n.id DESC LIMIT $4
+                ) l ORDER BY l.id DESC LIMIT $4
+             )) ORDER BY j.id DESC"
         )),
     };
     let below = page.after.map_or(Uuid::max(), |after| after.0);
-    let query = query.bind(tenant).bind(ExportCreate::NAME).bind(below).bind(page.to_read()).bind(owner);
+    // Not kept, as there.
+    let query = query.persistent(false).bind(tenant).bind(ExportCreate::NAME).bind(below).bind(page.to_read()).bind(owner);
     query.fetch_all(connection).await?.iter().map(read).collect()
 }
 

@@ -99,7 +99,7 @@ pub async fn read(
         let since = query.since.or(held.iter().copied().max());
         wait_for_news(&app, asked, since, deadline).await?;
     }
-    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
+    let mut transaction = tenant::lookup(&app.pool, asked.tenant).await?;
     if !held.is_empty() {
         let Some(version) = find::version(&mut transaction, asked.tenant, asked.owner, asked.id).await? else {
             drop(transaction);
@@ -126,7 +126,7 @@ pub async fn read(
 
 /// Reads a job for another door.
 pub async fn find(app: &App, asked: Asked<'_>) -> Result<Option<FoundJob>, LedgerError> {
-    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
+    let mut transaction = tenant::lookup(&app.pool, asked.tenant).await?;
     find::job(&mut transaction, asked.tenant, asked.owner, asked.id).await
 }
 
@@ -166,7 +166,7 @@ async fn has_news(app: &App, watch: &Watch, deadline: Instant) -> bool {
 }
 
 async fn version(app: &App, asked: Asked<'_>) -> Result<Option<i32>, LedgerError> {
-    let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
+    let mut transaction = tenant::lookup(&app.pool, asked.tenant).await?;
     find::version(&mut transaction, asked.tenant, asked.owner, asked.id).await
 }
 

@@ -7,7 +7,7 @@ use shared::{
     job::{JobId, Options, Priority},
     kinds::{Kind, ProbeRun},
     ledger::{
-        self, Sessions,
+        self, Kept, Sessions,
         insert::{self, Arrival, Inserted, NewJob},
     },
     queue::Queue,
@@ -123,7 +123,7 @@ impl Offstage {
                 options: Options::default(),
             })
             .collect();
-        for outcome in insert::insert(&pool, now, &batch).await {
+        for outcome in insert::insert(&Kept::of(pool.clone(), 1), now, &batch).await {
             if !matches!(outcome, Ok(Inserted::Accepted)) {
                 return Err(Error::Unexpected(format!("the ledger did not accept a job: {outcome:?}")));
             }

@@ -32,10 +32,10 @@ async fn successes(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Resu
             UPDATE job_state s
             SET state = 3, reason = 0, finished_at = o.finished_at, changed_at = o.finished_at, token = 0, version = s.version + 1
             FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::timestamptz[]) AS o (id, token, result, finished_at)
-            WHERE s.job_id = o.id AND s.token = o.token AND s.state = 2
+            WHERE s.job_id = ANY (ARRAY[o.id]) AND s.token = o.token AND s.state = 2
             RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, o.result
         ), left_dispatched AS (
-            DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id
+            DELETE FROM job_dispatched d USING settled s WHERE d.job_id = ANY (ARRAY[s.job_id])
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE result IS NOT NULL
@@ -78,21 +78,21 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
                 token = 0,
                 version = s.version + 1
             FROM outcome o
-            WHERE s.job_id = o.id AND s.token = o.token AND s.state = 2
+            WHERE s.job_id = ANY (ARRAY[o.id]) AND s.token = o.token AND s.state = 2
             RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, s.runs, s.attempt, s.started_at, s.worker,
                       o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority, o.notification
         ), attempts AS (
             INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
             SELECT job_id, runs, attempt, tenant_id, started_at, finished_at, worker, outcome, error::jsonb FROM settled WHERE outcome IS NOT NULL
         ), left_dispatched AS (
-            DELETE FROM job_dispatched d USING settled s WHERE d.job_id = s.job_id AND s.state <> 1
+            DELETE FROM job_dispatched d USING settled s WHERE d.job_id = ANY (ARRAY[s.job_id]) AND s.state <> 1
         ), to_waiting AS (
             INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
             -- What is switched off or paused is never due: the dispatcher does not come by it, however many there are.
             SELECT job_id, tenant_id, CASE WHEN reason IN (5, 7) THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
         ), held AS (
             INSERT INTO job_held (job_id, tenant_id, kind, queue)
-            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state = 0 AND s.reason IN (5, 7)
+            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.state = 0 AND s.reason IN (5, 7)
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
@@ -113,7 +113,7 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
         ), unsuccessful AS (
             INSERT INTO job_unsuccessful (job_id, tenant_id, state, kind, queue, error_code, ended_at)
             SELECT s.job_id, s.tenant_id, s.state, j.kind, s.queue, CASE WHEN s.state = 4 THEN s.error::jsonb ->> 'code' END, s.finished_at
-            FROM settled s JOIN job j ON j.id = s.job_id WHERE s.state > 3
+            FROM settled s JOIN job j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.state > 3
         )
         SELECT job_id, state, reason, run_at FROM settled",
     )
