@@ -59,8 +59,10 @@ pub async fn migrate(pool: &PgPool) -> Result<Vec<Applied>, MigrateError> {
     take_turn(&mut connection).await?;
     // The lock ends with its session, whatever happens.
     let done = migrate_in_turn(&mut connection).await;
-    connection.close().await.map_err(LedgerError::from)?;
-    done
+    let closed = connection.close().await;
+    let applied = done?;
+    closed.map_err(LedgerError::from)?;
+    Ok(applied)
 }
 
 async fn take_turn(connection: &mut PgConnection) -> Result<(), MigrateError> {

@@ -67,6 +67,21 @@ pub struct ClaimedJob {
     pub options: Option<Box<Options>>,
 }
 
+/// Who claims, and what will prove it.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimant {
+    /// The worker.
+    pub worker: Uuid,
+    /// What the claim's jobs will be settled by: of this claim alone.
+    pub token: i64,
+}
+
+impl From<Uuid> for Claimant {
+    fn from(worker: Uuid) -> Self {
+        Self { worker, token: random::token() }
+    }
+}
+
 /// Claims those of `jobs` that are still queued.
 ///
 /// The caller's sessions commit asynchronously ([`super::Sessions::Claims`]).
@@ -77,10 +92,10 @@ pub struct ClaimedJob {
 pub async fn claim(
     executor: impl PgExecutor<'_>,
     jobs: &[JobId],
-    worker: Uuid,
+    by: impl Into<Claimant>,
     now: DateTime<Utc>,
 ) -> Result<Vec<ClaimedJob>, LedgerError> {
-    let token = random::token();
+    let Claimant { worker, token } = by.into();
     let mut ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
     // One order for all batches that lock several rows, so that they queue up and don't deadlock.
     ids.sort_unstable();
@@ -130,10 +145,10 @@ pub async fn take(
     queue: Queue,
     priority: Priority,
     turns: &[Turn],
-    worker: Uuid,
+    by: impl Into<Claimant>,
     now: DateTime<Utc>,
 ) -> Result<Vec<ClaimedJob>, LedgerError> {
-    let token = random::token();
+    let Claimant { worker, token } = by.into();
     let rows = sqlx::query(
         "WITH due AS MATERIALIZED (
             SELECT d.place FROM unnest($3::integer[], $4::bigint[]) AS turn (tenant_id, jobs)

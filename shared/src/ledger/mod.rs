@@ -190,7 +190,7 @@ pub fn pool(setting: &'static str, url: &SecretString, sessions: Sessions, size:
         // (measured with 3 million jobs: 1.7 s for a dispatch of 1,000 rather than 15 ms), so only nested loops are left to it.
         // Nor may it read a table through: a plan made while the backlog was empty would do so once for each job, and be kept while the
         // backlog grows (measured: 157 rather than 30 µs of Postgres' CPU a job).
-        // For the same reason the statements of a job's way join `job_state` and `job_dispatched` by `id = ANY (ARRAY[other.id])`: by
+        // For the same reason the statements of a job's way join `job`, `job_state` and `job_dispatched` by `id = ANY (ARRAY[other.id])`: by
         // `id = other.id`, a table that was empty when it was last vacuumed may be walked through by its index for each job of a
         // batch (measured: 1,900 rather than 22 µs, until the next vacuum).
         let timeout = STATEMENT_TIMEOUT.as_millis().to_string();

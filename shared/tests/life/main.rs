@@ -1,6 +1,7 @@
 //! A job's life on a real Postgres: put off, held, dead, redriven, gone. Time is a set clock's; nothing waits.
 
 mod dead;
+mod kept;
 mod plans;
 mod put_off;
 mod retention;

@@ -343,15 +343,15 @@ async fn take(engine: &Engine, intake: &Intake, lanes: &mut Lanes, lanes_hold: b
             let turns = allowed(engine, queue, share, tenants.clone()).await;
             // What is claimed now belongs to the lease of now.
             let Some(epoch) = engine.lease.epoch().filter(|_| !turns.is_empty()) else { continue };
-            let now = engine.services.clock.now();
-            let taking =
-                engine.claims.on(async |connection| claim::take(&mut *connection, queue, priority, &turns, engine.worker, now).await);
+            let (asking, now) = (engine.held.asking(engine.worker), engine.services.clock.now());
+            let taking = engine.claims.on(async |connection| claim::take(&mut *connection, queue, priority, &turns, asking.by, now).await);
             let taken = engine.bounded(taking).await?;
             moved += taken.len();
             metrics::counter!("offstage_dispatched_total", "queue" => queue.name()).increment(taken.len() as u64);
             if intake.take_in(engine, taken, &epoch).await.is_err() {
                 return Ok(moved);
             }
+            drop(asking);
         }
         // Tenants may have nothing left, or others be next.
         if moved - before < room / 2 || !all_had_a_turn || engine.draining.is_cancelled() {

@@ -17,7 +17,7 @@ use shared::{
     random,
 };
 
-use super::{Engine, canary::Stage, intake::Intake, run::Work};
+use super::{Engine, canary::Stage, held::Asking, intake::Intake, run::Work};
 
 /// How long a canary that Redis took may need to its reader, on a machine that is busy.
 const ARRIVES_WITHIN: Duration = Duration::from_millis(1_500);
@@ -103,13 +103,14 @@ pub(super) async fn run(engine: Arc<Engine>, intake: Intake, mut connection: Com
             epoch = engine.lease.held() => epoch,
         };
         let jobs: Vec<JobId> = deliveries.iter().filter_map(|delivery| delivery.job).collect();
-        let Some(claimed) = claim_patiently(&engine, queue, &jobs).await else { return };
+        let Some((claimed, asking)) = claim_patiently(&engine, queue, &jobs).await else { return };
         metrics::counter!("offstage_claims_lost_total", "queue" => queue.name())
             .increment((jobs.len().saturating_sub(claimed.len())) as u64);
         let count = claimed.len();
         if intake.take_in(&engine, claimed, &epoch).await.is_err() {
             return;
         }
+        drop(asking);
         remove(&engine, &mut connection, queue, &deliveries).await;
         acknowledge(&engine, &mut connection, queue, &canaries).await;
         engine.dispatch.drained(queue, count);
@@ -175,15 +176,16 @@ async fn pause(engine: &Engine, pause: Duration) {
 }
 
 /// Claims, and tries again while the ledger is away: the entries stay ours in the stream meanwhile. `None` when draining.
-async fn claim_patiently(engine: &Engine, queue: Queue, jobs: &[JobId]) -> Option<Vec<ClaimedJob>> {
+async fn claim_patiently<'a>(engine: &'a Engine, queue: Queue, jobs: &[JobId]) -> Option<(Vec<ClaimedJob>, Asking<'a>)> {
     let mut failures: u32 = 0;
     loop {
-        let now = engine.services.clock.now();
-        let claiming = engine.claims.on(async |connection| claim::claim(connection, jobs, engine.worker, now).await);
+        let (asking, now) = (engine.held.asking(engine.worker), engine.services.clock.now());
+        let claiming = engine.claims.on(async |connection| claim::claim(connection, jobs, asking.by, now).await);
         let error: LedgerError = match engine.bounded(claiming).await {
-            Ok(claimed) => return Some(claimed),
+            Ok(claimed) => return Some((claimed, asking)),
             Err(error) => error,
         };
+        drop(asking);
         failures += 1;
         if failures.is_power_of_two() {
             tracing::warn!(queue = queue.name(), error = &error as &dyn std::error::Error, failures, "can't claim; trying again");

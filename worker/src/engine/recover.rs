@@ -233,8 +233,8 @@ async fn sweep_queue(engine: &Engine, connection: &mut Commands, queue: Queue) -
     Ok(())
 }
 
-/// Gives back claims that the ledger says we hold and we do not, seen so at two looks: between a claim's commit and its
-/// answer's arrival one look proves nothing.
+/// Gives back claims that the ledger says we hold and we do not, seen so at two looks: between the moment in which a claim's answer is given
+/// up and that in which the ledger is through with it one look proves nothing.
 async fn not_held(engine: &Engine, connection: &mut Commands, suspected: &mut Vec<(JobId, i64)>) -> Result<(), SweepError> {
     let claims = recover::claims_of(&engine.services.pool, engine.worker).await?;
     let now_suspected = engine.held.not_held(&claims);
