@@ -25,6 +25,7 @@ use crate::{
     auth::KeyCache,
     backlog::Backlogs,
     follow::Follow,
+    origin::Origins,
     pace::Paces,
     routes::Health,
 };
@@ -83,6 +84,8 @@ pub struct Parts {
     pub tenants: Tenants,
     /// API keys as last read.
     pub keys: KeyCache,
+    /// Pages that browsers may call from, as last read.
+    pub origins: Origins,
     /// Health as last judged.
     pub health: Health,
     /// The figures.
@@ -131,6 +134,7 @@ impl App {
             paces: Paces::new(pool.clone()),
             tenants: Tenants::new(pool.clone()),
             keys: KeyCache::new(pool.clone(), clock.clone()),
+            origins: Origins::new(pool.clone()),
             health: Health::default(),
             storage: Storage::new(&config.s3),
             kinds: Registry::new(config.probe.enabled),

@@ -1,25 +1,38 @@
-//! Who calls: an API key as a bearer token (RFC 6750), and the end user that a backend acts for.
+//! Who calls: an API key as a bearer token (RFC 6750), and the end user that a backend acts for; or an end user's browser, by a token
+//! that the backend had made for it ([`shared::tokens`]).
 //!
 //! What must stay true: a handler gets a [`Caller`] only with the scope it names, so none can forget to ask; a revoked key
-//! is refused within five seconds by every process; what the tenant's backend says about its user (`X-Acting-User`) narrows
-//! what is seen and never widens it.
+//! is refused within five seconds by every process, and so are the tokens that were made by it; what the tenant's backend says about its
+//! user (`X-Acting-User`) narrows what is seen and never widens it; a token acts for its own user and nobody else, and enters by the
+//! doors alone that take a [`CallerOrUser`].
 
 mod cache;
+mod users;
 
-use std::marker::PhantomData;
+use std::{
+    marker::PhantomData,
+    sync::{Arc, OnceLock},
+};
 
 use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, HeaderValue, header, request::Parts},
 };
-use shared::keys::{FoundKey, KeyHash, Scope, Scopes};
+use chrono::{DateTime, Utc};
+use shared::{
+    keys::{FoundKey, KeyHash, Scope, Scopes},
+    kinds::Registry,
+    tokens::{TokenError, UserToken},
+};
 use uuid::Uuid;
 
 pub use cache::KeyCache;
 pub use shared::tenant::check_user;
+pub use users::{Backend, CallerOrUser};
 
 use crate::{
     app::App,
+    events::Authority,
     problem::{Code, Problem},
 };
 
@@ -51,6 +64,36 @@ needs! {
     SchedulesRead;
     /// Needs `schedules:write`.
     SchedulesWrite;
+    /// Needs `users:read`.
+    UsersRead;
+    /// Needs `users:write`.
+    UsersWrite;
+    /// Needs `notifications:read`.
+    NotificationsRead;
+    /// Needs `notifications:write`.
+    NotificationsWrite;
+    /// Needs `tokens:write`.
+    TokensWrite;
+    /// Needs `emails:read`.
+    EmailsRead;
+    /// Needs `emails:write`.
+    EmailsWrite;
+    /// Needs `pushes:read`.
+    PushesRead;
+    /// Needs `pushes:write`.
+    PushesWrite;
+    /// Needs `hooks:write`.
+    HooksWrite;
+    /// Needs `reports:write`.
+    ReportsWrite;
+    /// Needs `moderation:read`.
+    ModerationRead;
+    /// Needs `moderation:write`.
+    ModerationWrite;
+    /// Needs `feeds:read`.
+    FeedsRead;
+    /// Needs `feeds:write`.
+    FeedsWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.
@@ -66,52 +109,163 @@ pub struct Caller<N: Needs> {
     pub hash: KeyHash,
     /// All that the key may do.
     pub scopes: Scopes,
-    /// The end user the backend acts for; then only that user's things exist.
+    /// The end user the backend acts for, or whose token it is; then only that user's things exist.
     pub acting_user: Option<String>,
+    /// When the user's token ends, where it is one.
+    pub token_ends_at: Option<DateTime<Utc>>,
     needs: PhantomData<N>,
+}
+
+impl<N: Needs> Caller<N> {
+    /// By what right it would go on listening.
+    #[must_use]
+    pub const fn authority(&self) -> Authority {
+        match self.token_ends_at {
+            None => Authority::Key(self.hash),
+            Some(expires_at) => Authority::Token { key: self.hash, expires_at },
+        }
+    }
 }
 
 impl<N: Needs> FromRequestParts<App> for Caller<N> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
-        let hash = presented_key(&parts.headers)?;
-        let Some(key) = app.keys.find(hash).await? else {
+        let identity = Identity::of(parts, app).await?;
+        if identity.token.is_some() {
+            return Err(not_for_tokens());
+        }
+        identity.caller(parts, app)
+    }
+}
+
+/// Where the middleware of origins (`crate::origin`) learns whose request it was.
+#[derive(Debug, Clone, Default)]
+pub struct TenantOfRequest(pub Arc<OnceLock<i32>>);
+
+/// Whose credentials a request has.
+struct Identity {
+    key: Arc<FoundKey>,
+    hash: KeyHash,
+    token: Option<UserToken>,
+}
+
+/// What was presented.
+#[derive(Debug, PartialEq, Eq)]
+enum Credentials<'a> {
+    Key(KeyHash),
+    Token(&'a str),
+}
+
+impl Identity {
+    /// Finds out, and refuses what counts for nothing.
+    async fn of(parts: &Parts, app: &App) -> Result<Self, Problem> {
+        let (hash, token) = match presented(&parts.headers)? {
+            Credentials::Key(hash) => (hash, None),
+            Credentials::Token(text) => {
+                let token = read_token(text, app)?;
+                (token.key, Some(token))
+            }
+        };
+        let whose = if token.is_some() { "The key that this token was made by" } else { "The key" };
+        let Some(key) = app.keys.find(hash).await?.filter(|key| token.as_ref().is_none_or(|token| token.tenant == key.tenant)) else {
             return Err(refused(
                 Code::KeyUnknown,
                 "This installation has no such key. Check that it is this installation's, or make one with `api key create`.",
             ));
         };
+        if let Some(tenant) = parts.extensions.get::<TenantOfRequest>() {
+            // Set once a request; a second extractor finds the same.
+            let _known = tenant.0.set(key.tenant);
+        }
         if let Some(revoked_at) = key.revoked_at {
             return Err(refused(
                 Code::KeyRevoked,
-                format!("The key was revoked at {}. Make another with `api key create`.", revoked_at.format("%FT%TZ")),
+                format!("{whose} was revoked at {}. Make another with `api key create`.", revoked_at.format("%FT%TZ")),
             ));
         }
         if key.expires_at <= app.clock.now() {
             return Err(refused(
                 Code::KeyExpired,
-                format!("The key expired at {}. Make another with `api key create`.", key.expires_at.format("%FT%TZ")),
+                format!("{whose} expired at {}. Make another with `api key create`.", key.expires_at.format("%FT%TZ")),
             ));
         }
+        Ok(Self { key, hash, token })
+    }
+
+    fn caller<N: Needs>(self, parts: &Parts, app: &App) -> Result<Caller<N>, Problem> {
+        let Self { key, hash, token } = self;
         if !key.scopes.allow(N::SCOPE) {
-            return Err(lacking(&key, N::SCOPE));
+            return Err(lacking("the key", &key.scopes, N::SCOPE));
         }
-        let acting_user = acting_user(&parts.headers)?;
+        let named = acting_user(&parts.headers)?;
+        let (acting_user, token_ends_at) = match token {
+            None => (named, None),
+            Some(token) if !token.scopes.allow(N::SCOPE) => return Err(lacking("the token", &token.scopes, N::SCOPE)),
+            Some(token) if named.as_ref().is_some_and(|named| *named != token.user) => {
+                let detail = "A user's token acts for its own user and nobody else. Leave the header X-Acting-User out.";
+                return Err(Problem::new(Code::TokenNotAllowed, detail));
+            }
+            Some(token) => (Some(token.user), Some(token.expires_at)),
+        };
         app.keys.note_use(hash);
-        Ok(Self {
+        Ok(Caller {
             tenant: key.tenant,
             tenant_name: key.tenant_name.clone(),
             key: key.id,
             hash,
             scopes: key.scopes.clone(),
             acting_user,
+            token_ends_at,
             needs: PhantomData,
         })
     }
 }
 
-fn presented_key(headers: &HeaderMap) -> Result<KeyHash, Problem> {
+impl<N: Needs> Caller<N> {
+    /// Turns away who may not make jobs of these kinds: what has a door of its own needs the scope of that door, by whichever it comes.
+    ///
+    /// # Errors
+    /// [`Code::ScopeMissing`].
+    pub fn may_make<'k>(&self, known: &Registry, kinds: impl IntoIterator<Item = &'k str>) -> Result<(), Problem> {
+        let lacks = kinds.into_iter().filter_map(|kind| known.find(kind)?.scope).find(|scope| !self.scopes.allow(*scope));
+        lacks.map_or(Ok(()), |scope| Err(lacking("the key", &self.scopes, scope)))
+    }
+
+    /// Turns away whoever acts for an end user: the door is for the product's backend. `what` it is about, in the plural.
+    ///
+    /// # Errors
+    /// [`Code::BackendOnly`].
+    pub fn for_the_backend(&self, what: &str) -> Result<(), Problem> {
+        match self.acting_user {
+            None => Ok(()),
+            Some(_) => Err(Problem::new(Code::BackendOnly, format!("{what} are for the product's backend: leave out X-Acting-User."))),
+        }
+    }
+}
+
+fn not_for_tokens() -> Problem {
+    let detail = "A user's token does not open this. It is for the product's backend, with an API key.";
+    Problem::new(Code::TokenNotAllowed, detail)
+}
+
+fn read_token(text: &str, app: &App) -> Result<UserToken, Problem> {
+    let invalid = || {
+        refused(
+            Code::TokenInvalid,
+            "This is no token of this installation, or the key that signed it is no longer in use. Ask your backend for a new one.",
+        )
+    };
+    let keys = app.config.token_keys.as_ref().ok_or_else(invalid)?;
+    keys.verify(text, app.clock.now()).map_err(|error| match error {
+        TokenError::Invalid => invalid(),
+        TokenError::Expired(at) => {
+            refused(Code::TokenExpired, format!("The token expired at {}. Ask your backend for a new one.", at.format("%FT%TZ")))
+        }
+    })
+}
+
+fn presented(headers: &HeaderMap) -> Result<Credentials<'_>, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         // RFC 6750 §3.1: who sent no credentials is told the scheme and nothing of errors.
@@ -122,10 +276,16 @@ fn presented_key(headers: &HeaderMap) -> Result<KeyHash, Problem> {
         return Err(refused(Code::KeyMalformed, "There are several Authorization headers; send one."));
     }
     let credentials = value.to_str().ok().and_then(|text| text.split_once(' '));
-    let key = credentials.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, key)| key.trim());
-    key.and_then(KeyHash::of).ok_or_else(|| {
-        refused(Code::KeyMalformed, "The Authorization header must be `Bearer`, a space, and a key: `pk_` and 32 letters and digits.")
-    })
+    let text = credentials.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, text)| text.trim());
+    match text {
+        // A key has no dot; a token has two (RFC 7515, section 3.1).
+        Some(text) if text.bytes().filter(|byte| *byte == b'.').count() == 2 => Ok(Credentials::Token(text)),
+        text => text.and_then(KeyHash::of).map(Credentials::Key).ok_or_else(|| {
+            let detail =
+                "The Authorization header must be `Bearer`, a space, and a key (`pk_` and 32 letters and digits) or a user's token.";
+            refused(Code::KeyMalformed, detail)
+        }),
+    }
 }
 
 fn refused(code: Code, detail: impl Into<std::borrow::Cow<'static, str>>) -> Problem {
@@ -133,8 +293,8 @@ fn refused(code: Code, detail: impl Into<std::borrow::Cow<'static, str>>) -> Pro
         .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"offstage\", error=\"invalid_token\""))
 }
 
-fn lacking(key: &FoundKey, scope: Scope) -> Problem {
-    let detail = format!("This needs the scope `{scope}`; the key has: {}. Make a key with it by `api key create`.", key.scopes);
+fn lacking(what: &str, scopes: &Scopes, scope: Scope) -> Problem {
+    let detail = format!("This needs the scope `{scope}`; {what} has: {scopes}. Make a key with it by `api key create`.");
     let challenge = format!("Bearer realm=\"offstage\", error=\"insufficient_scope\", scope=\"{scope}\"");
     let problem = Problem::new(Code::ScopeMissing, detail);
     match HeaderValue::try_from(challenge) {
@@ -178,11 +338,12 @@ mod tests {
     fn keys_are_taken_from_the_header() {
         let key = format!("pk_{}", "aB3x".repeat(8));
         for value in [format!("Bearer {key}"), format!("bearer  {key} ")] {
-            assert_eq!(presented_key(&headers(&[("authorization", &value)])).unwrap(), KeyHash::of(&key).unwrap());
+            assert_eq!(presented(&headers(&[("authorization", &value)])).unwrap(), Credentials::Key(KeyHash::of(&key).unwrap()));
         }
-        let code = |pairs: &[(&'static str, &str)]| presented_key(&headers(pairs)).unwrap_err().code();
+        assert_eq!(presented(&headers(&[("authorization", "Bearer a.b.c")])).unwrap(), Credentials::Token("a.b.c"));
+        let code = |pairs: &[(&'static str, &str)]| presented(&headers(pairs)).unwrap_err().code();
         assert_eq!(code(&[]), Code::KeyMissing);
-        for value in ["", "Bearer", "Bearer pk_", &key, &format!("Basic {key}"), &format!("Bearer {key}x"), "Bearer pk_é"] {
+        for value in ["", "Bearer", "Bearer pk_", &key, &format!("Basic {key}"), &format!("Bearer {key}x"), "Bearer pk_é", "Bearer a.b"] {
             assert_eq!(code(&[("authorization", value)]), Code::KeyMalformed, "{value}");
         }
         let value = format!("Bearer {key}");

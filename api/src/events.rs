@@ -9,7 +9,10 @@
 //! |---|---|---|
 //! | `changed` | one job: its version; many: a mark to go on from | the job |
 //! | `ended` | the same | the job in its final state; of one job the last event |
+//! | `inbox`, `notification` | notifications: a mark | the number of unread ones; a notification |
 //! | `snapshot` | many only: a mark | `{"unfinished", "complete"}`: those told before it are all that is unfinished |
+
+mod inbox;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -47,6 +50,8 @@ use crate::{
     problem::{Code, Problem},
 };
 
+pub use inbox::of_inbox;
+
 /// Between two comments that keep an idle connection from looking dead; below the 30 to 60 s of most proxies.
 const BEAT_EVERY: Duration = Duration::from_secs(15);
 
@@ -77,6 +82,13 @@ const OVERLAP: TimeDelta = TimeDelta::seconds(5);
 pub enum Authority {
     /// An API key.
     Key(KeyHash),
+    /// A user's token.
+    Token {
+        /// The key that it was made by, which must stand too.
+        key: KeyHash,
+        /// Until when.
+        expires_at: DateTime<Utc>,
+    },
     /// A job's address.
     Link {
         /// Of its token.
@@ -87,10 +99,11 @@ pub enum Authority {
 }
 
 impl Authority {
-    async fn stands(self, app: &App, seen: Option<&Seen>) -> bool {
+    pub(crate) async fn stands(self, app: &App, seen: Option<&Seen>) -> bool {
         let now = app.clock.now();
         match self {
-            Self::Key(hash) => match app.keys.find(hash).await {
+            Self::Token { expires_at, .. } if expires_at <= now => false,
+            Self::Key(hash) | Self::Token { key: hash, .. } => match app.keys.find(hash).await {
                 Ok(found) => found.is_some_and(|key| key.revoked_at.is_none() && key.expires_at > now),
                 // While the database is away there is nothing to show either.
                 Err(_) => true,

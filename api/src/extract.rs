@@ -60,6 +60,23 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// A body as it came, with its signature to be checked, of at most 64 KiB; [`parse`] reads it.
+#[derive(Debug)]
+pub struct Raw(pub Bytes);
+
+/// The longest body that is taken from whoever has not proved yet who they are.
+const RAW_LIMIT: usize = 64 * 1024;
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        check_type(&parts.headers)?;
+        read(&parts.headers, body, RAW_LIMIT).await.map(Self)
+    }
+}
+
 /// A JSON body that may be left out, and is then the default.
 #[derive(Debug)]
 pub struct MaybeJson<T>(pub T);

@@ -12,6 +12,7 @@
 //!
 //! Who waits once is a [`Watch`]; who goes on listening is in [`streams`], in places of their own.
 
+mod inboxes;
 mod places;
 mod streams;
 
@@ -43,9 +44,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use inboxes::{Inboxes, Listener};
 pub use streams::{Following, Interest, Latest, Listening, Seen, Streams};
 
 use crate::{accept::Room, server::MOST_CONNECTIONS};
+use places::Places;
 
 /// Requests that may wait at a time. A request occupies its connection, so a quarter of those stays free.
 pub const MOST_WAITING: usize = MOST_CONNECTIONS / 4 * 3;
@@ -73,6 +76,7 @@ const TOLD_TOGETHER: usize = 64;
 pub struct Follow {
     registry: Arc<Registry>,
     streams: Arc<Streams>,
+    inboxes: Arc<Inboxes>,
     tell: mpsc::Sender<Telling>,
 }
 
@@ -102,17 +106,26 @@ impl Follow {
         let (tell, tellings) = mpsc::channel(TELLINGS);
         tokio::spawn(tell_redis(redis.commands(), redis.clone(), tellings));
         let signals = signal::listen(redis.clone(), &[Channel::Changes, Channel::Accepted], stop.clone());
-        let streams = Arc::new(Streams::new(pool.clone(), clock, bounds.most, bounds.most_of_tenant));
-        tokio::spawn(hear(Arc::clone(&registry), Arc::clone(&streams), room, signals));
+        let places = Arc::new(Places::new(bounds.most, bounds.most_of_tenant));
+        let streams = Arc::new(Streams::new(pool.clone(), clock, Arc::clone(&places)));
+        let inboxes = Arc::new(Inboxes::new(pool.clone(), places));
+        tokio::spawn(hear(Arc::clone(&registry), Arc::clone(&streams), Arc::clone(&inboxes), room, signals));
+        tokio::spawn(Arc::clone(&inboxes).run(stop.clone()));
         tokio::spawn(Arc::clone(&streams).run(stop.clone()));
         tokio::spawn(look(Arc::clone(&registry), Arc::clone(&streams), pool, stop));
-        Self { registry, streams, tell }
+        Self { registry, streams, inboxes, tell }
     }
 
     /// The streams of events.
     #[must_use]
     pub const fn streams(&self) -> &Arc<Streams> {
         &self.streams
+    }
+
+    /// The streams of notifications.
+    #[must_use]
+    pub const fn inboxes(&self) -> &Arc<Inboxes> {
+        &self.inboxes
     }
 
     /// Registers an interest in a job, to be done before its row is read; `None` when too many wait already.
@@ -284,12 +297,14 @@ impl Registry {
 }
 
 /// Passes on what Redis says, until its sender ends with `stop`.
-async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, room: Arc<Room>, mut signals: mpsc::Receiver<Signal>) {
+async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, inboxes: Arc<Inboxes>, room: Arc<Room>, mut signals: mpsc::Receiver<Signal>) {
     while let Some(signal) = signals.recv().await {
         match signal {
             Signal::Changed(jobs) => {
                 registry.wake(&jobs);
                 streams.changed(&jobs);
+                // A job that ended may have told its owner so.
+                inboxes.hint();
                 room.left(jobs);
             }
             Signal::Subscribed => {

@@ -13,7 +13,13 @@ use axum::{
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use shared::{kinds::Violation, ledger::LedgerError, tenant::TenantError};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{ObjectBuilder, Type},
+    },
+};
 
 /// The media type of a problem (RFC 9457 §6.1).
 pub const CONTENT_TYPE: &str = "application/problem+json";
@@ -22,7 +28,7 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 macro_rules! codes {
     ($($(#[$doc:meta])* $member:ident = $word:literal, $status:ident, $title:literal;)+) => {
         /// What went wrong, for programs. Permanent.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
         pub enum Code { $($(#[$doc])* #[serde(rename = $word)] $member,)+ }
 
         impl Code {
@@ -50,6 +56,20 @@ macro_rules! codes {
     };
 }
 
+/// Its words, as they are in answers: a derive does not see through the macro.
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        let words = Self::ALL.iter().map(|code| code.word());
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(words))
+            .description(Some("What went wrong, for programs. Permanent; new ones may be added."))
+            .into()
+    }
+}
+
+impl ToSchema for Code {}
+
 codes! {
     /// The body is no JSON.
     JsonMalformed = "json_malformed", BAD_REQUEST, "The body is not JSON";
@@ -69,10 +89,20 @@ codes! {
     KeyExpired = "key_expired", UNAUTHORIZED, "The API key expired";
     /// The API key was revoked.
     KeyRevoked = "key_revoked", UNAUTHORIZED, "The API key was revoked";
+    /// What was sent is no token of this installation.
+    TokenInvalid = "token_invalid", UNAUTHORIZED, "That is not a token";
+    /// The token's time is over.
+    TokenExpired = "token_expired", UNAUTHORIZED, "The token expired";
+    /// A hook's signature is missing, wrong or old.
+    SignatureInvalid = "signature_invalid", UNAUTHORIZED, "The signature is not valid";
     /// The API key may not do this.
     ScopeMissing = "scope_missing", FORBIDDEN, "The API key lacks a scope";
     /// The door is the backend's, and the request acts for an end user.
     BackendOnly = "backend_only", FORBIDDEN, "This is for the product's backend only";
+    /// The door is not open to users' tokens.
+    TokenNotAllowed = "token_not_allowed", FORBIDDEN, "A user's token may not do this";
+    /// The installation has no key to sign tokens with.
+    TokensNotEnabled = "tokens_not_enabled", FORBIDDEN, "Tokens are not enabled";
     /// The kind is switched off, or not on for this user yet.
     KindNotEnabled = "kind_not_enabled", FORBIDDEN, "The kind is not enabled";
     /// The product may not ask for batches.
@@ -89,6 +119,16 @@ codes! {
     ExportNotFound = "export_not_found", NOT_FOUND, "There is no such export";
     /// There is no such schedule, or it is another's.
     ScheduleNotFound = "schedule_not_found", NOT_FOUND, "There is no such schedule";
+    /// There is no such user.
+    UserNotFound = "user_not_found", NOT_FOUND, "There is no such user";
+    /// A report does not exist for this tenant.
+    ReportNotFound = "report_not_found", NOT_FOUND, "There is no such report";
+    /// There is no such notification, or it is another's.
+    NotificationNotFound = "notification_not_found", NOT_FOUND, "There is no such notification";
+    /// There is no such suppression, or it is another's.
+    SuppressionNotFound = "suppression_not_found", NOT_FOUND, "There is no such suppression";
+    /// The user has no such browser.
+    SubscriptionNotFound = "subscription_not_found", NOT_FOUND, "There is no such subscription";
     /// An address that shows a job leads nowhere, or nowhere any more.
     LinkNotFound = "link_not_found", NOT_FOUND, "The address leads nowhere";
     /// The address does not know the method.
@@ -113,6 +153,10 @@ codes! {
     ScheduleLimitReached = "schedule_limit_reached", CONFLICT, "There are as many schedules as may be";
     /// The manifest declares the schedule.
     ScheduleDeclared = "schedule_declared", CONFLICT, "The schedule is declared by the manifest";
+    /// The user is neither suspended nor banned.
+    UserNotSuspended = "user_not_suspended", CONFLICT, "The user is not suspended";
+    /// A user of this name is being erased.
+    UserBeingErased = "user_being_erased", CONFLICT, "The user is being erased";
     /// The job was discarded, or pruned with other history.
     JobGone = "job_gone", GONE, "The job is gone";
     /// The export was discarded, or pruned with other history.
@@ -129,12 +173,16 @@ codes! {
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, "The input is not valid";
     /// As many jobs of the tenant wait as may.
     BacklogFull = "backlog_full", TOO_MANY_REQUESTS, "The backlog is full";
+    /// There have been enough inquiries of the address.
+    InquiryLimitExceeded = "inquiry_limit_exceeded", TOO_MANY_REQUESTS, "There have been enough inquiries";
     /// A mistake of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
     /// More is asked at once than can be served.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, "Too much is asked at once";
     /// The database does not answer.
     DatabaseUnavailable = "database_unavailable", SERVICE_UNAVAILABLE, "The service is not available now";
+    /// The operator has not set up what this needs.
+    NotSetUp = "not_set_up", SERVICE_UNAVAILABLE, "This is not set up here";
     /// The request took longer than any may.
     DeadlineExceeded = "deadline_exceeded", SERVICE_UNAVAILABLE, "The request took too long";
 }

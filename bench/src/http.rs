@@ -42,6 +42,11 @@ impl Client {
         self.send(Request::post(path), body).await
     }
 
+    /// One `POST` for a user of the product's.
+    pub async fn post_as(&mut self, user: &str, path: &str, body: String) -> Result<(StatusCode, Bytes)> {
+        self.send(Request::post(path).header("x-acting-user", user), body).await
+    }
+
     /// One `GET` and its answer.
     pub async fn get(&mut self, path: &str) -> Result<(StatusCode, Bytes)> {
         self.send(Request::get(path), String::new()).await

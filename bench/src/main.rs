@@ -15,6 +15,8 @@ mod offstage;
 mod peer;
 mod plan;
 mod report;
+mod sink;
+mod texts;
 
 use std::{
     path::{Path, PathBuf},
@@ -27,7 +29,7 @@ use clap::Parser;
 use contest::{Field, PARTS, Part};
 use error::{Doing, Error, Result};
 use offstage::Offstage;
-use peer::{DOOR, PEERS, Peer};
+use peer::{ALONE, DOOR, PEERS, Peer, SENDERS};
 use plan::Plan;
 use report::Report;
 
@@ -78,7 +80,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
+    match Box::pin(run(Arguments::parse())).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error}");
@@ -111,9 +113,10 @@ async fn run(arguments: Arguments) -> Result<()> {
     let offstage = Offstage::start(&directory).await?;
     let servers = offstage.servers();
     let described = offstage.versions().await?;
+    let alone = Peer::find(&ALONE, &arguments.peers, &arguments.peer_binaries, &servers).await.map_err(Error::Unexpected)?;
     let mut found = Vec::new();
     let mut skipped = Vec::new();
-    for definition in PEERS.iter().chain([&DOOR]) {
+    for definition in PEERS.iter().chain([&DOOR]).chain(&SENDERS) {
         if !arguments.with.is_empty() && !arguments.with.iter().any(|name| name == definition.name || name == definition.folder) {
             skipped.push(format!("{}: not asked for (BENCH_PEERS)", definition.name));
             continue;
@@ -127,8 +130,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
     }
     let versions = found.iter().map(|peer| (peer.version.clone(), peer.definition.note)).collect();
+    let (senders, found): (Vec<Peer>, Vec<Peer>) =
+        found.into_iter().partition(|peer| SENDERS.iter().any(|sender| sender.name == peer.name()));
     let (doors, peers): (Vec<Peer>, Vec<Peer>) = found.into_iter().partition(|peer| peer.name() == DOOR.name);
-    let field = Field { offstage, peers, door: doors.into_iter().next() };
+    let field = Field { offstage, peers, door: doors.into_iter().next(), alone, senders };
     let results = field.run(&parts, &plan).await;
     field.offstage.stop().await?;
 

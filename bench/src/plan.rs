@@ -32,6 +32,16 @@ pub const LISTENERS: usize = 5_000;
 /// Jobs whose end is told a second.
 pub const CHANGES: usize = 100;
 
+/// Browsers that pushes go to in turn.
+pub const BROWSERS: usize = 100;
+/// Browsers of one user where a job pushes to many: as many as a user may have.
+pub const BROWSERS_OF_ONE: usize = 20;
+/// Connections that a mailer keeps to one server, ours by default.
+pub const MAIL_CONNECTIONS: usize = 10;
+
+/// Users whom one notification is told to.
+pub const FOLLOWERS: usize = 100_000;
+
 /// The part of the machine that others may use before a run counts as disturbed.
 pub const DISTURBED: f64 = 0.10;
 /// How often a disturbed run is made again before it counts as it is.
@@ -63,6 +73,12 @@ impl Plan {
     #[must_use]
     pub const fn short(&self) -> usize {
         self.seconds.div_ceil(2)
+    }
+
+    /// Pushes, and mails.
+    #[must_use]
+    pub const fn messages(&self) -> usize {
+        self.jobs.div_ceil(5)
     }
 
     /// Listeners, clients that poll: as many as said, fewer where all is small.

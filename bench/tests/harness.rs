@@ -48,7 +48,7 @@ fn what_is_asked_for_is_measured() {
         assert!(!lines(&report, &format!("| {what}")).is_empty(), "{what} is not in {report}");
     }
     assert_eq!(lines(&report, "- Skipped: rusty-sidekiq: ").len(), 1, "{report}");
-    assert_eq!(lines(&report, "- Skipped: ").len(), 8, "{report}");
+    assert_eq!(lines(&report, "- Skipped: ").len(), 10, "{report}");
     assert!(lines(&report, "- Failed").is_empty(), "{report}");
     // One of a hundred failed: of those that were run, and of their three hundred copies.
     let failed = lines(&report, "| list: state=failed ");
@@ -73,4 +73,19 @@ fn enqueues_are_measured() {
         assert_eq!(found.len(), times, "{row} in {report}");
         assert!(found.iter().all(|line| !line.contains("not measured")), "{found:?}");
     }
+}
+
+#[test]
+fn pushes_and_mails_are_measured() {
+    let (output, report) = bench("push,mail,fan_out", "web-push");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: String = report.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect();
+    for row in [
+        "| push | Offstage | `push.send`, a browser a job",
+        "| push | Offstage | `push.send`, 20 browsers a job",
+        "| mail | Offstage | `email.send`",
+    ] {
+        assert_eq!(lines(&report, row).len(), 1, "{row} in {report}");
+    }
+    assert!(lines(&report, "- Failed").is_empty(), "{report}");
 }

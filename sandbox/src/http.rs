@@ -19,12 +19,21 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
+/// Who asks the API.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Caller<'a> {
+    /// The product's key.
+    pub(crate) key: Option<&'a str>,
+    /// The end user that it acts for.
+    pub(crate) acting: Option<&'a str>,
+}
+
 /// One request on a connection of its own. All of it, with connecting and reading, takes at most `deadline`.
 pub(crate) async fn ask(
     address: SocketAddr,
     method: Method,
     path: &str,
-    bearer: Option<&str>,
+    caller: Caller<'_>,
     body: String,
     deadline: Duration,
 ) -> std::io::Result<Answer> {
@@ -37,8 +46,11 @@ pub(crate) async fn ask(
             .header(header::HOST, address.to_string())
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::CONNECTION, "close");
-        if let Some(bearer) = bearer {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        if let Some(key) = caller.key {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+        }
+        if let Some(user) = caller.acting {
+            request = request.header("x-acting-user", user);
         }
         let request = request.body(Full::new(Bytes::from(body))).map_err(std::io::Error::other)?;
         let exchange = async {

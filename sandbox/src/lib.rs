@@ -39,6 +39,7 @@ mod programs;
 mod random;
 mod secrets;
 pub mod services;
+pub mod web;
 mod world;
 
 pub use error::{Error, Result};

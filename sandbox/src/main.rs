@@ -46,6 +46,9 @@ struct Run {
     /// The API's port, when it is free.
     #[arg(long, default_value_t = 8080)]
     port: u16,
+    /// The port of the example's page, when it is free.
+    #[arg(long, default_value_t = 8081)]
+    web_port: u16,
     /// How many workers to run.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: u32,
@@ -80,7 +83,7 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 async fn run(run: Run) -> Outcome {
     let mut stop = Stop::listen()?;
-    let settings = Settings { directory: run.dir, rows: run.rows, port: run.port, workers: run.workers };
+    let settings = Settings { directory: run.dir, rows: run.rows, port: run.port, web_port: run.web_port, workers: run.workers };
     // Whatever has started ends with what is dropped here.
     let local = tokio::select! {
         local = Local::start(&settings) => Arc::new(local?),

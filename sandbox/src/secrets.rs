@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::write_secret;
@@ -30,6 +31,12 @@ pub(crate) struct Secrets {
     /// Signs pushes (VAPID): 32 bytes in base64url. Empty in what was kept before there were any.
     #[serde(default)]
     pub(crate) push_key: String,
+    /// Signs user tokens: its name, a colon, 33 bytes in base64url. Empty in what was kept before there were any.
+    #[serde(default)]
+    pub(crate) token_key: String,
+    /// By which recipients of mail are known: 32 bytes in base64. Empty in what was kept before there was any.
+    #[serde(default)]
+    pub(crate) recipient_key: String,
 }
 
 impl Secrets {
@@ -46,6 +53,8 @@ impl Secrets {
             s3_key_id: random::characters(20)?,
             s3_secret: random::characters(40)?,
             push_key: push::new_key()?,
+            token_key: token_key()?,
+            recipient_key: recipient_key()?,
         })
     }
 
@@ -59,8 +68,16 @@ impl Secrets {
                         path.display()
                     ))
                 })?;
-                if secrets.push_key.is_empty() {
-                    secrets.push_key = push::new_key()?;
+                if [&secrets.push_key, &secrets.token_key, &secrets.recipient_key].iter().any(|key| key.is_empty()) {
+                    if secrets.push_key.is_empty() {
+                        secrets.push_key = push::new_key()?;
+                    }
+                    if secrets.token_key.is_empty() {
+                        secrets.token_key = token_key()?;
+                    }
+                    if secrets.recipient_key.is_empty() {
+                        secrets.recipient_key = recipient_key()?;
+                    }
                     secrets.keep_in(path)?;
                 }
                 Ok(secrets)
@@ -78,6 +95,16 @@ impl Secrets {
         let text = serde_json::to_string_pretty(self).map_err(|error| Error::Invalid(error.to_string()))?;
         write_secret(path, &text)
     }
+}
+
+/// A key for user tokens, as the product's settings take it. Four letters and digits of base64url are three bytes, whichever they are.
+fn token_key() -> Result<String> {
+    Ok(format!("sandbox:{}", random::characters(44)?))
+}
+
+/// As the product's settings take it.
+fn recipient_key() -> Result<String> {
+    Ok(BASE64_STANDARD.encode(random::characters(32)?))
 }
 
 impl std::fmt::Debug for Secrets {

@@ -81,7 +81,8 @@ pub struct Sandbox {
     pub mail: Box<MailServer>,
     /// The push service, and the browsers behind it.
     pub push: Box<PushService>,
-    push_key: String,
+    /// By which mails and pushes are sent.
+    sending: BTreeMap<String, String>,
     pool: PgPool,
     fleet: Fleet,
     // Dropped last, in this order: processes end before their directory goes.
@@ -125,18 +126,10 @@ impl Sandbox {
         let pool =
             PgPoolOptions::new().max_connections(POOL_SIZE).acquire_timeout(Duration::from_secs(10)).connect_lazy(&postgres.owner_url())?;
         let fleet = Fleet::new(programs, directory.logs());
-        Ok(Self {
-            postgres,
-            redis,
-            s3,
-            mail: Box::new(mail),
-            push: Box::new(push),
-            push_key: secrets.push_key,
-            pool,
-            fleet,
-            host,
-            directory,
-        })
+        let mut sending = push::environment(&secrets.push_key);
+        sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key);
+        sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key);
+        Ok(Self { postgres, redis, s3, mail: Box::new(mail), push: Box::new(push), sending, pool, fleet, host, directory })
     }
 
     /// One `api serve`, ready; restarted when it dies.
@@ -249,7 +242,7 @@ impl Sandbox {
         environment.extend(self.redis.environment());
         environment.extend(self.s3.environment());
         environment.extend(self.mail.environment());
-        environment.extend(push::environment(&self.push_key));
+        environment.extend(self.sending.clone());
         environment.insert("OFFSTAGE_PROBE".to_owned(), "on".to_owned());
         environment.insert("OFFSTAGE_PROBE_CALLBACKS".to_owned(), "loopback".to_owned());
         environment.insert("OFFSTAGE_OUTBOUND_ALLOW".to_owned(), "loopback".to_owned());

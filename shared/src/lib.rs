@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod content;
 pub mod job;
 pub mod keys;
 pub mod kinds;
@@ -10,6 +11,7 @@ pub mod ledger;
 pub mod mail;
 pub mod notification;
 pub mod outbound;
+pub mod people;
 pub mod push;
 pub mod queue;
 pub mod random;
@@ -20,3 +22,4 @@ pub mod status;
 pub mod storage;
 pub mod telemetry;
 pub mod tenant;
+pub mod tokens;

@@ -3,6 +3,9 @@
 //! What must stay true: a notification is written in the transaction of the change that it tells of, so there is exactly one
 //! or the change did not happen; it is for a person, and holds neither causes nor secrets.
 
+pub mod markdown;
+pub mod template;
+
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -10,7 +13,9 @@ use uuid::Uuid;
 
 use crate::{
     job::{JobId, PublishedFile, State},
-    kinds::{ExportCreate, Kind},
+    kinds::{ExportCreate, Kind, NotificationFanOut, Recipients},
+    ledger::insert::NewJob,
+    tenant::{EXPORT_FAILED, EXPORT_READY},
 };
 
 /// The longest title, in characters (R20).
@@ -75,6 +80,32 @@ impl Addressee {
         let data = json!({ "export_id": self.job, "state": word });
         Some(json!({ "owner": self.owner, "title": title, "message": message, "data": data }))
     }
+}
+
+/// The job that tells the owner of an export how it ended by the channels that they chose; their inbox has it already, from the same
+/// transaction. `told` is that notification.
+#[must_use]
+pub fn reach_owner(tenant: i32, export: JobId, state: State, told: &Value, now: DateTime<Utc>) -> Option<NewJob> {
+    let word = |field: &str| told.get(field).and_then(Value::as_str).map(str::to_owned);
+    let owner = word("owner")?;
+    let payload = NotificationFanOut {
+        sort: if state == State::Succeeded { EXPORT_READY } else { EXPORT_FAILED }.to_owned(),
+        to: Recipients::User(owner.clone()),
+        title: word("title"),
+        message: word("message"),
+        url: None,
+        data: told.get("data").and_then(Value::as_object).cloned().unwrap_or_default(),
+        digest_key: None,
+        send_by: None,
+        export: Some(export),
+    };
+    let id = Uuid::new_v7(uuid::Timestamp::from_unix(
+        uuid::NoContext,
+        u64::try_from(now.timestamp()).unwrap_or_default(),
+        now.timestamp_subsec_nanos(),
+    ));
+    // Housework, not for the lists of who asked for the export; it goes with them all the same.
+    Some(NewJob { subject: Some(owner), ..NewJob::of(JobId(id), tenant, &payload, now) })
 }
 
 /// What is wrong with a schedule.

@@ -13,6 +13,9 @@ const PREFIX: &str = "whsec_";
 /// The fewest and the most bytes of a key, as the specification has it.
 const BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
+/// The most signatures of one delivery that are looked at.
+const MOST_SIGNATURES: usize = 8;
+
 /// The keys of one sender: one, or several while one takes another's place.
 #[derive(Clone)]
 pub struct SigningKeys(Vec<hmac::Key>);
@@ -42,6 +45,19 @@ impl SigningKeys {
         let signatures = self.0.iter().map(|key| format!("v1,{}", BASE64_STANDARD.encode(hmac::sign(key, &signed))));
         signatures.collect::<Vec<_>>().join(" ")
     }
+
+    /// Whether one of the signatures of such a header is by one of the keys. Whether `timestamp` is of now is the caller's to ask.
+    #[must_use]
+    pub fn verify(&self, id: &str, timestamp: i64, body: &[u8], header: &str) -> bool {
+        let signed = [format!("{id}.{timestamp}.").as_bytes(), body].concat();
+        let signatures: Vec<_> = header
+            .split(' ')
+            .take(MOST_SIGNATURES)
+            .filter_map(|signature| BASE64_STANDARD.decode(signature.strip_prefix("v1,")?).ok())
+            .collect();
+        // Compared in constant time.
+        self.0.iter().any(|key| signatures.iter().any(|signature| hmac::verify(key, &signed, signature).is_ok()))
+    }
 }
 
 #[cfg(test)]
@@ -57,6 +73,19 @@ mod tests {
         let both = SigningKeys::read("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw  whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX").unwrap();
         let signatures = both.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
         assert!(signatures.starts_with(&format!("{signature} v1,")) && signatures.split(' ').count() == 2);
+
+        let verify = |keys: &SigningKeys, timestamp, header: &str| {
+            keys.verify("msg_p5jXN8AQM9LWM0D4loKWxJek", timestamp, br#"{"test": 2432232314}"#, header)
+        };
+        assert!(
+            verify(&keys, 1_614_265_330, &signature)
+                && verify(&keys, 1_614_265_330, &signatures)
+                && verify(&both, 1_614_265_330, &signature)
+        );
+        assert!(!verify(&keys, 1_614_265_331, &signature));
+        for wrong in ["", "v1,", "v1,AAAA", &signature[3..], &signature.replace("v1,", "v1a,"), &signature.replace('g', "h")] {
+            assert!(!verify(&keys, 1_614_265_330, wrong), "{wrong}");
+        }
     }
 
     #[test]

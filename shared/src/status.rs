@@ -85,11 +85,11 @@ pub struct Job {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = ScheduledBy, required = false)]
     schedule: Option<ScheduledBy>,
-    /// What it was asked to do. Left out of lists, and of the answer that accepts it.
+    /// What it was asked to do. Left out of lists, of the answer that accepts it, and of what users see of mails, pushes and notifications.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object, required = false)]
     payload: Option<Value>,
-    /// What came of it, once it succeeded and if its kind has results. Left out of lists.
+    /// What came of it, once it succeeded and if its kind has results. Left out of lists, and where the payload is.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     result: Option<Value>,
@@ -376,6 +376,7 @@ impl Job {
         let estimate = kinds.find(&found.kind).map_or(Duration::ZERO, |entry| entry.estimate);
         let this = address(found.id);
         let is_dead = matches!(state, State::Failed | State::Cancelled | State::Expired);
+        let is_withheld = reader == Reader::User && kinds.find(&found.kind).is_some_and(|entry| entry.confidential);
         let may_run_again = is_dead && found.start_by.is_none_or(|start_by| start_by > now);
         let links = Links {
             cancel: (!state.is_terminal()).then(|| format!("{this}/cancel")),
@@ -407,8 +408,8 @@ impl Job {
             progress: Progress::of(found.progress_done, found.progress_total),
             error: found.error.as_ref().map(|error| Trouble::of(error, reader)),
             schedule: found.options.schedule,
-            payload: found.payload,
-            result: found.result,
+            payload: found.payload.filter(|_| !is_withheld),
+            result: found.result.filter(|_| !is_withheld),
             batch: found.options.batch,
             parent: found.options.parent,
             then: Followers::of(found.options.then.into_iter().map(|next| next.kind).collect(), found.children, is_dead),

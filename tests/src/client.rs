@@ -147,6 +147,12 @@ impl Client {
         self.key.as_deref().unwrap_or_default()
     }
 
+    /// The user it acts for.
+    #[must_use]
+    pub fn acting_user(&self) -> Option<&str> {
+        self.acting_user.as_deref()
+    }
+
     /// A request with this caller's credentials; `path` begins with a slash, or is an address.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let address = if path.starts_with('/') { format!("{}{path}", self.url) } else { path.to_owned() };
@@ -183,6 +189,16 @@ impl Client {
     /// `POST path` with a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// `PUT path` with a JSON body.
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(self.request(Method::PUT, path).json(body)).await
+    }
+
+    /// `DELETE path`.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(self.request(Method::DELETE, path)).await
     }
 
     /// `POST path` without a body.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sandbox::{Launch, Options, Process, Sandbox};
 use sqlx::AssertSqlSafe;
 
-use crate::Client;
+use crate::{Client, SetClock};
 
 /// The tenant that most tests are about.
 const TENANT: &str = "acme";
@@ -47,6 +47,21 @@ impl World {
         let api = api.expect("an API");
         let client = Client::new(api.url(), key);
         Self { sandbox, api, client }
+    }
+
+    /// Without a worker, at a time (RFC 3339) that stands until the test moves it; workers are started with the clock's launch. `api` adds what
+    /// the API is started with beside it.
+    pub async fn start_at(time: &str, api: impl FnOnce(Launch) -> Launch) -> (Self, SetClock) {
+        let mut clock = None;
+        let world = Self::start_where(|sandbox| api(clock.insert(SetClock::at(sandbox, time)).launch())).await;
+        (world, clock.expect("set before the API started"))
+    }
+
+    /// The same at this moment, for those whose outside goes by a clock of its own: push services look at our tokens' times.
+    pub async fn start_now() -> (Self, SetClock) {
+        #[expect(clippy::disallowed_methods, reason = "where the clock that tests set begins")]
+        let now = Utc::now();
+        Self::start_at(&now.format("%FT%TZ").to_string(), |api| api).await
     }
 
     /// With one worker.

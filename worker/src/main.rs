@@ -1,15 +1,6 @@
 //! The worker: runs the jobs of its queues. Replicas are all the same; start as many as the work needs.
 //!
-//! `main` reads the settings and puts the parts together: [`engine`] (queues, runs, settles, recovers) calls [`handlers`] (how
-//! each kind is done), which call [`clients`] (the outside world); beside it the [`scheduler`] makes jobs by the
-//! clock, and the [`sweeper`] deletes what has had its time. Arrows run one way.
-
-mod clients;
-mod drill;
-mod engine;
-mod handlers;
-mod scheduler;
-mod sweeper;
+//! `main` reads the settings and puts the parts together; they are the library's.
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -25,9 +16,13 @@ use shared::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use clients::Clients;
-use engine::{Parts, health::Health};
-use handlers::{Handlers, Services};
+use worker::{
+    clients::Clients,
+    drill,
+    engine::{self, Parts, health::Health},
+    handlers::{Handlers, Messages, Services},
+    scheduler, sweeper,
+};
 
 /// Runs jobs: everything that happens after a request was answered.
 #[derive(Debug, Parser)]
@@ -104,9 +99,12 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
     let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &database.url, Sessions::Engine, database.pool)?;
     let services = Services {
         pool: pool.clone(),
+        gathered: Messages::start(&pool, &config.clock),
         clock: config.clock.clone(),
         tenants: Tenants::new(pool),
         clients: Clients::new(&config),
+        recipient_key: config.mail.recipient_key.clone(),
+        public_url: config.public_url.clone(),
         sources: config.sources,
         probe: config.probe,
     };

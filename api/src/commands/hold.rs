@@ -137,7 +137,7 @@ pub(super) async fn list(arguments: &HoldsArguments, owner: &Owner) -> Result<()
     let holds = holds::read(&mut connection).await?;
     if arguments.json {
         let pauses: Vec<_> = holds.pauses.iter().map(|pause| {
-            json!({"tenant_id": pause.tenant, "queue": pause.queue, "kind": pause.kind, "since": pause.at, "by": pause.by, "reason": pause.reason})
+            json!({"tenant_id": pause.tenant, "queue": pause.queue, "kind": pause.kind, "since": pause.at, "by": pause.by, "reason": pause.reason, "until": pause.until})
         }).collect();
         let throttles: Vec<_> = holds.throttles.iter().map(|throttle| {
             json!({"tenant_id": throttle.tenant, "queue": throttle.queue, "rate": throttle.rate, "since": throttle.at, "by": throttle.by})
@@ -155,7 +155,8 @@ pub(super) async fn list(arguments: &HoldsArguments, owner: &Owner) -> Result<()
 
 fn pause_line(pause: &Pause) -> String {
     let what = words(pause.tenant.map(|tenant| tenant.to_string()).as_deref(), pause.queue.as_deref(), pause.kind.as_deref());
-    format!("{what}  paused {} by {}  {}", time(pause.at), pause.by, pause.reason)
+    let until = pause.until.map_or_else(String::new, |until| format!(" until {}", time(until)));
+    format!("{what}  paused {}{until} by {}  {}", time(pause.at), pause.by, pause.reason)
 }
 
 fn throttle_line(throttle: &Throttle) -> String {

@@ -21,7 +21,8 @@ pub(super) enum KeyCommand {
         /// What the key is for, to know it by later.
         #[arg(long)]
         name: String,
-        /// What it may do, separated by commas: jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write, or * for all.
+        /// What it may do, separated by commas: jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write, users:read, users:write,
+        /// notifications:read, notifications:write, tokens:write, or * for all.
         #[arg(long)]
         scopes: String,
         /// After how many days it ends.

@@ -1,16 +1,31 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
 mod batches;
+mod conditional;
+mod content;
+mod deliveries;
 mod downloads;
+mod emails;
 mod exports;
+mod feeds;
 mod health;
+mod hooks;
+mod inquiries;
 mod jobs;
 mod links;
+mod moderation;
 mod moment;
+mod notifications;
 mod openapi;
 mod page;
+mod pushes;
 mod queues;
+mod repeat;
 mod schedules;
+mod suppressions;
+mod tokens;
+mod unsubscribe;
+mod users;
 
 use std::time::Duration;
 
@@ -30,7 +45,7 @@ pub use openapi::document;
 
 use crate::{
     app::App,
-    edge,
+    edge, origin,
     problem::{Code, Problem},
 };
 
@@ -49,8 +64,20 @@ pub fn router(app: App) -> Router {
         .merge(batches::routes())
         .merge(exports::routes())
         .merge(schedules::routes())
+        .merge(users::routes())
+        .merge(tokens::routes())
+        .merge(notifications::routes())
         .merge(queues::routes())
-        .merge(downloads::routes());
+        .merge(downloads::routes())
+        .merge(emails::routes())
+        .merge(inquiries::routes())
+        .merge(moderation::routes())
+        .merge(feeds::routes())
+        .merge(suppressions::routes())
+        .merge(unsubscribe::routes())
+        .merge(hooks::routes())
+        .merge(pushes::routes())
+        .merge(deliveries::routes());
     dress(routes, app, edge::DEADLINE)
 }
 
@@ -63,6 +90,7 @@ pub fn dress(routes: Router<App>, app: App, deadline: Duration) -> Router {
     routes
         .fallback(async || Problem::new(Code::RouteNotFound, "There is nothing here; the addresses are listed at /openapi.json."))
         .method_not_allowed_fallback(async || Problem::new(Code::MethodNotAllowed, "Use a method that the header Allow names."))
+        .layer(middleware::from_fn_with_state(app.clone(), origin::origins))
         .layer(middleware::from_fn_with_state((app.clone(), deadline), edge::edge))
         .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth))
         .with_state(app)

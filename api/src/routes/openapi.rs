@@ -37,7 +37,7 @@ impl Modify for ApiKey {
             .scheme(HttpAuthScheme::Bearer)
             .bearer_format("pk_ and 32 letters and digits")
             .description(Some(
-                "An API key. A backend that acts for one of its users adds the header `X-Acting-User`; then only that user's things exist.",
+                "An API key. A backend that acts for one of its users adds the header `X-Acting-User`; then only that user's things exist. A user's browser sends a token of `POST /v1/tokens` in the key's place; doors that are not open to it answer 403 `token_not_allowed`.",
             ))
             .build();
         document.components.get_or_insert_default().add_security_scheme("api_key", SecurityScheme::Http(scheme));
@@ -53,8 +53,20 @@ pub fn document() -> String {
         .merge_from(super::batches::Contract::openapi())
         .merge_from(super::exports::Contract::openapi())
         .merge_from(super::schedules::Contract::openapi())
+        .merge_from(super::users::Contract::openapi())
+        .merge_from(super::tokens::Contract::openapi())
+        .merge_from(super::notifications::Contract::openapi())
         .merge_from(super::queues::Contract::openapi())
-        .merge_from(super::downloads::Contract::openapi());
+        .merge_from(super::downloads::Contract::openapi())
+        .merge_from(super::emails::Contract::openapi())
+        .merge_from(super::inquiries::Contract::openapi())
+        .merge_from(super::moderation::Contract::openapi())
+        .merge_from(super::feeds::Contract::openapi())
+        .merge_from(super::suppressions::Contract::openapi())
+        .merge_from(super::unsubscribe::Contract::openapi())
+        .merge_from(super::hooks::Contract::openapi())
+        .merge_from(super::pushes::Contract::openapi())
+        .merge_from(super::deliveries::Contract::openapi());
     // The contract's version is the API's (`/v1`), not the program's: it changes when the contract does.
     "1".clone_into(&mut document.info.version);
     // Strings and maps with string keys: there is nothing in it that JSON can't hold.

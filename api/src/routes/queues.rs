@@ -27,7 +27,7 @@ use utoipa::{OpenApi, ToSchema};
 
 use crate::{
     app::App,
-    auth::{Caller, JobsRead, JobsWrite, Needs},
+    auth::{Caller, JobsRead, JobsWrite},
     extract::MaybeJson,
     follow::Call,
     problem::{Code, Problem, ProblemBody},
@@ -79,6 +79,10 @@ pub struct PauseView {
     since: DateTime<Utc>,
     by: String,
     reason: String,
+    /// When it ends by itself; absent where somebody has to end it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    until: Option<DateTime<Utc>>,
 }
 
 /// How many may start in a time.
@@ -116,7 +120,7 @@ pub struct ResumeWish {
 #[utoipa::path(get, path = "/v1/queues", tag = "queues", operation_id = "list_queues",
     responses((status = 200, body = QueueList), (status = 403, body = ProblemBody<'static>, description = "`backend_only`: not for end users")))]
 pub async fn list(State(app): State<App>, caller: Caller<JobsRead>) -> Result<Answer<QueueList>, Problem> {
-    for_the_backend(&caller)?;
+    caller.for_the_backend("Queues")?;
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
     let holds = holds::read(&mut transaction).await?;
     let mut items = Vec::with_capacity(Queue::ALL.len());
@@ -140,7 +144,7 @@ pub async fn pause(
     Path(queue): Path<String>,
     MaybeJson(wish): MaybeJson<PauseWish>,
 ) -> Result<Answer<QueueView>, Problem> {
-    for_the_backend(&caller)?;
+    caller.for_the_backend("Queues")?;
     let queue = known(&queue)?;
     let mut violations = Vec::new();
     if wish.reason.chars().count() > LONGEST_REASON || wish.reason.chars().any(char::is_control) {
@@ -177,7 +181,7 @@ pub async fn resume(
     Path(queue): Path<String>,
     MaybeJson(wish): MaybeJson<ResumeWish>,
 ) -> Result<Answer<QueueView>, Problem> {
-    for_the_backend(&caller)?;
+    caller.for_the_backend("Queues")?;
     let queue = known(&queue)?;
     let mut violations = Vec::new();
     let names = kind_names(&app, wish.kind.as_deref(), &mut violations);
@@ -195,14 +199,6 @@ pub async fn resume(
     transaction.commit().await.map_err(LedgerError::from)?;
     app.follow.nudge(Call::Dispatch(queue));
     Ok(Answer(view))
-}
-
-/// Queues are the product's affair; one of its users has nothing to do with them.
-fn for_the_backend<N: Needs>(caller: &Caller<N>) -> Result<(), Problem> {
-    match caller.acting_user {
-        None => Ok(()),
-        Some(_) => Err(Problem::new(Code::BackendOnly, "Queues are for the product's backend: leave out X-Acting-User.")),
-    }
 }
 
 fn known(name: &str) -> Result<Queue, Problem> {
@@ -248,6 +244,7 @@ async fn view(connection: &mut PgConnection, holds: &Holds, tenant: i32, queue: 
         since: pause.at,
         by: if pause.tenant.is_some() { pause.by.clone() } else { "the operator".to_owned() },
         reason: pause.reason.clone(),
+        until: pause.until,
     };
     let throttle_view = |throttle: &Throttle| ThrottleView { own: throttle.tenant.is_some(), rate: throttle.rate };
     Ok(QueueView {

@@ -7,14 +7,18 @@ mod row;
 
 use std::{collections::BTreeMap, time::Duration};
 
-pub use row::{BULK, CALLED_BACK, CLAIMED, Figure, HTTP, IDLE, OURS, PICKUP, POLLING, PREPARED, Row, STREAMS, TIDY, drain, of, scaling};
+pub use row::{
+    BULK, CALLED_BACK, CLAIMED, FAN_OUT, Figure, HTTP, IDLE, MAIL, MAIL_ALONE, OURS, PICKUP, POLLING, PREPARED, PUSH, PUSH_ALONE,
+    PUSH_CROWDED, Row, STREAMS, TIDY, drain, of, scaling,
+};
 
 use crate::{
     error::Result,
     measure::{Run, processor::calm},
     offstage::{Lookup, Offstage},
     peer::Peer,
-    plan::{AGAIN, CONCURRENCY, DISTURBED, PROCESSES, Plan, SCALING_CONCURRENCY, WAIT, payload, waiting_payload},
+    plan::{AGAIN, CONCURRENCY, DISTURBED, FOLLOWERS, PROCESSES, Plan, SCALING_CONCURRENCY, WAIT, payload, waiting_payload},
+    sink::Speech,
 };
 
 /// What is run in one go, on cleared servers.
@@ -38,12 +42,19 @@ pub enum Part {
     Idle,
     /// Jobs that wait, by 1, 2 and 4 processes.
     Scaling,
+    /// Pushes to a local push service.
+    Push,
+    /// Mails to a local server.
+    Mail,
+    /// A notification to many.
+    #[value(name = "fan_out")]
+    FanOut,
     /// The same with a history, and what is looked up in it.
     Growth,
 }
 
 /// All parts, in the order of a round.
-pub const PARTS: [Part; 10] = [
+pub const PARTS: [Part; 13] = [
     Part::Drain,
     Part::Bulk,
     Part::Http,
@@ -53,6 +64,9 @@ pub const PARTS: [Part; 10] = [
     Part::Streams,
     Part::Idle,
     Part::Scaling,
+    Part::Push,
+    Part::Mail,
+    Part::FanOut,
     Part::Growth,
 ];
 
@@ -88,6 +102,10 @@ pub struct Field {
     pub peers: Vec<Peer>,
     /// HTTP before a queue.
     pub door: Option<Peer>,
+    /// Our own clients for that, without the engine.
+    pub alone: Peer,
+    /// Who pushes or mails.
+    pub senders: Vec<Peer>,
 }
 
 impl Field {
@@ -98,7 +116,11 @@ impl Field {
             Part::Drain | Part::Pickup => ours.chain(peers).collect(),
             Part::Single => peers.collect(),
             Part::Http => ours.chain(self.door.iter().map(Contestant::Peer)).collect(),
-            Part::Bulk | Part::Polling | Part::Streams | Part::Idle | Part::Scaling => ours.collect(),
+            Part::Push | Part::Mail => {
+                let senders = self.senders.iter().filter(|sender| sender.sends() == Some(part));
+                ours.chain(senders.map(Contestant::Peer)).collect()
+            }
+            Part::Bulk | Part::Polling | Part::Streams | Part::Idle | Part::Scaling | Part::FanOut => ours.collect(),
             Part::Growth => Vec::new(),
         }
     }
@@ -248,6 +270,17 @@ impl Field {
                 }
                 rows
             }
+            Part::Push => {
+                let alone = (PUSH_ALONE, self.alone.send(Speech::Http, plan.messages()).await?);
+                let one = (PUSH, offstage.push(plan.messages(), false).await?);
+                offstage.clear().await?;
+                vec![alone, one, (PUSH_CROWDED, offstage.push(plan.messages(), true).await?)]
+            }
+            Part::Mail => {
+                let alone = (MAIL_ALONE, self.alone.send(Speech::Smtp, plan.messages()).await?);
+                vec![alone, (MAIL, offstage.mail(plan.messages()).await?)]
+            }
+            Part::FanOut => vec![(FAN_OUT, offstage.fan_out(plan.crowd(FOLLOWERS)).await?)],
             Part::Single | Part::Growth => Vec::new(),
         })
     }
@@ -277,7 +310,9 @@ impl Field {
                 let body = format!(r#"{{"kind":"probe.run","payload":{}}}"#, payload());
                 vec![(of(name, Figure::Http), peer.serve(plan.jobs, &body).await?)]
             }
-            Part::Bulk | Part::Polling | Part::Streams | Part::Idle | Part::Scaling | Part::Growth => Vec::new(),
+            Part::Push => vec![(of(name, Figure::Push), peer.send(Speech::Http, plan.messages()).await?)],
+            Part::Mail => vec![(of(name, Figure::Mail), peer.send(Speech::Smtp, plan.messages()).await?)],
+            Part::Bulk | Part::Polling | Part::Streams | Part::Idle | Part::Scaling | Part::FanOut | Part::Growth => Vec::new(),
         })
     }
 }

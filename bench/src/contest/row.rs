@@ -34,6 +34,12 @@ pub enum Figure {
     Idle,
     /// Jobs that wait are worked off by so many processes.
     Scaling(usize),
+    /// Messages are sealed, signed and pushed.
+    Push,
+    /// Mails are sent.
+    Mail,
+    /// One notification is told to many.
+    FanOut,
 }
 
 /// The name of ours.
@@ -66,6 +72,20 @@ pub const STREAMS: Row = ours(Figure::Streams, "`GET /v1/jobs/{id}/events`");
 /// Idling.
 pub const IDLE: Row = ours(Figure::Idle, "an API, a worker on all queues");
 
+/// Pushes without the engine, as libraries are.
+pub const PUSH_ALONE: Row = ours(Figure::Push, "the worker's client by itself, no engine");
+/// Pushes, one a job.
+pub const PUSH: Row = ours(Figure::Push, "`push.send`, a browser a job, through the engine");
+/// Pushes, twenty a job.
+pub const PUSH_CROWDED: Row = ours(Figure::Push, "`push.send`, 20 browsers a job, through the engine");
+/// Mails without the engine.
+pub const MAIL_ALONE: Row = ours(Figure::Mail, "the worker's client by itself, no engine");
+/// Mails.
+pub const MAIL: Row = ours(Figure::Mail, "`email.send`, through the engine");
+
+/// A notification to many.
+pub const FAN_OUT: Row = ours(Figure::FanOut, "`POST /v1/notifications` → the last inbox's row");
+
 /// Ours, by so many processes.
 #[must_use]
 pub const fn drain(processes: usize) -> Row {
@@ -87,7 +107,9 @@ pub const fn of(peer: &'static str, figure: Figure) -> Row {
         Figure::Http => "`POST /v1/jobs`, 64 connections, no durable record",
         Figure::Single => "single add, in process, 64 in flight",
         Figure::Pickup => "add called → handler starts",
-        Figure::Polling | Figure::Streams | Figure::Idle | Figure::Scaling(_) => "",
+        Figure::Push => "sealed and signed by the library, sent by Node's client",
+        Figure::Mail => "`sendMail` with a pool of 10 connections",
+        Figure::Polling | Figure::Streams | Figure::Idle | Figure::Scaling(_) | Figure::FanOut => "",
     };
     Row { figure, contestant: peer, how, grown: false }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::try_join_all;
-use sandbox::Process;
+use sandbox::{Launch, Process};
 use shared::queue::{Commands, Queue, push};
 use tokio::time::{sleep, timeout};
 
@@ -21,12 +21,17 @@ const LOOK: Duration = Duration::from_millis(2);
 impl Offstage {
     /// Works off `jobs` that wait in the ledger and the streams, in so many processes.
     pub async fn drain(&self, jobs: usize, processes: usize, concurrency: usize) -> Result<Run> {
+        self.drain_queue(Queue::Analytics, jobs, processes, concurrency, Launch::new()).await
+    }
+
+    /// The same of another queue, by workers with settings of their own.
+    pub(super) async fn drain_queue(&self, queue: Queue, jobs: usize, processes: usize, concurrency: usize, launch: Launch) -> Result<Run> {
         let mut connection = self.commands();
-        let before = self.depth(&mut connection).await?;
+        let before = self.depth(&mut connection, queue).await?;
         let known = self.workers().len();
-        let watching = timeout(WITHIN, self.watch(connection, before, known));
+        let watching = timeout(WITHIN, self.watch(connection, queue, before, known));
         // All at once, so that the second begins as the first does, give or take some milliseconds.
-        let starting = try_join_all((0..processes).map(|_| self.worker(concurrency)));
+        let starting = try_join_all((0..processes).map(|_| self.worker_of(queue, concurrency, launch.clone())));
         let (workers, watched) = tokio::join!(starting, watching);
         let workers = workers?;
         let (end, usage) = watched.map_err(|_| Error::Unexpected(format!("{jobs} jobs were not finished in {} s", WITHIN.as_secs())))??;
@@ -45,14 +50,14 @@ impl Offstage {
         self.world.processes().into_iter().filter(|one| one.name().starts_with("worker")).collect()
     }
 
-    async fn depth(&self, connection: &mut Commands) -> Result<u64> {
-        Ok(push::depth(connection, self.redis.keys(), Queue::Analytics).await?.total())
+    async fn depth(&self, connection: &mut Commands, queue: Queue) -> Result<u64> {
+        Ok(push::depth(connection, self.redis.keys(), queue).await?.total())
     }
 
     /// Waits for the first movement, takes the processes' times from there (so that the workers' start is in nobody's
     /// figure), and waits for the end. Workers are those after the first `known`.
-    async fn watch(&self, mut connection: Commands, before: u64, known: usize) -> Result<(DateTime<Utc>, Usage)> {
-        while self.depth(&mut connection).await? == before {
+    async fn watch(&self, mut connection: Commands, queue: Queue, before: u64, known: usize) -> Result<(DateTime<Utc>, Usage)> {
+        while self.depth(&mut connection, queue).await? == before {
             sleep(LOOK).await;
         }
         let workers = self.workers().into_iter().skip(known).filter_map(|worker| worker.pid());
@@ -61,7 +66,7 @@ impl Offstage {
         loop {
             sleep(LOOK).await;
             // The ledger is asked only when the streams are empty: it has better to do.
-            if self.depth(&mut connection).await? > 0 {
+            if self.depth(&mut connection, queue).await? > 0 {
                 continue;
             }
             let left: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM job_waiting) OR EXISTS (SELECT FROM job_dispatched)")

@@ -33,9 +33,30 @@ use crate::{
 /// ledger. The few that would go before them, in a lane of their own, are left out.
 const STRAIGHT: u64 = 4 * Queue::Analytics.default_concurrency() as u64;
 
+/// What waits.
+pub(super) struct Backlog<'a> {
+    pub(super) kind: &'static str,
+    pub(super) queue: Queue,
+    /// As the kind's policy has it.
+    pub(super) attempts: u16,
+    /// Each job's owner and payload, by its number.
+    pub(super) of: &'a (dyn Fn(usize) -> (Option<String>, String) + Sync),
+}
+
 impl Offstage {
     /// Inserts batches of 1,000 as the API's role and pushes what is due, as the API does: a backlog of single jobs, made in a moment.
     pub async fn prepare(&self, jobs: usize, payload: &str) -> Result<Run> {
+        let backlog = Backlog {
+            kind: ProbeRun::NAME,
+            queue: Queue::Analytics,
+            attempts: ProbeRun::POLICY.attempts,
+            of: &|_| (None, payload.to_owned()),
+        };
+        self.prepare_backlog(jobs, &backlog).await
+    }
+
+    /// The same of any kind.
+    pub(super) async fn prepare_backlog(&self, jobs: usize, backlog: &Backlog<'_>) -> Result<Run> {
         let url = SecretString::from(self.world.postgres.api_url());
         let pool = ledger::pool("OFFSTAGE_API_DATABASE_URL", &url, Sessions::Plain, 3)?;
         let connections = Kept::of(pool.clone(), BULK_IN_FLIGHT);
@@ -49,7 +70,7 @@ impl Offstage {
         let meter = Meter::start(&watched);
         let begin = Instant::now();
         let inserting = async {
-            let inserters = (0..BULK_IN_FLIGHT).map(|_| self.insert_batches(&connections, payload, &left, &straight, tell.clone()));
+            let inserters = (0..BULK_IN_FLIGHT).map(|_| self.insert_batches(&connections, backlog, &left, &straight, tell.clone()));
             let inserted = try_join_all(inserters).await.map(drop);
             drop(tell);
             inserted
@@ -65,7 +86,7 @@ impl Offstage {
     async fn insert_batches(
         &self,
         connections: &Kept,
-        payload: &str,
+        backlog: &Backlog<'_>,
         left: &AtomicUsize,
         straight: &AtomicU64,
         tell: mpsc::Sender<Vec<Handover>>,
@@ -77,26 +98,26 @@ impl Offstage {
             }
             let now = self.clock.now();
             let batch: Vec<NewJob> = (0..count)
-                .map(|_| NewJob {
-                    id: JobId(self.clock.new_id()),
-                    tenant: self.tenant,
-                    owner: None,
-                    subject: None,
-                    kind: ProbeRun::NAME,
-                    queue: Queue::Analytics,
-                    priority: Priority::Normal,
-                    payload: payload.to_owned(),
-                    attempts: ProbeRun::POLICY.attempts,
-                    created_at: now,
-                    run_at: now,
-                    start_by: None,
-                    state: if straight.fetch_add(1, Ordering::Relaxed) < STRAIGHT {
-                        Arrival::Queued
-                    } else {
-                        Arrival::Waiting(Reason::Window)
-                    },
-                    idempotency: None,
-                    options: shared::job::Options::default(),
+                .map(|_| {
+                    let number = straight.fetch_add(1, Ordering::Relaxed);
+                    let (owner, payload) = (backlog.of)(usize::try_from(number).unwrap_or_default());
+                    NewJob {
+                        id: JobId(self.clock.new_id()),
+                        tenant: self.tenant,
+                        owner,
+                        subject: None,
+                        kind: backlog.kind,
+                        queue: backlog.queue,
+                        priority: Priority::Normal,
+                        payload,
+                        attempts: backlog.attempts,
+                        created_at: now,
+                        run_at: now,
+                        start_by: None,
+                        state: if number < STRAIGHT { Arrival::Queued } else { Arrival::Waiting(Reason::Window) },
+                        idempotency: None,
+                        options: shared::job::Options::default(),
+                    }
                 })
                 .collect();
             for outcome in insert::insert(connections, now, &batch).await {

@@ -2,10 +2,12 @@
 
 mod drain;
 mod enqueue;
+mod fan_out;
 mod growth;
 mod idle;
 mod pickup;
 mod polling;
+mod sending;
 mod steady;
 mod streams;
 
@@ -18,7 +20,7 @@ use sandbox::{Launch, Options, Process, Sandbox};
 use secrecy::SecretString;
 use shared::{
     clock::Clock,
-    queue::{Commands, QueueError, Redis},
+    queue::{Commands, Queue, QueueError, Redis},
 };
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection, PgPool,
@@ -75,9 +77,9 @@ impl Offstage {
     pub async fn start(directory: &Path) -> Result<Self> {
         let world = Sandbox::start(Options::lasting(directory)).await?;
         let manifest = directory.join("tenant.toml");
-        std::fs::write(&manifest, format!("[tenant]\nname = \"{TENANT}\"\n")).doing("write the benchmark's manifest")?;
+        std::fs::write(&manifest, sending::manifest()).doing("write the benchmark's manifest")?;
         world.apply_tenant(&manifest).await?;
-        let key = world.create_key(TENANT, "bench", "jobs:read,jobs:write").await?;
+        let key = world.create_key(TENANT, "bench", "jobs:read,jobs:write,pushes:write,notifications:write").await?;
 
         let database = PgConnectOptions::from_str(&world.postgres.owner_url())?;
         let superuser = PgConnectOptions::from_str(&world.postgres.superuser_url())?;
@@ -171,11 +173,17 @@ impl Offstage {
 
     /// A worker of the benchmark's queue, which runs so many jobs at a time.
     async fn worker(&self, concurrency: usize) -> Result<Process> {
-        let launch = Launch::new()
+        self.worker_of(Queue::Analytics, concurrency, Launch::new()).await
+    }
+
+    /// A worker of one queue, with settings of its own.
+    async fn worker_of(&self, queue: Queue, concurrency: usize, launch: Launch) -> Result<Process> {
+        let queue = queue.name();
+        let launch = launch
             .once()
             .arg("--queues")
-            .arg("analytics")
-            .env("OFFSTAGE_CONCURRENCY", format!("analytics={concurrency}"))
+            .arg(queue)
+            .env("OFFSTAGE_CONCURRENCY", format!("{queue}={concurrency}"))
             .env("OFFSTAGE_LOG", "warn");
         Ok(self.world.start_worker(launch).await?)
     }

@@ -29,6 +29,8 @@ enum Program {
     Script(&'static str, &'static str, Option<&'static str>),
     /// A binary that cargo built for the peers.
     Binary(&'static str),
+    /// A binary beside this one.
+    Beside(&'static str),
 }
 
 /// A program and its first arguments, absolute.
@@ -126,6 +128,42 @@ pub const DOOR: Definition = Definition {
     needs: "`npm ci`, with Node.js 20 and npm",
 };
 
+/// Libraries that send, in the order push, mail.
+pub const SENDERS: [Definition; 2] = [
+    Definition {
+        name: "web-push",
+        folder: "web-push",
+        program: Program::Script("node", "peer.mjs", Some("node_modules/web-push")),
+        bulk: false,
+        share: 1,
+        rival: true,
+        note: "a library without a queue: no job, no record before or after a push, no retry",
+        needs: "`npm ci`, with Node.js 20 and npm",
+    },
+    Definition {
+        name: "nodemailer",
+        folder: "nodemailer",
+        program: Program::Script("node", "peer.mjs", Some("node_modules/nodemailer")),
+        bulk: false,
+        share: 1,
+        rival: true,
+        note: "a library without a queue: no job, no record before or after a mail, no retry",
+        needs: "`npm ci`, with Node.js 20 and npm",
+    },
+];
+
+/// Our own clients as a contestant, without the engine.
+pub const ALONE: Definition = Definition {
+    name: "Offstage's clients",
+    folder: ".",
+    program: Program::Beside("bench-clients"),
+    bulk: false,
+    share: 1,
+    rival: true,
+    note: "the worker's clients in a process of their own, as a library is: no job, no record, no retry",
+    needs: "`cargo build --package bench --bins`",
+};
+
 impl Definition {
     /// How it is started, if what it needs is there; else why it is skipped.
     pub fn launch(&self, peers: &Path, binaries: &Path) -> Result<Launch, String> {
@@ -143,6 +181,11 @@ impl Definition {
                 let local = program.contains('/');
                 let program = if local { absolute(&directory.join(program))? } else { PathBuf::from(program) };
                 Ok(Launch { program, script: Some(script) })
+            }
+            Program::Beside(name) => {
+                let us = std::env::current_exe().map_err(|error| format!("{}: where is this program? {error}", self.name))?;
+                let program = us.with_file_name(name);
+                if program.exists() { Ok(Launch { program, script: None }) } else { Err(missing(&program)) }
             }
             Program::Binary(name) => {
                 let program = binaries.join(name);

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use catalogue::Launch;
-pub use catalogue::{DOOR, Definition, PEERS};
+pub use catalogue::{ALONE, DOOR, Definition, PEERS, SENDERS};
 
 use crate::{
     error::{Doing, Error, Result},
@@ -98,6 +98,11 @@ impl Peer {
 
     /// Starts its program with a command and numbers.
     fn start(&self, arguments: &[String]) -> Result<Running> {
+        self.start_with(arguments, &[])
+    }
+
+    /// The same, with settings of its own in the environment.
+    fn start_with(&self, arguments: &[String], environment: &[(&str, String)]) -> Result<Running> {
         let what = format!("{} {}", self.name(), arguments.join(" "));
         let mut child = Command::new(&self.launch.program)
             .args(self.launch.script)
@@ -106,6 +111,7 @@ impl Peer {
             // In the environment and not among the arguments: they hold passwords.
             .env("BENCH_REDIS_URL", &self.servers.redis)
             .env("BENCH_POSTGRES_URL", &self.servers.postgres)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -6,10 +6,12 @@ use futures_util::future::{select_all, try_join_all};
 
 use super::{Peer, Running};
 use crate::{
+    contest::Part,
     error::{Error, Result},
     flood::flood,
     measure::{Latencies, Meter, Run, Watched, memory},
-    plan::{BULK_IN_FLIGHT, BYTES, CONCURRENCY, Plan, RATE, SINGLE_IN_FLIGHT, WARM_UP},
+    plan::{BROWSERS, BULK_IN_FLIGHT, BYTES, CONCURRENCY, MAIL_CONNECTIONS, Plan, RATE, SINGLE_IN_FLIGHT, WARM_UP},
+    sink::{Sink, Speech},
 };
 
 impl Peer {
@@ -82,6 +84,38 @@ impl Peer {
         worker.end().await?;
         let latencies: Latencies = started.latencies.into_iter().skip(WARM_UP).collect();
         Ok(Run::new(jobs, between(begun.at, done.at)?, usage).latencies(latencies))
+    }
+
+    /// What it sends, of those who send.
+    #[must_use]
+    pub fn sends(&self) -> Option<Part> {
+        match self.definition.folder {
+            "web-push" => Some(Part::Push),
+            "nodemailer" => Some(Part::Mail),
+            _ => None,
+        }
+    }
+
+    /// Sends messages to a sink, [`CONCURRENCY`] at a time.
+    pub async fn send(&self, speech: Speech, messages: usize) -> Result<Run> {
+        let sink = Sink::open(speech).await?;
+        let (command, url, few) = match speech {
+            Speech::Http => ("push", format!("http://{}", sink.address()), BROWSERS),
+            Speech::Smtp => ("mail", format!("smtp://{}", sink.address()), MAIL_CONNECTIONS),
+        };
+        let mut sender = self.start_with(&arguments(command, &[messages, few, CONCURRENCY]), &[("BENCH_SINK_URL", url)])?;
+        sender.event("ready").await?;
+        let meter = self.meter([Watched::family("sender", sender.pid())]);
+        sender.go().await?;
+        let begun = sender.event("begun").await?;
+        let done = sender.event("done").await?;
+        let usage = meter.stop();
+        sender.end().await?;
+        let taken = sink.taken();
+        if taken != messages {
+            return Err(Error::Unexpected(format!("{taken} messages arrived of {messages}")));
+        }
+        Ok(Run::new(messages, between(begun.at, done.at)?, usage))
     }
 
     /// Takes jobs over HTTP.

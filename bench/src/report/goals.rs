@@ -2,12 +2,15 @@
 
 use std::fmt;
 
-use super::{Report, Table, whole};
+use super::{Report, Table, a_core, thousands, whole};
 use crate::{
-    contest::{BULK, Figure, HTTP, IDLE, OURS, PICKUP, POLLING, Row, STREAMS, drain, of, scaling},
+    contest::{
+        BULK, FAN_OUT, Figure, HTTP, IDLE, MAIL, MAIL_ALONE, OURS, PICKUP, POLLING, PUSH, PUSH_ALONE, PUSH_CROWDED, Row, STREAMS, drain,
+        of, scaling,
+    },
     measure::count,
     peer::DOOR,
-    plan::PROCESSES,
+    plan::{FOLLOWERS, PROCESSES},
 };
 
 /// One line: what, ours, beside what, the ratio, the goal, and whether it is met.
@@ -33,6 +36,11 @@ impl Line {
         Self { goal: goal.into(), ..self }
     }
 
+    /// A value beside another, which is shown and has no goal.
+    fn shown(self) -> Self {
+        Self { goal: "none".to_owned(), met: None, ..self }
+    }
+
     /// A value that is not to exceed another.
     fn at_most(figure: &str, ours: Option<f64>, most: f64, unit: &'static str) -> Self {
         let met = ours.map(|ours| ours <= most);
@@ -47,12 +55,15 @@ impl Report {
         lines.extend(self.latencies_and_losses());
         lines.extend(self.memory_and_idling());
         lines.extend(self.growth_and_scaling());
+        lines.extend(self.sending());
+        lines.extend(self.fan_out());
         let mut table = Table::new(&["figure", OURS, "beside", "ratio", "goal", "result"]);
         for line in lines {
             let show = |value: f64| if line.unit == "/s" { whole(value) } else { format!("{value:.2}{}", line.unit) };
             let result = match line.met {
                 Some(true) => "met",
                 Some(false) => "**missed**",
+                None if line.ours.is_some() && line.goal == "none" => "",
                 None => "not measured",
             };
             table.line([
@@ -134,6 +145,37 @@ impl Report {
             Line::at_most("idle, Redis commands a second", idle("Redis commands/s"), 20.0, ""),
             Line::at_most("under load, worker RSS", peak(&[drain(1), drain(2)], "worker RSS MiB"), 128.0, " MiB"),
             Line::at_most("under load, API RSS", peak(&[HTTP, BULK, POLLING, STREAMS], "API RSS MiB"), 128.0, " MiB"),
+        ]
+    }
+
+    /// Libraries that send are compared with our clients; what the engine adds stands below. A core's pushes go by the CPU time of all processes but the sink's; mails by the clock.
+    fn sending(&self) -> Vec<Line> {
+        let a_core = |row: &Row| a_core(self.total_cost(row));
+        let (theirs, mails) = (of("web-push", Figure::Push), of("nodemailer", Figure::Mail));
+        vec![
+            Line::times("push, a second and core, the client by itself", a_core(&PUSH_ALONE), "web-push", a_core(&theirs), 5.0),
+            Line::times("push, a second and core, through the engine, a browser a job", a_core(&PUSH), "web-push", a_core(&theirs), 5.0)
+                .shown(),
+            Line::times(
+                "push, a second and core, through the engine, 20 browsers a job",
+                a_core(&PUSH_CROWDED),
+                "web-push",
+                a_core(&theirs),
+                5.0,
+            )
+            .shown(),
+            Line::times("mail, a second, the client by itself", self.rate(&MAIL_ALONE), "nodemailer", self.rate(&mails), 2.0),
+            Line::times("mail, a second, through the engine", self.rate(&MAIL), "nodemailer", self.rate(&mails), 2.0).shown(),
+        ]
+    }
+
+    /// A notification to many.
+    fn fan_out(&self) -> Vec<Line> {
+        let to = thousands(self.plan.crowd(FOLLOWERS));
+        let seconds = self.value(&FAN_OUT, "s to the last row");
+        vec![
+            Line::at_most(&format!("fan-out to {to}, the last inbox's row"), seconds, 0.0, " s").shown(),
+            Line::at_most(&format!("fan-out to {to}, worker RSS"), self.worst(&FAN_OUT, "worker RSS MiB"), 128.0, " MiB"),
         ]
     }
 

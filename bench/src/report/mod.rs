@@ -104,8 +104,19 @@ impl Report {
     /// All that is a rate.
     fn rates(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&["figure", "who", "how", "jobs/s", "all runs", "CPU µs a job", "peak RSS MiB"]);
-        let has_rate =
-            |row: &Row| matches!(row.figure, Figure::Drain(_) | Figure::Bulk | Figure::Http | Figure::Single | Figure::Scaling(_));
+        let has_rate = |row: &Row| {
+            matches!(
+                row.figure,
+                Figure::Drain(_)
+                    | Figure::Bulk
+                    | Figure::Http
+                    | Figure::Single
+                    | Figure::Scaling(_)
+                    | Figure::Push
+                    | Figure::Mail
+                    | Figure::FanOut
+            )
+        };
         for (row, runs) in self.results.runs.iter().filter(|(row, _)| has_rate(row)) {
             let rates: Vec<String> = runs.iter().map(|run| format!("{}{}", whole(run.rate()), mark(run))).collect();
             let memory = ["API RSS MiB", "worker RSS MiB"].iter().find_map(|name| self.value(row, name));
@@ -154,9 +165,8 @@ impl Report {
     /// All that is neither.
     fn rest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&["figure", "what", "median", "all runs"]);
-        for (row, runs) in
-            self.results.runs.iter().filter(|(row, _)| matches!(row.figure, Figure::Idle | Figure::Polling | Figure::Streams))
-        {
+        let has_extras = |row: &Row| matches!(row.figure, Figure::Idle | Figure::Polling | Figure::Streams | Figure::FanOut);
+        for (row, runs) in self.results.runs.iter().filter(|(row, _)| has_extras(row)) {
             for (extra, _) in runs.first().map(|run| run.extras.as_slice()).unwrap_or_default() {
                 let all: Vec<String> =
                     runs.iter().filter_map(|run| run.value(extra).map(|value| format!("{value:.1}{}", mark(run)))).collect();
@@ -221,6 +231,10 @@ impl Report {
     }
 }
 
+fn a_core(cost: Option<f64>) -> Option<f64> {
+    cost.filter(|micros| *micros > 0.0).map(|micros| 1e6 / micros)
+}
+
 fn ratio(ours: Option<f64>, theirs: Option<f64>) -> String {
     ours.zip(theirs).map_or_else(|| "–".to_owned(), |(ours, theirs)| format!("{:.2}×", ours / theirs))
 }
@@ -236,6 +250,9 @@ fn name(row: &Row) -> String {
         Figure::Polling => "status polling".to_owned(),
         Figure::Streams => "SSE".to_owned(),
         Figure::Idle => "idle".to_owned(),
+        Figure::Push => "push".to_owned(),
+        Figure::Mail => "mail".to_owned(),
+        Figure::FanOut => "fan-out".to_owned(),
         Figure::Scaling(1) => "jobs that wait, 1 process".to_owned(),
         Figure::Scaling(processes) => format!("jobs that wait, {processes} processes"),
     };

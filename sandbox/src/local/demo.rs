@@ -15,10 +15,11 @@ use crate::http;
 use crate::process::Process;
 
 /// The variables of `demo.env`, in this order.
-const SHOWN: [&str; 19] = [
+const SHOWN: [&str; 20] = [
     "OFFSTAGE_URL",
     "OFFSTAGE_KEY",
     "OFFSTAGE_CONTROL_URL",
+    "OFFSTAGE_WEB_URL",
     "OFFSTAGE_MAIL_PAGE_URL",
     "OFFSTAGE_PUSH_SERVICE_URL",
     "OFFSTAGE_DATABASE_URL",
@@ -100,7 +101,8 @@ async fn is_valid(api: &Process, key: &str) -> Result<bool> {
     let Some(address) = api.address() else {
         return Ok(false);
     };
-    let asked = http::ask(address, Method::GET, "/v1/jobs?limit=1", Some(key), String::new(), Duration::from_secs(10)).await;
+    let caller = http::Caller { key: Some(key), acting: None };
+    let asked = http::ask(address, Method::GET, "/v1/jobs?limit=1", caller, String::new(), Duration::from_secs(10)).await;
     match asked {
         Ok(answer) => Ok(answer.status == 200),
         Err(source) => Err(Error::Io { action: "ask the API whether the demonstration's key is still valid".to_owned(), source }),

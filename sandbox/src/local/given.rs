@@ -12,10 +12,11 @@ use crate::secrets::Secrets;
 use crate::services::postgres::{PRODUCT, close_to_writers, connect, ensure_database, ensure_role, open_logins};
 
 /// Set for scripts that talk to the demonstration, of no meaning to the programs; and what the sandbox decides itself.
-const OURS: [&str; 7] = [
+const OURS: [&str; 8] = [
     "OFFSTAGE_URL",
     "OFFSTAGE_KEY",
     "OFFSTAGE_CONTROL_URL",
+    "OFFSTAGE_WEB_URL",
     "OFFSTAGE_MAIL_PAGE_URL",
     "OFFSTAGE_PUSH_SERVICE_URL",
     "OFFSTAGE_LISTEN",
@@ -54,6 +55,14 @@ impl Given {
 
     pub(super) fn has_push_keys(&self) -> bool {
         self.environment.contains_key("OFFSTAGE_PUSH_KEYS")
+    }
+
+    pub(super) fn has_token_keys(&self) -> bool {
+        self.environment.contains_key("OFFSTAGE_TOKEN_KEYS")
+    }
+
+    pub(super) fn has_recipient_key(&self) -> bool {
+        self.environment.contains_key("OFFSTAGE_RECIPIENT_KEY")
     }
 
     pub(super) fn has_s3(&self) -> bool {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::directory::Directory;
-use crate::error::Result;
+use crate::error::{Doing, Error, Result};
 use crate::example::{self, Catalogue, Example, Origin};
 use crate::fleet::{Environment, Fleet};
 use crate::host::Host;
@@ -22,6 +22,7 @@ use crate::programs::{Launch, Programs};
 use crate::secrets::Secrets;
 use crate::services::postgres::Postgres;
 use crate::services::redis::Redis;
+use crate::web::{Place, Web};
 use crate::{Options, Sandbox};
 use demo::Demo;
 use given::Given;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub rows: u64,
     /// The port that the API takes when it is free.
     pub port: u16,
+    /// The port that the example's page takes when it is free.
+    pub web_port: u16,
     /// How many workers run.
     pub workers: u32,
 }
@@ -48,6 +51,8 @@ pub struct Local {
     services: Services,
     fleet: Fleet,
     demo: Demo,
+    /// The example's page.
+    web: Web,
     host: Host,
     directory: Directory,
 }
@@ -83,15 +88,24 @@ impl Local {
         }
 
         let fleet = Fleet::new(programs, directory.logs());
-        let apply = vec!["tenant".into(), "apply".into(), example::manifest().into()];
+        let place = Place::prefer(settings.web_port)?;
+        let manifest = manifest_for(&place, &directory)?;
+        let apply = vec!["tenant".into(), "apply".into(), manifest.into()];
         fleet.run_api(&host, environment.clone(), apply).await?;
         let launch = Launch::new().prefer_port(settings.port);
         let api = fleet.start_api(&host, environment.clone(), launch).await?;
+        let address = api.address().ok_or_else(|| Error::Invalid("the API has no address".to_owned()))?;
+        let mut for_workers = environment.clone();
+        // So that mails and pushes lead to files.
+        let public = || std::env::var("OFFSTAGE_PUBLIC_URL").unwrap_or_else(|_| format!("http://{address}"));
+        for_workers.entry("OFFSTAGE_PUBLIC_URL".to_owned()).or_insert_with(public);
         for _ in 0..settings.workers {
-            fleet.start_worker(&host, environment.clone(), Launch::new()).await?;
+            fleet.start_worker(&host, for_workers.clone(), Launch::new()).await?;
         }
         let demo = Demo::open(&directory, &api, &fleet, &host, environment).await?;
-        Ok(Self { services, fleet, demo, host, directory })
+        let web = place.serve(address, demo.key.clone()).await?;
+        demo.add("OFFSTAGE_WEB_URL", &web.url())?;
+        Ok(Self { services, fleet, demo, web, host, directory })
     }
 
     /// Ends everything in order: programs with their grace, then the services.
@@ -126,6 +140,14 @@ fn defaults() -> Environment {
         choose("OFFSTAGE_OUTBOUND_ALLOW", "loopback"),
         choose("OFFSTAGE_LOG_FORMAT", "text"),
     ])
+}
+
+/// The example's manifest with the page's origins, which are this run's.
+fn manifest_for(place: &Place, directory: &Directory) -> Result<PathBuf> {
+    let (from, to) = (example::manifest(), directory.path().join("tenant.toml"));
+    let manifest = std::fs::read_to_string(&from).doing(|| format!("read {}", from.display()))?;
+    std::fs::write(&to, place.listed_in(&manifest)).doing(|| format!("write {}", to.display()))?;
+    Ok(to)
 }
 
 async fn load(example: &Example<'_>, rows: u64) -> Result<()> {

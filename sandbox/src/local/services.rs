@@ -61,6 +61,12 @@ impl Services {
         if !given.has_push_keys() {
             sending.extend(push::environment(&secrets.push_key));
         }
+        if !given.has_token_keys() {
+            sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key.clone());
+        }
+        if !given.has_recipient_key() {
+            sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key.clone());
+        }
         Ok(Self { postgres, redis, s3, mail, push, sending })
     }
 

@@ -72,11 +72,12 @@ impl Local {
         for process in self.fleet.processes() {
             line(process.name(), &process.url());
         }
-        let (url, key) = (&self.demo.url, &self.demo.key);
+        let (url, key, page) = (&self.demo.url, &self.demo.key, self.web.url());
         let caller = format!("-H 'Authorization: Bearer {key}' -H 'X-Acting-User: demo'");
         say!(
             "
 Offstage runs: {url}  (metrics at {url}/metrics, the interface at {url}/openapi.json)
+Example page:  {page}  (sign in as demo: exports and inbox live, web push; examples/web)
 Demo key:      {key}  (product promptlockr, all scopes)
 
 Try it. Make an export of the user demo's prompts, wait for it, download it:

@@ -276,7 +276,7 @@ impl Process {
         let address = self.address().ok_or_else(|| self.not_ready("it has no address to ask".to_owned()))?;
         let mut last = "nothing listens".to_owned();
         self.wait_until(deadline, async || {
-            match http::ask(address, Method::GET, "/health/ready", None, String::new(), Duration::from_secs(2)).await {
+            match http::ask(address, Method::GET, "/health/ready", http::Caller::default(), String::new(), Duration::from_secs(2)).await {
                 Ok(answer) if answer.status == 200 => return Ok(()),
                 Ok(answer) => {
                     last = format!("/health/ready answers {} {}", answer.status, answer.body.trim());

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::variables::Reader;
-use crate::mail::{DKIM_VARIABLE, DkimKey, SERVER_VARIABLE, SmtpServer};
+use crate::mail::{DKIM_VARIABLE, DkimKey, RecipientKey, SERVER_VARIABLE, SmtpServer};
 
 /// What the sender of mail needs.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +18,18 @@ pub struct Mail {
     pub hello: Option<String>,
     /// The address that gets every mail instead of whom it is for (`OFFSTAGE_MAIL_REDIRECT`).
     pub redirect: Option<String>,
+    /// By which recipients are known (`OFFSTAGE_RECIPIENT_KEY`); no mail is sent without.
+    pub recipient_key: Option<RecipientKey>,
+}
+
+/// The key by which recipients are known, the same for both programs.
+pub(super) fn recipient_key(reader: &mut Reader<'_>) -> Option<RecipientKey> {
+    let text = reader.optional("OFFSTAGE_RECIPIENT_KEY")?;
+    let key = RecipientKey::read(text);
+    if key.is_none() {
+        reader.problem("OFFSTAGE_RECIPIENT_KEY", "is not a key; write 32 to 64 random bytes in base64, as `openssl rand -base64 32` does");
+    }
+    key
 }
 
 impl Mail {
@@ -56,6 +68,10 @@ impl Mail {
             } else {
                 reader.problem("OFFSTAGE_MAIL_REDIRECT", "is not one plain address; write for example staging@example.com");
             }
+        }
+        mail.recipient_key = recipient_key(reader);
+        if mail.recipient_key.is_none() && !mail.servers.is_empty() {
+            reader.warn("OFFSTAGE_RECIPIENT_KEY is not set: no mail is sent, since nobody can tell who wants none");
         }
         mail
     }

@@ -23,7 +23,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{clock::Clock, outbound::Guard, signing::SigningKeys, tenant::Retention};
+use crate::{clock::Clock, mail::RecipientKey, outbound::Guard, signing::SigningKeys, tenant::Retention, tokens::TokenKeys};
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -39,6 +39,14 @@ pub struct ApiConfig {
     pub listen: Listen,
     /// Under which address people reach this API (`OFFSTAGE_PUBLIC_URL`); addresses in answers are paths without it.
     pub public_url: Option<Url>,
+    /// By which recipients of mail are known (`OFFSTAGE_RECIPIENT_KEY`).
+    pub recipient_key: Option<RecipientKey>,
+    /// The keys by which hooks of mail providers are signed (`OFFSTAGE_HOOK_…`).
+    pub hook_keys: BTreeMap<String, SigningKeys>,
+    /// Web push: the keys that browsers subscribe with.
+    pub push: Push,
+    /// Where addresses that users name may lead (`OFFSTAGE_OUTBOUND_ALLOW`): what could never be pushed to is refused at the door.
+    pub outbound: Guard,
     /// Business time (`OFFSTAGE_CLOCK_FILE`, in tests).
     pub clock: Clock,
     /// The log.
@@ -49,6 +57,8 @@ pub struct ApiConfig {
     pub window: u32,
     /// How many streams of events are held open.
     pub streams: Streams,
+    /// The keys that sign user tokens (`OFFSTAGE_TOKEN_KEYS`); none are made without.
+    pub token_keys: Option<TokenKeys>,
     /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
     pub idempotency: Duration,
     /// Jobs of one tenant that may wait, where its manifest says nothing (`OFFSTAGE_BACKLOG`).
@@ -71,11 +81,16 @@ impl ApiConfig {
         let s3 = S3::read(&mut reader);
         let listen = Listen::read(&mut reader, "OFFSTAGE_LISTEN", 8080);
         let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
+        let recipient_key = mail::recipient_key(&mut reader);
+        let hook_keys = process::hook_keys(&mut reader);
+        let push = Push::read(&mut reader);
+        let outbound = process::outbound(&mut reader);
         let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
         let probe = Probe::read(&mut reader);
         let window = process::window(&mut reader);
         let streams = Streams::read(&mut reader);
+        let token_keys = process::token_keys(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
         let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -90,11 +105,16 @@ impl ApiConfig {
             s3,
             listen,
             public_url,
+            recipient_key,
+            hook_keys,
+            push,
+            outbound,
             clock,
             log,
             probe,
             window,
             streams,
+            token_keys,
             idempotency,
             backlog,
             shutdown_grace,
@@ -130,6 +150,8 @@ pub struct WorkerConfig {
     pub outbound: Guard,
     /// Mail.
     pub mail: Mail,
+    /// Under which address people reach the API (`OFFSTAGE_PUBLIC_URL`): mails name it for unsubscribing.
+    pub public_url: Option<Url>,
     /// Web push.
     pub push: Push,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
@@ -164,6 +186,7 @@ impl WorkerConfig {
         let sources = Sources::read(&mut reader);
         let outbound = process::outbound(&mut reader);
         let mail = Mail::read(&mut reader);
+        let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
         let push = Push::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
@@ -187,6 +210,7 @@ impl WorkerConfig {
             sources,
             outbound,
             mail,
+            public_url,
             push,
             signing_keys,
             window,

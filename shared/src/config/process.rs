@@ -15,10 +15,12 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    mail::HOOK_VARIABLE,
     outbound::Guard,
     queue::Queue,
     signing::SigningKeys,
     tenant::{KEY_VARIABLE, Retention},
+    tokens::TokenKeys,
 };
 
 /// An address to listen on.
@@ -236,14 +238,34 @@ impl Streams {
 
 /// The keys by which completions are signed: every `OFFSTAGE_COMPLETION_*` variable, by its name, which manifests refer to.
 pub(super) fn signing_keys(reader: &mut Reader<'_>) -> BTreeMap<String, SigningKeys> {
+    signing_keys_of(reader, KEY_VARIABLE)
+}
+
+/// The keys by which hooks of mail providers are signed: every `OFFSTAGE_HOOK_*` variable, by its name, which manifests refer to.
+pub(super) fn hook_keys(reader: &mut Reader<'_>) -> BTreeMap<String, SigningKeys> {
+    signing_keys_of(reader, HOOK_VARIABLE)
+}
+
+fn signing_keys_of(reader: &mut Reader<'_>, prefix: &'static str) -> BTreeMap<String, SigningKeys> {
     let mut keys = BTreeMap::new();
-    for (name, value) in reader.beginning_with(KEY_VARIABLE).collect::<Vec<_>>() {
+    for (name, value) in reader.beginning_with(prefix).collect::<Vec<_>>() {
         match SigningKeys::read(value) {
             Some(read) => _ = keys.insert(name.to_owned(), read),
             None => {
                 reader.problem(name, "is not a signing key; write `whsec_` and 24 to 64 random bytes in base64, several parted by spaces");
             }
         }
+    }
+    keys
+}
+
+/// The keys that sign user tokens (`OFFSTAGE_TOKEN_KEYS`); none are made without.
+pub(super) fn token_keys(reader: &mut Reader<'_>) -> Option<TokenKeys> {
+    let keys = TokenKeys::read(reader.optional("OFFSTAGE_TOKEN_KEYS")?);
+    if keys.is_none() {
+        // Not repeated: most of it may be right.
+        let detail = "is not a list of keys: a name, a colon, 32 to 64 random bytes in base64url, parted by spaces, the current one first, 8 at most";
+        reader.problem("OFFSTAGE_TOKEN_KEYS", detail);
     }
     keys
 }

@@ -192,3 +192,21 @@ fn mails_are_redirected_to_one_plain_address() {
     let worker = WorkerConfig::read(&with(&[("OFFSTAGE_MAIL_REDIRECT", "staging+1@example.com")]), None).unwrap();
     assert_eq!(worker.mail.redirect.as_deref(), Some("staging+1@example.com"));
 }
+
+#[test]
+fn recipients_and_hooks_have_keys_that_are_read_to_the_letter() {
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let variables = with(&[("OFFSTAGE_RECIPIENT_KEY", key), ("OFFSTAGE_HOOK_MAIN", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]);
+    let (api, worker) = (ApiConfig::read(&variables).unwrap(), WorkerConfig::read(&variables, None).unwrap());
+    let of = |key: Option<RecipientKey>| key.and_then(|key| key.hash(1, "ada@example.com"));
+    let (apis, workers) = (of(api.recipient_key.clone()), of(worker.mail.recipient_key.clone()));
+    assert!(apis.is_some() && apis == workers, "both know the same recipients");
+    assert!(api.hook_keys.contains_key("OFFSTAGE_HOOK_MAIN") && api.warnings.iter().all(|warning| !warning.contains("OFFSTAGE_HOOK")));
+    for (name, wrong) in [("OFFSTAGE_RECIPIENT_KEY", "short"), ("OFFSTAGE_HOOK_MAIN", "whsec_hunter2")] {
+        let found = problems(ApiConfig::read(&with(&[(name, wrong)])));
+        assert_eq!((found.len(), found[0].0.as_str()), (1, name));
+        assert!(!found[0].1.contains(wrong), "{found:?}");
+    }
+    let worker = WorkerConfig::read(&with(&[("OFFSTAGE_SMTP_URL", "smtps://mail.example.com")]), None).unwrap();
+    assert!(worker.warnings.iter().any(|warning| warning.contains("OFFSTAGE_RECIPIENT_KEY")), "{:?}", worker.warnings);
+}

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
 use secrecy::SecretString;
 
 use crate::{
-    mail::{DKIM_VARIABLE, SERVER_VARIABLE},
+    mail::{DKIM_VARIABLE, HOOK_VARIABLE, SERVER_VARIABLE},
     tenant::KEY_VARIABLE,
 };
 
@@ -37,6 +37,7 @@ const KNOWN: &[&str] = &[
     "OFFSTAGE_PUSH_CONTACT",
     "OFFSTAGE_PUSH_KEYS",
     "OFFSTAGE_QUEUES",
+    "OFFSTAGE_RECIPIENT_KEY",
     "OFFSTAGE_REDIS_PREFIX",
     "OFFSTAGE_REDIS_URL",
     "OFFSTAGE_RETENTION_DAYS",
@@ -53,6 +54,7 @@ const KNOWN: &[&str] = &[
     "OFFSTAGE_SHUTDOWN_GRACE_SECONDS",
     "OFFSTAGE_STREAMS",
     "OFFSTAGE_STREAMS_OF_TENANT",
+    "OFFSTAGE_TOKEN_KEYS",
     "OFFSTAGE_URL",
     "OFFSTAGE_WINDOW",
     "OFFSTAGE_WORKER_LISTEN",
@@ -215,7 +217,7 @@ impl<'a> Reader<'a> {
 
 /// Names that look like ours and are nobody's: mostly typing mistakes, which would otherwise act as defaults, silently.
 fn unknown_names(variables: &Variables) -> Vec<String> {
-    let families = [SOURCE_PREFIX, KEY_VARIABLE, SERVER_VARIABLE, DKIM_VARIABLE];
+    let families = [SOURCE_PREFIX, KEY_VARIABLE, SERVER_VARIABLE, DKIM_VARIABLE, HOOK_VARIABLE];
     let names = variables.values.keys();
     let names = names.filter(|name| name.starts_with("OFFSTAGE_") && !families.iter().any(|family| name.starts_with(family)));
     names

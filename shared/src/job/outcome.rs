@@ -119,6 +119,9 @@ pub enum Interrupt {
     Snoozed(Duration),
     /// The outward effect that it was about to have is switched off: call again when that is over. Bounded by nothing.
     SwitchedOff,
+    /// It has paused its own kind for its tenant ([`crate::ledger::holds`]), since the outside takes none of it now: call again when that is
+    /// over. Bounded by nothing.
+    Paused,
 }
 
 // Not for `Interrupt` itself, which is no `Into<Failure>`: a snooze must not become a failure by a question mark.
@@ -164,6 +167,7 @@ impl From<Result<Success, Interrupt>> for Outcome {
             Err(Interrupt::Failed(failure)) => Self::Failed(failure),
             Err(Interrupt::Snoozed(pause)) => Self::Snoozed(pause),
             Err(Interrupt::SwitchedOff) => Self::SwitchedOff,
+            Err(Interrupt::Paused) => Self::Paused,
         }
     }
 }

@@ -49,6 +49,9 @@ pub struct SnoozeBounds {
 impl SnoozeBounds {
     /// A hundred times, a day in all.
     pub const DEFAULT: Self = Self { times: 100, total: Duration::from_secs(24 * 3_600) };
+
+    /// Of messages, which wait for their user's quiet hours: those last less than a day, but may be changed while something waits.
+    pub const QUIET_HOURS: Self = Self { total: Duration::from_secs(3 * 24 * 3_600), ..Self::DEFAULT };
 }
 
 /// Exponential backoff: `first × 2^(attempt-1)`, at most `cap`, the whole spread by ±`jitter`.

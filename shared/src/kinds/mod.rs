@@ -7,9 +7,15 @@
 //!
 //! To add a kind: its file, a `mod` line and a line in [`Registry::new`]; then its handler (a test fails without it).
 
+mod activity;
 mod completion;
+mod email;
 mod export;
+mod notification;
 mod probe;
+mod push;
+mod suspension;
+mod user;
 mod violation;
 
 use std::{collections::HashMap, time::Duration};
@@ -17,12 +23,18 @@ use std::{collections::HashMap, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+pub use activity::ActivityFanOut;
 pub use completion::CompletionNotify;
+pub use email::{EmailSend, Mailbox};
 pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
+pub use notification::{LONGEST_NOTIFICATION, NotificationDigest, NotificationFanOut, NotificationTell, Recipients, Told};
 pub use probe::{ProbeOutcome, ProbeRun};
+pub use push::{LONGEST_MESSAGE, PushSend, PushUrgency, a_day, is_link};
+pub use suspension::SuspensionEnd;
+pub use user::UserErase;
 pub use violation::{Violation, pointer_of_ignored, pointer_token};
 
-use crate::{job::Policy, queue::Queue, tenant::Manifest};
+use crate::{job::Policy, keys::Scope, queue::Queue, tenant::Manifest};
 
 /// The largest payload, in bytes of JSON (design §3).
 pub const PAYLOAD_LIMIT: usize = 256 * 1024;
@@ -38,6 +50,11 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Whether its jobs may have effects outside the installation that nobody can take back: a mail, a push, a call that costs
     /// money. Those are what the switches stop (`crate::ledger::switches`); every kind says so for itself.
     const OUTWARD: bool;
+    /// The scope of the kind's own door. Who has not that can't have such jobs by the doors for all kinds either.
+    const SCOPE: Option<Scope> = None;
+    /// Whether payload and result are for the product's backend alone: what a user is told by another way (a one-time code in a mail) is
+    /// not to be read by whoever sits before that user's page.
+    const CONFIDENTIAL: bool = false;
     /// How often and how patiently it is tried.
     const POLICY: Policy = Policy::DEFAULT;
     /// How long an idempotency key of its jobs is remembered; as long as the installation says when `None`. A tenant's manifest goes
@@ -96,6 +113,10 @@ pub struct Entry {
     pub queue: Queue,
     /// Whether its jobs may have effects outside the installation.
     pub outward: bool,
+    /// The scope of its own door, which the doors for all kinds ask for too.
+    pub scope: Option<Scope>,
+    /// Whether payload and result are for the product's backend alone.
+    pub confidential: bool,
     /// The policy.
     pub policy: Policy,
     /// How long an idempotency key is remembered, where the kind says so.
@@ -115,6 +136,8 @@ impl Entry {
             aliases: K::ALIASES,
             queue: K::QUEUE,
             outward: K::OUTWARD,
+            scope: K::SCOPE,
+            confidential: K::CONFIDENTIAL,
             policy: K::POLICY,
             idempotency: K::IDEMPOTENCY,
             estimate: K::ESTIMATE,
@@ -135,7 +158,18 @@ impl Registry {
     /// All kinds; `probe.run` only where the installation allows it.
     #[must_use]
     pub fn new(probe: bool) -> Self {
-        let mut entries = vec![Entry::of::<CompletionNotify>(), Entry::of::<ExportCreate>()];
+        let mut entries = vec![
+            Entry::of::<ActivityFanOut>(),
+            Entry::of::<CompletionNotify>(),
+            Entry::of::<EmailSend>(),
+            Entry::of::<ExportCreate>(),
+            Entry::of::<NotificationDigest>(),
+            Entry::of::<NotificationFanOut>(),
+            Entry::of::<NotificationTell>(),
+            Entry::of::<PushSend>(),
+            Entry::of::<SuspensionEnd>(),
+            Entry::of::<UserErase>(),
+        ];
         if probe {
             entries.push(Entry::of::<ProbeRun>());
         }
@@ -249,9 +283,17 @@ mod tests {
                 );
             }
         }
+        survives::<ActivityFanOut>();
         survives::<CompletionNotify>();
+        survives::<EmailSend>();
         survives::<ExportCreate>();
+        survives::<NotificationDigest>();
+        survives::<NotificationFanOut>();
+        survives::<NotificationTell>();
+        survives::<PushSend>();
         survives::<ProbeRun>();
+        survives::<SuspensionEnd>();
+        survives::<UserErase>();
     }
 
     #[test]

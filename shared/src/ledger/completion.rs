@@ -5,11 +5,11 @@ use sqlx::PgConnection;
 use super::{
     LedgerError,
     ended::Ended,
-    insert::{Arrival, NewJob, insert_within},
+    insert::{NewJob, insert_within},
 };
 use crate::{
     clock::Clock,
-    job::{JobId, Options, Priority, Reason},
+    job::JobId,
     kinds::{CompletionNotify, Kind},
     queue::Queue,
 };
@@ -22,25 +22,8 @@ pub async fn tell(connection: &mut PgConnection, end: &Ended, clock: &Clock) -> 
     let Some(url) = end.options.completion_url.clone() else { return Ok(None) };
     let payload = CompletionNotify { job: end.job, version: end.version, state: end.state, ended_at: end.ended_at, url };
     let now = clock.now();
-    let job = NewJob {
-        id: JobId(clock.new_id()),
-        tenant: end.tenant,
-        // The backend's own: its user asked for the other job.
-        owner: None,
-        subject: end.owner.clone(),
-        kind: CompletionNotify::NAME,
-        queue: CompletionNotify::QUEUE,
-        priority: Priority::Normal,
-        // Plain fields: nothing that JSON can't say.
-        payload: serde_json::to_string(&payload).unwrap_or_default(),
-        attempts: CompletionNotify::POLICY.attempts,
-        created_at: now,
-        run_at: now,
-        start_by: None,
-        state: Arrival::Waiting(Reason::Window),
-        idempotency: None,
-        options: Options::default(),
-    };
+    // The backend's own: its user asked for the other job.
+    let job = NewJob { subject: end.owner.clone(), ..NewJob::of(JobId(clock.new_id()), end.tenant, &payload, now) };
     insert_within(connection, now, &[job]).await?;
     Ok(Some(CompletionNotify::QUEUE))
 }

@@ -38,6 +38,8 @@ pub struct Pause {
     pub by: String,
     /// Why.
     pub reason: String,
+    /// When it ends by itself; when somebody resumes it where `None`.
+    pub until: Option<DateTime<Utc>>,
 }
 
 impl Pause {
@@ -105,6 +107,9 @@ pub struct Holds {
     pub throttles: Vec<Throttle>,
 }
 
+/// The longest reason of a pause that the product makes itself, in characters.
+const LONGEST_REASON: usize = 500;
+
 /// The most pauses and the most throttles in force; they are for people to set.
 const MOST: i64 = 10_000;
 
@@ -117,6 +122,7 @@ fn pause_of(row: &PgRow) -> Result<Pause, LedgerError> {
         at: row.try_get("paused_at")?,
         by: row.try_get("paused_by")?,
         reason: row.try_get("reason")?,
+        until: row.try_get("until")?,
     })
 }
 
@@ -137,7 +143,7 @@ fn throttle_of(row: &PgRow) -> Result<Throttle, LedgerError> {
 /// [`LedgerError`].
 pub async fn read(connection: &mut PgConnection) -> Result<Holds, LedgerError> {
     let pauses = sqlx::query(
-        "SELECT tenant_id, queue, kind, names, paused_at, paused_by, reason FROM pause WHERE resumed_at IS NULL ORDER BY id LIMIT $1",
+        "SELECT tenant_id, queue, kind, names, paused_at, paused_by, reason, until FROM pause WHERE resumed_at IS NULL ORDER BY id LIMIT $1",
     )
     .bind(MOST)
     .fetch_all(&mut *connection)
@@ -179,6 +185,47 @@ pub async fn pause(
     .execute(connection)
     .await?;
     Ok(paused.rows_affected() == 1)
+}
+
+/// Pauses a tenant's jobs of a kind in a queue for a while, because of what the outside said. Answers false, and changes nothing, where they
+/// are paused already.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn pause_for_a_while(
+    pool: &PgPool,
+    (tenant, queue, names): (i32, Queue, &[&str]),
+    by: &str,
+    reason: &str,
+    until: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<bool, LedgerError> {
+    let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_REASON).collect();
+    let paused = sqlx::query(
+        "INSERT INTO pause (tenant_id, queue, kind, names, paused_at, paused_by, reason, until) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+         ON CONFLICT (coalesce(tenant_id, -1), coalesce(queue, ''), coalesce(kind, '')) WHERE resumed_at IS NULL DO NOTHING",
+    )
+    .bind(tenant)
+    .bind(queue.name())
+    // The kind's name goes behind its former ones.
+    .bind(names.last().copied())
+    .bind(names)
+    .bind(now)
+    .bind(by)
+    .bind(reason)
+    .bind(until)
+    .execute(pool)
+    .await?;
+    Ok(paused.rows_affected() == 1)
+}
+
+/// Ends the pauses whose time is over; how many.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn end_those_over(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<u64, LedgerError> {
+    let ended = sqlx::query("UPDATE pause SET resumed_at = $1, resumed_by = 'its time was over' WHERE resumed_at IS NULL AND until <= $1");
+    Ok(ended.bind(now).execute(connection).await?.rows_affected())
 }
 
 /// Resumes: what waited goes on within seconds. Answers false where that was not paused.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{Kept, LedgerError};
 use crate::{
     job::{JobId, Options, Priority, Reason, State},
+    kinds::Kind,
     queue::{Queue, keys::Lane, push::Handover},
     random,
 };
@@ -118,6 +119,37 @@ pub enum DuplicateBy {
 }
 
 impl NewJob {
+    /// A job that the house itself makes, due at once, by way of the backlog: of no user, with its kind's queue and attempts. Whoever makes
+    /// another says what is different.
+    #[must_use]
+    pub fn of<K: Kind>(id: JobId, tenant: i32, payload: &K, now: DateTime<Utc>) -> Self {
+        Self {
+            id,
+            tenant,
+            owner: None,
+            subject: None,
+            kind: K::NAME,
+            queue: K::QUEUE,
+            priority: Priority::Normal,
+            // Plain fields: nothing that JSON can't say.
+            payload: serde_json::to_string(payload).unwrap_or_default(),
+            attempts: K::POLICY.attempts,
+            created_at: now,
+            run_at: now,
+            start_by: None,
+            state: Arrival::Waiting(Reason::Window),
+            idempotency: None,
+            options: Options::default(),
+        }
+    }
+
+    /// The same job, due later.
+    #[must_use]
+    pub fn due_at(self, run_at: DateTime<Utc>) -> Self {
+        let reason = if run_at > self.created_at { Reason::NotDue } else { Reason::Window };
+        Self { run_at, state: Arrival::Waiting(reason), ..self }
+    }
+
     /// What became of it, by who holds its keys. `stood_for`: another one with its idempotency key was offered in its place.
     fn became(&self, holder: Holder, stood_for: bool) -> Inserted {
         if holder.job == self.id {

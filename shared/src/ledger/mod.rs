@@ -12,29 +12,39 @@
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
 pub mod batch;
+pub mod browsers;
 pub mod change;
 pub mod checkpoint;
 pub mod claim;
 pub mod completion;
 pub mod dead;
+pub mod deliveries;
 pub mod dispatch;
 pub mod drill;
 pub mod effects;
 pub mod ended;
 pub mod explain;
+pub mod feeds;
 pub mod files;
 pub mod find;
 pub mod holds;
+pub mod inbox;
+pub mod inquiries;
 pub mod insert;
 mod kept;
 pub mod late;
 pub mod limits;
 pub mod links;
+pub mod moderation;
 pub mod next;
+pub mod notifications;
+pub mod people;
 pub mod recover;
+pub mod repeat;
 pub mod retention;
 pub mod schedule;
 pub mod settle;
+pub mod suppressions;
 pub mod switches;
 pub mod unique;
 

@@ -10,10 +10,10 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
-use super::LedgerError;
+use super::{LedgerError, insert::insert_within};
 use crate::{
     job::{JobId, Priority, State},
-    notification::Addressee,
+    notification::{Addressee, reach_owner},
     queue::{Queue, keys::Lane, push::Handover},
 };
 
@@ -217,10 +217,13 @@ async fn tell_owners(connection: &mut PgConnection, poisoned: &[JobId], now: Dat
              FROM jsonb_to_record($2::jsonb) AS n (owner text, title text, message text, data jsonb)",
         )
         .bind(tenant)
-        .bind(notification)
+        .bind(&notification)
         .bind(now)
         .execute(&mut *connection)
         .await?;
+        if let Some(job) = reach_owner(tenant, JobId(id), State::Failed, &notification, now) {
+            insert_within(&mut *connection, now, &[job]).await?;
+        }
     }
     Ok(())
 }

@@ -12,11 +12,12 @@ use sqlx::{Connection, PgConnection};
 use super::{
     LedgerError,
     claim::ClaimedJob,
+    insert::insert_within,
     recover::{CRASHES_IN_COMPANY, DEATHS_OF_POISON, POISON_FOR_OWNERS},
 };
 use crate::{
     job::{Failure, FailureClass, JobId, Outcome, Policy, Priority, PublishedFile, Reason, State},
-    notification::Addressee,
+    notification::{Addressee, reach_owner},
     queue::{Queue, keys::Lane, push::Handover},
     random,
 };
@@ -58,6 +59,7 @@ pub struct Settlement {
 #[derive(Debug, Clone)]
 struct Claim {
     id: JobId,
+    tenant: i32,
     token: i64,
     handover: Handover,
     priority: Priority,
@@ -69,6 +71,7 @@ impl Settlement {
     pub fn decide(job: &ClaimedJob, policy: &Policy, outcome: Outcome, now: DateTime<Utc>) -> Self {
         let claim = Claim {
             id: job.id,
+            tenant: job.tenant,
             token: job.token,
             handover: Handover { job: job.id, queue: job.queue, lane: Lane::of(job.priority) },
             priority: job.priority,
@@ -148,7 +151,7 @@ impl Settlement {
     pub fn of_nothing(id: JobId) -> Self {
         // Any queue and priority will do: there is no row to take them.
         let handover = Handover { job: id, queue: Queue::Analytics, lane: Lane::Normal };
-        Self::plain(Claim { id, token: 0, handover, priority: Priority::Normal }, DateTime::UNIX_EPOCH)
+        Self::plain(Claim { id, tenant: 0, token: 0, handover, priority: Priority::Normal }, DateTime::UNIX_EPOCH)
     }
 
     /// A success that says nothing, which the others differ from.
@@ -212,11 +215,26 @@ impl Settlement {
         self.claim.id
     }
 
+    /// The product, and what its end tells the job's owner.
+    fn told(&self) -> Option<(i32, Value)> {
+        Some((self.claim.tenant, self.notification()?))
+    }
+
     /// What its end tells the job's owner.
     fn notification(&self) -> Option<Value> {
         let poison = self.error.as_ref().filter(|error| error.get("code").is_some_and(|code| code == "poison"));
         let for_owners = poison.map(|_| json!({ "message": POISON_FOR_OWNERS }));
         self.addressee.as_ref()?.told(self.state, self.file.as_ref(), for_owners.as_ref().or(self.error.as_ref()))
+    }
+
+    /// Whether its end is told to somebody by more than the row that it writes.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.notification().is_some()
+    }
+
+    fn matters_to_others(&self) -> bool {
+        self.has_options || self.is_told()
     }
 
     /// Fails the job in place of an outcome that the database would not take.
@@ -236,6 +254,20 @@ impl Settlement {
             ..self
         }
     }
+}
+
+/// Makes the jobs that tell owners of ends by other channels than the inbox, where that stands by now.
+async fn tell(connection: &mut PgConnection, batch: &[&Settlement], settled: &[Settled], now: DateTime<Utc>) -> Result<(), LedgerError> {
+    let mut jobs = Vec::new();
+    for settlement in batch {
+        let ended = settled.iter().any(|settled| settled.job == settlement.job() && settled.state == settlement.state);
+        let Some(((tenant, told), true)) = settlement.told().zip(Some(ended)) else { continue };
+        jobs.extend(reach_owner(tenant, settlement.job(), settlement.state, &told, now));
+    }
+    if !jobs.is_empty() {
+        insert_within(connection, now, &jobs).await?;
+    }
+    Ok(())
 }
 
 fn later(now: DateTime<Utc>, pause: Duration) -> DateTime<Utc> {
@@ -307,7 +339,7 @@ pub async fn settle(connection: &mut PgConnection, batch: &[Settlement]) -> Resu
     // One order for all batches that lock several rows, so that they queue up and don't deadlock.
     let mut batch: Vec<&Settlement> = batch.iter().collect();
     batch.sort_unstable_by_key(|settlement| settlement.claim.id);
-    let Some(now) = batch.iter().filter(|settlement| settlement.has_options).map(|settlement| settlement.finished_at).max() else {
+    let Some(now) = batch.iter().filter(|settlement| settlement.matters_to_others()).map(|settlement| settlement.finished_at).max() else {
         return write::outcomes(connection, &batch).await;
     };
     let mut transaction = connection.begin().await?;
@@ -315,6 +347,7 @@ pub async fn settle(connection: &mut PgConnection, batch: &[Settlement]) -> Resu
     let optioned: HashSet<JobId> = batch.iter().filter(|settlement| settlement.has_options).map(|settlement| settlement.job()).collect();
     let left = settled.iter().filter(|settled| settled.state != State::Queued && optioned.contains(&settled.job));
     super::leave(&mut transaction, left.map(|settled| settled.job.0).collect(), now).await?;
+    tell(&mut transaction, &batch, &settled, now).await?;
     transaction.commit().await?;
     Ok(settled)
 }

@@ -104,6 +104,13 @@ impl VapidKeys {
         &self.current
     }
 
+    /// The key of a public key in base64url, as a page hands it to its browser.
+    #[must_use]
+    pub fn find_public(&self, public: &str) -> Option<&VapidKey> {
+        let public = public.trim_end_matches('=');
+        std::iter::once(&self.current).chain(&self.before).find(|key| key.public() == public)
+    }
+
     /// The key that a subscription was made with, while it is still here.
     #[must_use]
     pub fn find(&self, id: &KeyId) -> Option<&VapidKey> {
@@ -129,6 +136,8 @@ mod tests {
         assert_ne!(*after.current().id(), id);
         assert_eq!(after.find(&KeyId::from_kept(id.as_str())).unwrap().public(), PUBLIC);
         assert!(VapidKeys::read(OTHER).unwrap().find(&id).is_none());
+        assert_eq!(after.find_public(&format!("{PUBLIC}=")).unwrap().id(), &id);
+        assert!(after.find_public(PRIVATE).is_none());
     }
 
     #[test]

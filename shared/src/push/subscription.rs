@@ -60,6 +60,18 @@ impl Subscription {
         Ok(Self { endpoint, p256dh, auth })
     }
 
+    /// Reads one as it was kept.
+    ///
+    /// # Errors
+    /// [`SubscriptionError`]: it was not us who kept it.
+    pub fn kept(endpoint: &str, p256dh: &[u8], auth: &[u8]) -> Result<Self, SubscriptionError> {
+        Ok(Self {
+            endpoint: Url::parse(endpoint).map_err(|_| SubscriptionError::Endpoint)?,
+            p256dh: p256dh.try_into().map_err(|_| SubscriptionError::PublicKey)?,
+            auth: auth.try_into().map_err(|_| SubscriptionError::Secret)?,
+        })
+    }
+
     /// The push service's address of this browser. Whoever knows it and the keys can push: as good as a secret.
     #[must_use]
     pub fn endpoint(&self) -> &Url {
@@ -107,6 +119,7 @@ mod tests {
         let subscription = Subscription::read(ENDPOINT, P256DH, AUTH).unwrap();
         assert_eq!(subscription.endpoint().as_str(), ENDPOINT);
         assert_eq!(Subscription::read(ENDPOINT, &format!("{P256DH}="), &format!("{AUTH}==")), Ok(subscription.clone()));
+        assert_eq!(Subscription::kept(ENDPOINT, subscription.p256dh(), subscription.auth()), Ok(subscription.clone()));
         let shown = format!("{subscription:?}");
         assert!(shown.contains("push.example.net") && !shown.contains("JzLQ3") && !shown.contains("37, 113"), "{shown}");
     }

@@ -16,6 +16,7 @@ pub use definition::{Definition, check_name};
 pub use round::{MISSED_AFTER, MOST_CAUGHT_UP, Round, Skipped, round};
 pub use timing::{Timing, jitter};
 pub use zone::Zone;
+pub(crate) use zone::{moment, timestamp};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

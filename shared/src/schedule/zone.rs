@@ -33,6 +33,11 @@ impl Zone {
         &self.name
     }
 
+    /// Its offsets, at all times.
+    pub(crate) const fn rules(&self) -> &TimeZone {
+        &self.rules
+    }
+
     /// A moment as the zone's clocks show it.
     #[must_use]
     pub fn local(&self, at: DateTime<Utc>) -> DateTime<FixedOffset> {
@@ -48,11 +53,11 @@ impl fmt::Debug for Zone {
 }
 
 /// A moment in the zones' own terms; `None` for one beyond the year 9999.
-pub(super) fn timestamp(at: DateTime<Utc>) -> Option<Timestamp> {
+pub(crate) fn timestamp(at: DateTime<Utc>) -> Option<Timestamp> {
     Timestamp::from_microsecond(at.timestamp_micros()).ok()
 }
 
 /// And back.
-pub(super) fn moment(at: Timestamp) -> Option<DateTime<Utc>> {
+pub(crate) fn moment(at: Timestamp) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(at.as_microsecond())
 }

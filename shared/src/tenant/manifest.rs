@@ -18,10 +18,13 @@ use super::{
     admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
     completion::Completion,
     dataset::{Dataset, Source},
+    mail::MailDeclaration,
+    notification::{self, NotificationType},
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
+    web::Web,
 };
-use crate::{kinds::Registry, schedule::Definition};
+use crate::{kinds::Registry, notification::template::Renderer, schedule::Definition};
 use dataset::DatasetDeclaration;
 use lines::Lines;
 
@@ -50,6 +53,12 @@ pub struct Manifest {
     pub schedules: BTreeMap<String, Definition>,
     /// Where ends of jobs may be told.
     pub completion: Option<Completion>,
+    /// From which pages browsers may call.
+    pub web: Web,
+    /// Whom its mail is from, and over which server it goes.
+    pub mail: Option<MailDeclaration>,
+    /// What it tells its users, by type.
+    pub notifications: BTreeMap<String, NotificationType>,
     declaration: Declaration,
 }
 
@@ -144,6 +153,12 @@ impl Manifest {
         self.declaration.limits.and_then(|limits| limits.backlog).unwrap_or(installation)
     }
 
+    /// A type of what it tells its users: of its own, or built in.
+    #[must_use]
+    pub fn notification(&self, name: &str) -> Option<NotificationType> {
+        self.notifications.get(name).cloned().or_else(|| NotificationType::built_in(name))
+    }
+
     /// Whether batches may be asked for.
     #[must_use]
     pub fn allows_batches(&self) -> bool {
@@ -201,7 +216,17 @@ impl Manifest {
         for (field, detail) in declaration.completion.iter().flat_map(Completion::faults) {
             faults.push(Fault::new(&["completion", field], detail));
         }
+        for (field, detail) in declaration.web.iter().flat_map(Web::faults) {
+            faults.push(Fault::new(&["web", field], detail));
+        }
         let completion = declaration.completion.clone();
+        let web = declaration.web.clone().unwrap_or_default();
+        for (field, detail) in declaration.mail.iter().flat_map(MailDeclaration::faults) {
+            faults.push(Fault::new(&[&["mail"], field].concat(), detail));
+        }
+        let mail = declaration.mail.clone();
+        let notifications = declaration.notifications.clone();
+        check_notifications(&notifications, faults);
         let plans = declaration.plans.clone();
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
@@ -209,9 +234,26 @@ impl Manifest {
             datasets,
             plans,
             completion,
+            web,
+            mail,
+            notifications,
             schedules: BTreeMap::new(),
             declaration,
         })
+    }
+}
+
+fn check_notifications(notifications: &BTreeMap<String, NotificationType>, faults: &mut Vec<Fault>) {
+    if let Some(detail) = notification::too_many(notifications) {
+        faults.push(Fault::new(&["notifications"], detail));
+    }
+    let renderer = Renderer::default();
+    for (key, sort) in notifications {
+        check_name(key, &["notifications", key], faults);
+        for (path, detail) in sort.faults(&renderer) {
+            let path = [vec!["notifications".to_owned(), key.clone()], path].concat();
+            faults.push(Fault { path, offset: 0, detail });
+        }
     }
 }
 
@@ -248,6 +290,12 @@ struct Declaration {
     schedules: BTreeMap<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     completion: Option<Completion>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    web: Option<Web>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mail: Option<MailDeclaration>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    notifications: BTreeMap<String, NotificationType>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -7,17 +7,23 @@
 mod admission;
 mod completion;
 mod dataset;
+mod mail;
 mod manifest;
+mod notification;
 mod plan;
 mod retention;
 mod store;
 mod user;
+mod web;
 
 pub use admission::NotEnabled;
 pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
+pub use mail::{DkimDeclaration, MailDeclaration, Sender};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
+pub use notification::{Digest, EXPORT_FAILED, EXPORT_READY, NotificationType, Texts, Throttle, Way, text_for};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, lookup, transaction};
 pub use user::check_user;
+pub use web::Web;

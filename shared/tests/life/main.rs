@@ -2,6 +2,7 @@
 
 mod dead;
 mod kept;
+mod people;
 mod plans;
 mod put_off;
 mod retention;

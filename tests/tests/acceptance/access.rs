@@ -1,115 +1,48 @@
 //! Who may do what: keys, scopes, and the walls between tenants and between users.
 
+mod doors;
+mod tokens;
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
 use acceptance::{Answer, Client, World, id_of, probe, until_within};
-use reqwest::{Method, RequestBuilder};
+use chrono::TimeDelta;
+use reqwest::Method;
 use serde_json::{Value, json};
 
-/// What a door is to somebody whose it is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Walk {
-    /// Open to everybody; there is nobody's data behind it.
-    Open,
-    /// One job: another's does not exist.
-    Job,
-    /// One export: another's does not exist.
-    Export,
-    /// One batch: another's does not exist.
-    Batch,
-    /// A list: it holds only the caller's.
-    List,
-    /// A stream without end: it tells only of the caller's.
-    Stream,
-    /// Makes something, which is the caller's.
-    Make,
-    /// Open to whoever has the address, and to nobody else.
-    Address,
-    /// For a tenant's backend, about what is its own: whoever acts for a user is turned away.
-    Backend,
-}
-
-/// Every door of the API, what is behind it, and the scope it takes. A door that is not here fails the walk.
-const DOORS: &[(&str, &str, Walk, &str)] = &[
-    ("get", "/health/live", Walk::Open, ""),
-    ("get", "/health/ready", Walk::Open, ""),
-    ("get", "/metrics", Walk::Open, ""),
-    ("get", "/openapi.json", Walk::Open, ""),
-    ("post", "/v1/jobs", Walk::Make, "jobs:write"),
-    ("get", "/v1/jobs", Walk::List, "jobs:read"),
-    ("get", "/v1/jobs/{id}", Walk::Job, "jobs:read"),
-    ("get", "/v1/jobs/{id}/events", Walk::Job, "jobs:read"),
-    ("get", "/v1/events", Walk::Stream, "jobs:read"),
-    ("post", "/v1/jobs/{id}/links", Walk::Job, "jobs:write"),
-    ("delete", "/v1/jobs/{id}/links", Walk::Job, "jobs:write"),
-    ("get", "/j/{token}", Walk::Address, ""),
-    ("get", "/j/{token}/events", Walk::Address, ""),
-    ("get", "/v1/jobs/{id}/explain", Walk::Job, "jobs:read"),
-    ("post", "/v1/jobs/{id}/cancel", Walk::Job, "jobs:write"),
-    ("post", "/v1/jobs/{id}/retry", Walk::Job, "jobs:write"),
-    ("post", "/v1/jobs/{id}/discard", Walk::Job, "jobs:write"),
-    ("post", "/v1/jobs/retry", Walk::List, "jobs:write"),
-    ("post", "/v1/jobs/discard", Walk::List, "jobs:write"),
-    ("post", "/v1/jobs/batch", Walk::Make, "jobs:write"),
-    ("get", "/v1/batches", Walk::List, "jobs:read"),
-    ("get", "/v1/batches/{id}", Walk::Batch, "jobs:read"),
-    ("get", "/v1/batches/{id}/jobs", Walk::Batch, "jobs:read"),
-    ("post", "/v1/batches/{id}/cancel", Walk::Batch, "jobs:write"),
-    ("post", "/v1/exports", Walk::Make, "exports:write"),
-    ("get", "/v1/exports", Walk::List, "exports:read"),
-    ("get", "/v1/exports/{id}", Walk::Export, "exports:read"),
-    ("delete", "/v1/exports/{id}", Walk::Export, "exports:write"),
-    ("get", "/v1/exports/{id}/download", Walk::Export, "exports:read"),
-    ("post", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
-    ("delete", "/v1/exports/{id}/page", Walk::Export, "exports:write"),
-    ("post", "/v1/schedules", Walk::Backend, "schedules:write"),
-    ("get", "/v1/schedules", Walk::Backend, "schedules:read"),
-    ("get", "/v1/schedules/{id}", Walk::Backend, "schedules:read"),
-    ("patch", "/v1/schedules/{id}", Walk::Backend, "schedules:write"),
-    ("delete", "/v1/schedules/{id}", Walk::Backend, "schedules:write"),
-    ("post", "/v1/schedules/{id}/pause", Walk::Backend, "schedules:write"),
-    ("post", "/v1/schedules/{id}/resume", Walk::Backend, "schedules:write"),
-    ("post", "/v1/schedules/{id}/run", Walk::Backend, "schedules:write"),
-    ("get", "/v1/schedules/{id}/preview", Walk::Backend, "schedules:read"),
-    ("get", "/v1/schedules/{id}/history", Walk::Backend, "schedules:read"),
-    ("get", "/v1/queues", Walk::Backend, "jobs:read"),
-    ("post", "/v1/queues/{queue}/pause", Walk::Backend, "jobs:write"),
-    ("post", "/v1/queues/{queue}/resume", Walk::Backend, "jobs:write"),
-    ("get", "/d/{token}", Walk::Address, ""),
-    ("get", "/d/{token}/file", Walk::Address, ""),
-];
-
-const SCOPES: [&str; 6] = ["jobs:read", "jobs:write", "exports:read", "exports:write", "schedules:read", "schedules:write"];
-
-/// A request to a door, about the job or export `id` where it is about one.
-fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
-    let address = path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media");
-    let request = client.request(method.to_uppercase().parse().unwrap(), &address);
-    match (walk, path) {
-        (Walk::Make, "/v1/jobs") => request.json(&probe(&json!({}))),
-        (Walk::Make, "/v1/jobs/batch") => request.json(&json!({"jobs": [probe(&json!({}))]})),
-        (Walk::Make, "/v1/exports") => request.json(&json!({"dataset": "words", "format": "csv"})),
-        (Walk::List, "/v1/jobs/retry" | "/v1/jobs/discard") => request.json(&json!({"filter": {}})),
-        (Walk::Backend, "/v1/schedules") if method == "post" => {
-            request.json(&json!({"name": "walk", "kind": "probe.run", "payload": {}, "every_seconds": 86_400}))
-        }
-        (Walk::Backend, "/v1/schedules/{id}") if method == "patch" => request.json(&json!({"jitter_seconds": 1})),
-        (Walk::Backend, "/v1/queues/{queue}/pause" | "/v1/queues/{queue}/resume") => request.json(&json!({})),
-        (Walk::Make, other) => panic!("say here what to send to {other}"),
-        _ => request,
-    }
-}
+use doors::{DOORS, SCOPES, Walk, knock};
 
 /// The tenant `name` with a dataset for anybody.
 async fn exporting_tenant(world: &World, name: &str) -> Client {
     let manifest = format!(
         "[tenant]\nname = \"{name}\"\n[sources.main]\nurl_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"\n\
-         [datasets.words]\nsource = \"main\"\naudience = \"users\"\nsql = \"SELECT 'a' AS word\"\n"
+         [datasets.words]\nsource = \"main\"\naudience = \"users\"\nsql = \"SELECT 'a' AS word\"\n\
+         [mail]\nserver_env = \"OFFSTAGE_SMTP_URL\"\nfrom = {{ email = \"no-reply@{name}.example\" }}\n"
     );
     world.tenant_of(name, &manifest).await
+}
+
+#[tokio::test]
+async fn what_has_a_door_of_its_own_needs_that_doors_scope_at_every_door() {
+    let world = World::start().await;
+    let mail = json!({"kind": "email.send", "payload": {"to": {"email": "ada@example.com"}, "subject": "x", "text": "x", "category": "x"}});
+    let push = json!({"kind": "push.send", "payload": {"user": "ada", "title": "x"}});
+    let told = json!({"kind": "notification.fan_out", "payload": {"to": {"user": "ada"}, "type": "comment", "title": "x"}});
+    let tick = json!({"name": "often", "kind": "notification.fan_out", "payload": told["payload"], "every_seconds": 60});
+    let probe = json!({"kind": "probe.run", "payload": {}});
+    let after = json!({"kind": "probe.run", "payload": {}, "then": [{"kind": "probe.run", "payload": {}, "then": [mail]}]});
+    let narrow = world.key("jobs:write,schedules:write").await;
+    for job in [&mail, &push, &told, &after] {
+        narrow.post("/v1/jobs", job).await.problem(403, "scope_missing");
+        narrow.post("/v1/jobs/batch", &json!({"jobs": [probe, job]})).await.problem(403, "scope_missing");
+    }
+    narrow.post("/v1/jobs/batch", &json!({"jobs": [probe], "then": [told]})).await.problem(403, "scope_missing");
+    narrow.post("/v1/schedules", &tick).await.problem(403, "scope_missing");
+    narrow.post("/v1/jobs", &probe).await.expect(202);
+    assert_eq!(world.number("SELECT count(*) FROM job WHERE kind <> 'probe.run'").await, 0);
 }
 
 #[tokio::test]
@@ -129,26 +62,101 @@ async fn the_walk_knows_every_door() {
     assert_eq!(told, walked, "a new door needs its row in the walk (left: the contract, right: the walk)");
 }
 
+/// A stranger's knock at a door, about what is not theirs.
+struct Knocked<'a> {
+    path: &'a str,
+    walk: Walk,
+    acting: bool,
+    /// What it was about.
+    id: &'a str,
+    /// All that is not theirs.
+    ids: &'a [&'a String],
+    context: &'a str,
+}
+
+/// Holds the answer to a stranger's knock to what strangers may be told.
+fn hold_off(answer: &Answer, knocked: &Knocked<'_>) {
+    let Knocked { path, walk, acting, id, ids, context } = *knocked;
+    match walk {
+        Walk::Open => assert!(!answer.text().contains(id), "{context}"),
+        Walk::Job => drop(answer.problem(404, "job_not_found")),
+        Walk::Batch => drop(answer.problem(404, "batch_not_found")),
+        Walk::Export => drop(answer.problem(404, "export_not_found")),
+        Walk::List => {
+            assert_eq!(answer.status, 200, "{context}");
+            assert!(ids.iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
+        }
+        Walk::Preferences if acting => drop(answer.problem(404, "user_not_found")),
+        // A user of such a name at another product.
+        Walk::Preferences => assert!([200, 409].contains(&answer.status), "{context}"),
+        Walk::Notification => drop(answer.problem(404, "notification_not_found")),
+        Walk::Stream | Walk::Inbox => unreachable!("listened to above"),
+        Walk::Make => assert_eq!(answer.status, 202, "{context}"),
+        Walk::Backend if acting => {
+            drop(answer.problem(403, "backend_only"));
+        }
+        // A user of the same name at another product is another one.
+        Walk::Backend if path.starts_with("/v1/users") => {
+            assert!([200, 201, 202, 204, 404, 409].contains(&answer.status), "{context}");
+            assert!(!answer.text().contains("ada@example.com"), "{context}");
+        }
+        Walk::Backend if ["/v1/notifications", "/v1/activities"].contains(&path) => assert_eq!(answer.status, 202, "{context}"),
+        Walk::Backend if path == "/v1/tokens" => assert_eq!(answer.status, 201, "{context}"),
+        Walk::Own => {
+            assert!([200, 204, 400, 404, 422].contains(&answer.status), "{context}");
+            assert!(!answer.text().contains(id), "{context}");
+        }
+        Walk::Signed => drop(answer.problem(401, "signature_invalid")),
+        Walk::Backend if path.contains("{id}") => {
+            let code = match path {
+                path if path.contains("suppressions") => "suppression_not_found",
+                path if path.contains("notifications") => "job_not_found",
+                path if path.contains("reports") => "report_not_found",
+                _ => "schedule_not_found",
+            };
+            drop(answer.problem(404, code));
+        }
+        // The second schedule of one name is refused because of the first, its own.
+        Walk::Backend => {
+            let allowed = if path.contains("schedules") || path.contains("suppressions") { &[200, 201, 409][..] } else { &[200] };
+            assert!(allowed.contains(&answer.status), "{context}");
+            assert!(ids.iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
+        }
+        Walk::Address => {
+            assert_eq!(answer.status, 404, "{context}");
+            assert!(!answer.text().contains(id), "{context}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn nobody_enters_another_tenants_or_another_users_door() {
     let (world, _worker) = World::with_worker().await;
     let owner = exporting_tenant(&world, "initech").await;
     let ada = owner.acting_for("ada");
-    let job = ada.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + chrono::TimeDelta::hours(1)})).await;
+    let job = ada.create_id(&json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + TimeDelta::hours(1)})).await;
     let failed = ada.create_id(&probe(&json!({"outcome": "fail"}))).await;
     let export = id_of(&ada.post("/v1/exports", &json!({"dataset": "words", "format": "csv"})).await.expect(202));
     let planned = json!({"name": "nightly", "kind": "probe.run", "every_seconds": 86_400, "owner": "ada"});
     let schedule = id_of(&owner.post("/v1/schedules", &planned).await.expect(201));
-    let member = json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + chrono::TimeDelta::hours(1)});
+    let member = json!({"kind": "probe.run", "payload": {}, "run_at": world.now().await + TimeDelta::hours(1)});
     let accepted = ada.post("/v1/jobs/batch", &json!({"jobs": [member]})).await.expect(202);
     let (batch, member) = (id_of(&accepted), accepted["items"][0]["job"].as_str().unwrap().to_owned());
     ada.ended(&failed).await;
     assert_eq!(ada.ended(&export).await["state"], "succeeded");
     let download = async |client: &Client| client.get(&format!("/v1/exports/{export}/download")).await.status;
     assert_eq!((download(&ada).await, download(&owner).await), (302, 302), "the owner and its backend get in");
-    let state = "SELECT coalesce(sum(version), 0) FROM job_state";
+    owner.put("/v1/users/ada", &json!({"email": "ada@example.com"})).await.expect(201);
+    let notification = id_of(&ada.get("/v1/notifications").await.expect(200)["items"][0]);
+    let report = id_of(
+        &ada.post("/v1/reports", &json!({"content": {"type": "prompt", "id": "7"}, "user": "bob", "reason": "spam"})).await.expect(201),
+    );
+    let done = json!({"actor": "ada", "verb": "created", "object": {"type": "prompt", "id": "8"}});
+    let activity = id_of(&owner.post("/v1/activities", &done).await.expect(202));
+    let ids = [&job, &failed, &export, &batch, &schedule, &notification, &report, &activity];
+    let ours = format!("SELECT coalesce(sum(version), 0) FROM job_state WHERE job_id IN ('{job}', '{failed}', '{export}', '{member}')");
     let downloads = "SELECT coalesce(sum(downloads), 0) FROM job_file";
-    let before = (world.number(state).await, world.number(downloads).await);
+    let before = (world.number(ours.as_str()).await, world.number(downloads).await);
 
     let globex = exporting_tenant(&world, "globex").await;
     let strangers = [
@@ -158,15 +166,19 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
     ];
     for (who, stranger, acting) in &strangers {
         for (method, path, walk, _) in DOORS {
-            for id in [&job, &failed, &export, &batch, &schedule] {
+            for id in ids {
+                if *walk == Walk::Inbox {
+                    let told = stranger.events(path, None).await.must("how many are unread").await;
+                    // Of what they made themselves at other doors.
+                    assert_eq!(told.name, "inbox", "{who}: {told:?}");
+                    assert!(ids.iter().all(|id| !told.data.to_string().contains(id.as_str())), "{who}: {told:?}");
+                    continue;
+                }
                 if *walk == Walk::Stream {
                     let mut stream = stranger.events(path, None).await;
                     loop {
                         let event = stream.must("the picture's end").await;
-                        assert!(
-                            [&job, &failed, &export, &batch, &schedule].iter().all(|id| event.data["id"] != id.as_str()),
-                            "{who} at {path}: {event:?}"
-                        );
+                        assert!(ids.iter().all(|id| event.data["id"] != id.as_str()), "{who} at {path}: {event:?}");
                         if event.name == "snapshot" {
                             break;
                         }
@@ -175,32 +187,7 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
                 }
                 let answer = stranger.send(knock(stranger, method, path, *walk, id)).await;
                 let context = format!("{who} at {method} {path}: {}", answer.text());
-                match walk {
-                    Walk::Open => assert!(!answer.text().contains(id.as_str()), "{context}"),
-                    Walk::Job => drop(answer.problem(404, "job_not_found")),
-                    Walk::Batch => drop(answer.problem(404, "batch_not_found")),
-                    Walk::Export => drop(answer.problem(404, "export_not_found")),
-                    Walk::List => {
-                        assert_eq!(answer.status, 200, "{context}");
-                        assert!([&job, &failed, &export, &batch].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
-                    }
-                    Walk::Stream => unreachable!("listened to above"),
-                    Walk::Make => assert_eq!(answer.status, 202, "{context}"),
-                    Walk::Backend if *acting => {
-                        drop(answer.problem(403, "backend_only"));
-                    }
-                    Walk::Backend if path.contains("{id}") => drop(answer.problem(404, "schedule_not_found")),
-                    // The second schedule of one name is refused because of the first, its own.
-                    Walk::Backend => {
-                        let allowed = if path.contains("schedules") { &[200, 201, 409][..] } else { &[200] };
-                        assert!(allowed.contains(&answer.status), "{context}");
-                        assert!([&job, &failed, &export, &schedule].iter().all(|id| !answer.text().contains(id.as_str())), "{context}");
-                    }
-                    Walk::Address => {
-                        assert_eq!(answer.status, 404, "{context}");
-                        assert!(!answer.text().contains(id.as_str()), "{context}");
-                    }
-                }
+                hold_off(&answer, &Knocked { path, walk: *walk, acting: *acting, id, ids: &ids, context: &context });
             }
         }
     }
@@ -209,7 +196,12 @@ async fn nobody_enters_another_tenants_or_another_users_door() {
     assert_eq!(owner.get(&format!("/v1/schedules/{schedule}")).await.expect(200)["version"], 1);
     assert_eq!(owner.get("/v1/schedules").await.expect(200)["items"].as_array().unwrap().len(), 1);
     // What they made is theirs; what was there is untouched.
-    let ours = format!("SELECT coalesce(sum(version), 0) FROM job_state WHERE job_id IN ('{job}', '{failed}', '{export}', '{member}')");
+    assert_eq!(owner.get(&format!("/v1/reports/{report}")).await.expect(200)["status"], "pending");
+    assert_eq!(ada.get("/v1/feed").await.expect(200)["items"][0]["id"], activity.as_str());
+    assert_eq!(owner.get("/v1/users/ada/moderation").await.expect(200)["state"], "active");
+    let read = ada.get("/v1/notifications").await.expect(200);
+    assert_eq!((&read["unread_count"], &read["items"][0]["id"]), (&json!(1), &json!(notification)));
+    assert_eq!(owner.get("/v1/users/ada").await.expect(200)["email"], "ada@example.com");
     assert_eq!((world.number(ours).await, world.number(downloads).await), before);
     for list in ["/v1/jobs?limit=200", "/v1/exports?limit=200"] {
         let mine = ada.get(list).await.expect(200);
@@ -255,6 +247,12 @@ async fn a_door_opens_to_its_scope_alone() {
     for (method, path, walk, scope) in DOORS {
         if *walk == Walk::Open {
             assert_eq!(nobody.send(knock(&nobody, method, path, *walk, &id)).await.status, 200, "{path}");
+            continue;
+        }
+        if *walk == Walk::Signed {
+            for client in [&nobody, &stranger, &world.client] {
+                client.send(knock(client, method, path, *walk, &id)).await.problem(401, "signature_invalid");
+            }
             continue;
         }
         if *walk == Walk::Address {

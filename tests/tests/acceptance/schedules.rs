@@ -17,9 +17,8 @@ struct Planned {
 
 impl Planned {
     async fn at(time: &str) -> Self {
-        let mut clock = None;
-        let world = World::start_where(|sandbox| clock.insert(SetClock::at(sandbox, time)).launch()).await;
-        Self { world, clock: clock.unwrap() }
+        let (world, clock) = World::start_at(time, |api| api).await;
+        Self { world, clock }
     }
 
     async fn worker(&self) -> Process {

@@ -8,6 +8,8 @@
 //! finished, and did each effect arrive at a receiver outside the product once, or is it on the ledger's list of what nobody can
 //! know? Figures go to a report in `target/chaos/`.
 //!
+//! [`messages`] kills workers in the middle of mails and pushes, and counts at the servers that got them.
+//!
 //! `cargo test` runs each in a small size, some seconds; `make chaos` (`CHAOS=full`) in the size that the promises name. The seed
 //! is printed and can be given again (`CHAOS_SEED`): faults then come in the same order at the same distances. What the
 //! machine makes of them is its own affair, so a run is like the one that failed, and not the same.
@@ -23,6 +25,7 @@ mod fairness;
 mod kills;
 mod limits;
 mod listeners;
+mod messages;
 mod misbehaviour;
 mod pause;
 mod postgres;

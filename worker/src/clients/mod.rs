@@ -3,10 +3,8 @@
 
 pub mod callback;
 mod cause;
-#[cfg_attr(not(test), expect(dead_code, reason = "the kinds that send mail come next"))]
 pub mod mail;
 pub mod outbound;
-#[cfg_attr(not(test), expect(dead_code, reason = "the kinds that push come next"))]
 pub mod push;
 pub mod source;
 pub mod upload;
@@ -35,10 +33,8 @@ pub struct Clients {
     /// Endpoints of tenants' choice.
     pub webhook: Webhook,
     /// Users' mailboxes.
-    #[expect(dead_code, reason = "the kinds that send mail come next")]
     pub mail: Mailer,
     /// Users' browsers.
-    #[expect(dead_code, reason = "the kinds that push come next")]
     pub push: Push,
 }
 

@@ -130,6 +130,7 @@ impl fmt::Display for Found {
 }
 
 /// Holds a drill. 0: all is well; 1: something was lost, doubled, or kept the drill from its end; 2: refused.
+#[must_use]
 pub fn main(plan: Plan) -> ExitCode {
     let config = match WorkerConfig::read(&Variables::of_process(), None) {
         Ok(config) => config,

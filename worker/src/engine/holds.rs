@@ -70,8 +70,15 @@ impl Known {
     /// [`LedgerError`]; what is known stays in force.
     pub(super) async fn read(&self, engine: &Engine) -> Result<(), LedgerError> {
         let mut ledger = engine.services.pool.acquire().await?;
-        let holds = holds::read(&mut ledger).await?;
+        let mut holds = holds::read(&mut ledger).await?;
+        let now = engine.services.clock.now();
+        if holds.pauses.iter().any(|pause| pause.until.is_some_and(|until| until <= now)) {
+            holds::end_those_over(&mut ledger, now).await?;
+            holds = holds::read(&mut ledger).await?;
+        }
         drop(ledger);
+        // What the product paused itself, since the outside would take nothing: somebody should look.
+        metrics::gauge!("offstage_pauses_by_itself").set(holds.pauses.iter().filter(|pause| pause.until.is_some()).count() as f64);
         let changed = *self.holds() != holds;
         if changed {
             tracing::info!(pauses = holds.pauses.len(), throttles = holds.throttles.len(), "pauses or throttles have changed");

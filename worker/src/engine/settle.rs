@@ -71,6 +71,12 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
                     engine.ended.notify_one();
                     engine.limits.notify_one();
                 }
+                // They make jobs of others: what comes of them need not wait until somebody looks.
+                if finished.settlement.is_told() || finished.job.kind.starts_with("notification.") {
+                    for queue in [Queue::Analytics, Queue::Push, Queue::Email] {
+                        engine.dispatch.due(queue);
+                    }
+                }
                 if settled.state == State::Waiting && !matches!(settled.reason, Reason::SwitchedOff | Reason::Paused) {
                     engine.dispatch.due(finished.job.queue);
                 }

@@ -6,9 +6,16 @@
 //! [`JobContext::intend_outward`], and it holds no state but what it can lose. Errors classify themselves into a [`Failure`]; the
 //! handler just uses `?`.
 
+mod activity;
 mod completion;
+mod email;
 mod export;
+mod gathered;
+mod notification;
 mod probe;
+mod push;
+mod suspension;
+mod user;
 #[cfg(test)]
 pub(crate) mod workbench;
 
@@ -25,21 +32,28 @@ use shared::{
     clock::Clock,
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
-    kinds::{CompletionNotify, ExportCreate, Kind, ProbeRun, Registry},
+    kinds::{
+        ActivityFanOut, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
+        ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
+    },
     ledger::{
-        UNAVAILABLE,
+        LedgerError, UNAVAILABLE,
         checkpoint::{self, CHECKPOINT_LIMIT},
         claim::ClaimedJob,
-        effects::{self, Intent, Reach},
+        deliveries::Noted,
+        effects::{self, Intent, Intention, Reach},
     },
+    mail::RecipientKey,
     queue::read::reconnect_pause,
     random,
     tenant::Tenants,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use crate::clients::Clients;
+use gathered::Gathered;
 
 /// How long a receipt is offered to a ledger that does not answer: longer than a restart or a failover of Postgres.
 const RECEIPT_WITHIN: Duration = Duration::from_secs(60);
@@ -49,16 +63,39 @@ const RECEIPT_WITHIN: Duration = Duration::from_secs(60);
 pub struct Services {
     /// The ledger.
     pub pool: PgPool,
+    /// What runs write down of messages at the same time.
+    pub gathered: Messages,
     /// Business time.
     pub clock: Clock,
     /// Tenants and what their manifests declare.
     pub tenants: Tenants,
     /// The outside world.
     pub clients: Clients,
+    /// By which recipients of mail are known.
+    pub recipient_key: Option<RecipientKey>,
+    /// Under which address people reach the API.
+    pub public_url: Option<Url>,
     /// Addresses of the sources that datasets read.
     pub sources: Sources,
     /// What probes may do.
     pub probe: Probe,
+}
+
+/// What runs write down of messages, many at a time.
+#[derive(Debug)]
+pub struct Messages {
+    /// Before each: that it is about to be sent.
+    intentions: Gathered<Intention>,
+    /// Behind each: what came of it.
+    notes: Gathered<Noted>,
+}
+
+impl Messages {
+    /// Starts the tasks behind it, which end with it.
+    #[must_use]
+    pub fn start(pool: &PgPool, clock: &Clock) -> Self {
+        Self { intentions: Gathered::start(pool.clone(), clock.clone()), notes: Gathered::start(pool.clone(), clock.clone()) }
+    }
 }
 
 /// One run of one job, as its handler sees it.
@@ -86,7 +123,7 @@ impl JobContext {
     /// # Errors
     /// A transient [`Failure`] when the ledger does not answer or the claim is gone.
     pub async fn intend(&self, key: &str, intent: &Value) -> Result<Intent, Failure> {
-        match effects::intend(&self.services.pool, &self.job, key, intent, Reach::Ours, self.services.clock.now()).await? {
+        match self.say(key, intent, Reach::Ours).await? {
             Intent::Fenced => Err(claim_lost()),
             Intent::Unknown => {
                 self.count_unknown();
@@ -102,7 +139,7 @@ impl JobContext {
     /// # Errors
     /// [`Interrupt::SwitchedOff`], or a transient [`Failure`] as [`Self::intend`] has.
     pub async fn intend_outward(&self, key: &str, intent: &Value) -> Result<Intent, Interrupt> {
-        match effects::intend(&self.services.pool, &self.job, key, intent, Reach::Outward, self.services.clock.now()).await? {
+        match self.say(key, intent, Reach::Outward).await? {
             Intent::Fenced => Err(claim_lost().into()),
             Intent::SwitchedOff => Err(Interrupt::SwitchedOff),
             Intent::Unknown => {
@@ -111,6 +148,11 @@ impl JobContext {
             }
             known => Ok(known),
         }
+    }
+
+    async fn say(&self, key: &str, intent: &Value, reach: Reach) -> Result<Intent, Failure> {
+        let intention = Intention::of(&self.job, key, intent, reach);
+        self.services.gathered.intentions.send(intention).await.map_err(|error| unavailable(&error))
     }
 
     /// Lists an effect as unknown: it was begun, and its answer did not come.
@@ -135,24 +177,34 @@ impl JobContext {
     pub async fn receipt(&self, key: &str, receipt: &Value) -> Result<(), Failure> {
         let (services, job) = (Arc::clone(&self.services), self.job.id);
         let (key, receipt) = (key.to_owned(), receipt.clone());
-        let writing = tokio::spawn(async move {
-            let began = Instant::now();
-            let mut failures = 0;
-            loop {
-                let written = effects::receipt(&services.pool, job, &key, &receipt, services.clock.now()).await;
-                match written {
-                    Err(error) if error.is_transient() && began.elapsed() < RECEIPT_WITHIN => {
-                        failures += 1;
-                        tokio::time::sleep(reconnect_pause(failures, random::fraction())).await;
-                    }
-                    written => return written,
-                }
-            }
-        });
-        match writing.await {
-            Ok(written) => Ok(written?),
-            Err(_) => Err(Failure::transient(UNAVAILABLE, "the process ends before the outside's answer could be written down")),
-        }
+        patiently(move || {
+            let (services, key, receipt) = (Arc::clone(&services), key.clone(), receipt.clone());
+            async move { effects::receipt(&services.pool, job, &key, &receipt, services.clock.now()).await.map_err(Arc::new) }
+        })
+        .await
+    }
+
+    /// Writes down that a message was taken: what the outside answered, and its row of the delivery log, both or neither; as patiently as
+    /// [`Self::receipt`].
+    ///
+    /// # Errors
+    /// As [`Self::receipt`].
+    async fn taken(&self, key: &str, receipt: &Value, noted: Noted) -> Result<(), Failure> {
+        let services = Arc::clone(&self.services);
+        let noted = Noted { receipt: Some((key.to_owned(), receipt.clone())), ..noted };
+        patiently(move || {
+            let (services, noted) = (Arc::clone(&services), noted.clone());
+            async move { services.gathered.notes.send(noted).await }
+        })
+        .await
+    }
+
+    /// Writes down what came of a message that was not taken, or may not have been.
+    ///
+    /// # Errors
+    /// A transient [`Failure`] when the ledger does not answer.
+    async fn note(&self, noted: Noted) -> Result<(), Failure> {
+        self.services.gathered.notes.send(noted).await.map_err(|error| unavailable(&error))
     }
 
     /// Saves a small state for the next attempt, in the place of any before. `keeps` names an object whose unfinished upload the next
@@ -197,6 +249,35 @@ impl JobContext {
     pub async fn forget_effect(&self, key: &str) -> Result<(), Failure> {
         Ok(effects::forget(&self.services.pool, self.job.id, key).await?)
     }
+}
+
+/// Writes something down for as long as it takes within [`RECEIPT_WITHIN`], also when whoever waits for it is dropped.
+async fn patiently<F>(write: impl Fn() -> F + Send + 'static) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Arc<LedgerError>>> + Send,
+{
+    let writing = tokio::spawn(async move {
+        let began = Instant::now();
+        let mut failures = 0;
+        loop {
+            match write().await {
+                Err(error) if error.is_transient() && began.elapsed() < RECEIPT_WITHIN => {
+                    failures += 1;
+                    tokio::time::sleep(reconnect_pause(failures, random::fraction())).await;
+                }
+                written => return written,
+            }
+        }
+    });
+    match writing.await {
+        Ok(written) => written.map_err(|error| unavailable(&error)),
+        Err(_) => Err(Failure::transient(UNAVAILABLE, "the process ends before the outside's answer could be written down")),
+    }
+}
+
+/// For a run that asked the ledger together with others.
+fn unavailable(error: &LedgerError) -> Failure {
+    Failure::transient(UNAVAILABLE, "the job database did not answer; the job is tried again").caused_by(error)
 }
 
 fn claim_lost() -> Failure {
@@ -266,7 +347,18 @@ impl Handlers {
     /// All handlers; `probe.run`'s only where the installation allows it.
     #[must_use]
     pub fn new(probe: bool) -> Self {
-        let mut handlers = vec![Handler::of::<CompletionNotify, _, _>(completion::run), Handler::of::<ExportCreate, _, _>(export::run)];
+        let mut handlers = vec![
+            Handler::of::<ActivityFanOut, _, _>(activity::run),
+            Handler::of::<CompletionNotify, _, _>(completion::run),
+            Handler::of::<EmailSend, _, _>(email::run),
+            Handler::of::<ExportCreate, _, _>(export::run),
+            Handler::of::<NotificationDigest, _, _>(notification::digest),
+            Handler::of::<NotificationFanOut, _, _>(notification::run),
+            Handler::of::<NotificationTell, _, _>(notification::tell),
+            Handler::of::<PushSend, _, _>(push::run),
+            Handler::of::<SuspensionEnd, _, _>(suspension::run),
+            Handler::of::<UserErase, _, _>(user::run),
+        ];
         if probe {
             handlers.push(Handler::of::<ProbeRun, _, _>(probe::run));
         }

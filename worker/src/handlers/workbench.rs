@@ -18,7 +18,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{JobContext, Services};
+use super::{JobContext, Messages, Services};
 use crate::clients::Clients;
 
 /// A sandbox with a worker's services in this very process.
@@ -34,11 +34,15 @@ impl Workbench {
         let sandbox = Sandbox::start(Options::test()).await.unwrap();
         let config = WorkerConfig::read(&Variables::from_iter(sandbox.env()), None).unwrap();
         let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", &config.database.url, Sessions::Engine, 8).unwrap();
+        let clock = Clock::at(Self::noon());
         let services = Services {
             pool: pool.clone(),
-            clock: Clock::at(Self::noon()),
+            gathered: Messages::start(&pool, &clock),
+            clock,
             tenants: Tenants::new(pool),
             clients: Clients::new(&config),
+            recipient_key: config.mail.recipient_key.clone(),
+            public_url: config.public_url.clone(),
             sources: config.sources,
             probe: config.probe,
         };

@@ -12,7 +12,7 @@ use std::{
 use shared::{
     kinds::Registry,
     ledger::{
-        LedgerError,
+        LedgerError, deliveries, feeds, inquiries, notifications,
         recover::{give_up_duty, take_duty},
         retention::{self, Cut},
         unique,
@@ -75,6 +75,19 @@ async fn round(services: &Services, kinds: &Registry, installation: Retention, w
     if take_duty(pool, "forget_tombstones", worker, PASS_EVERY).await? {
         let until = Instant::now() + PASS_WITHIN;
         while retention::forget_tombstones(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
+    }
+    if take_duty(pool, "forget_deliveries", worker, PASS_EVERY).await? {
+        let until = Instant::now() + PASS_WITHIN;
+        while deliveries::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
+    }
+    if take_duty(pool, "forget_notifications", worker, PASS_EVERY).await? {
+        let until = Instant::now() + PASS_WITHIN;
+        while notifications::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
+        while inquiries::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
+    }
+    if take_duty(pool, "forget_activities", worker, PASS_EVERY).await? {
+        let until = Instant::now() + PASS_WITHIN;
+        while feeds::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
     }
     if take_duty(pool, "forget_unique_keys", worker, PASS_EVERY).await? {
         forget_unique_keys(services).await?;

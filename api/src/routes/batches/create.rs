@@ -86,6 +86,12 @@ pub struct NewBatch {
     idempotency_key: Option<String>,
 }
 
+/// The kinds of a job and of all that follow it, as far as they are named.
+fn kinds(job: &Value) -> Vec<&str> {
+    let then = job.get("then").and_then(Value::as_array).into_iter().flatten();
+    job.get("kind").and_then(Value::as_str).into_iter().chain(then.flat_map(kinds)).collect()
+}
+
 /// What is to happen when some of a batch's jobs can't be accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -150,6 +156,7 @@ impl FromRequest<App> for Turn {
 )]
 pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: HeaderMap, turn: Turn) -> Result<Response, Problem> {
     let Turn { body, _permit } = turn;
+    caller.may_make(&app.kinds, body.jobs.iter().flat_map(kinds).chain(body.then.iter().flat_map(NextJob::kinds)))?;
     let acting_user = caller.acting_user.as_deref();
     let key = idempotency_key(&headers, body.idempotency_key.as_deref())?.map(str::to_owned);
     let tenant = tenant_of(&app, caller.tenant).await?;

@@ -13,12 +13,18 @@ use super::find::FoundPage;
 const STYLE: &str = include_str!("page.css");
 
 /// Nothing but our own style, and nobody's frame (<https://www.w3.org/TR/CSP3/>).
-pub static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+pub static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| policy("'none'"));
+
+/// The same for a page with a button that asks this very place for something.
+pub static FORM_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| policy("'self'"));
+
+fn policy(form_action: &str) -> HeaderValue {
     let style = STANDARD.encode(digest::digest(&digest::SHA256, STYLE.as_bytes()));
-    let policy = format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    let policy =
+        format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action {form_action}; frame-ancestors 'none'");
     // Base64 is visible ASCII; without a policy of its own the page would only lose its style to the stricter general one.
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'"))
-});
+}
 
 /// The page of a file that is there.
 pub fn file(token: &str, found: &FoundPage, now: DateTime<Utc>) -> String {
@@ -71,7 +77,8 @@ pub fn unknown() -> String {
     document("There is nothing at this address", main)
 }
 
-fn document(title: &str, main: &str) -> String {
+/// A page.
+pub fn document(title: &str, main: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -130,7 +137,7 @@ fn exact_size(bytes: i64) -> String {
 }
 
 /// For text and for quoted attributes.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -7,7 +7,7 @@
 //! the file: opening the page, or asking by HEAD, as programs that preview mails do, is free.
 
 mod find;
-mod html;
+pub mod html;
 
 use axum::{
     Router,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
     job::Priority,
-    kinds::{ExportCreate, ExportFormat, Kind},
+    kinds::{ExportCreate, ExportFormat},
     tenant,
 };
 use utoipa::ToSchema;
@@ -89,19 +89,13 @@ impl NewExport {
             notify: self.notify,
         };
         let wish = Wish {
-            kind: ExportCreate::NAME.to_owned(),
-            // Plain fields: nothing that JSON can't say.
-            payload: serde_json::to_value(&export).unwrap_or_default(),
-            payload_at: "",
             idempotency_key: self.idempotency_key,
             run_at: self.run_at.map(|moment| moment.0),
             start_by: self.start_by.map(|moment| moment.0),
             priority: self.priority,
             owner: self.owner,
-            limit: None,
             completion_url: self.completion_url,
-            unique: None,
-            then: Vec::new(),
+            ..Wish::of(&export)
         };
         (export, wish)
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     app::App,
-    auth::{Caller, ExportsRead},
+    auth::{CallerOrUser, ExportsRead},
     problem::{Code, Problem, ProblemBody},
     routes::jobs::{Asked, IdOfPath},
 };
@@ -41,7 +41,12 @@ const LINK_LIFETIME: Duration = Duration::from_secs(5 * 60);
         (status = 410, body = ProblemBody<'static>, description = "`export_expired`: the file has been deleted"),
     ),
 )]
-pub async fn download(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfPath, method: Method) -> Result<Response, Problem> {
+pub async fn download(
+    State(app): State<App>,
+    CallerOrUser(caller): CallerOrUser<ExportsRead>,
+    id: IdOfPath,
+    method: Method,
+) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let now = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;

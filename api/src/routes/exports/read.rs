@@ -16,10 +16,11 @@ use utoipa::ToSchema;
 use super::{find, id_of, look_up, view::Export};
 use crate::{
     app::App,
-    auth::{Caller, ExportsRead},
+    auth::{CallerOrUser, ExportsRead},
     extract::Query,
     problem::{Problem, ProblemBody},
     routes::{
+        conditional::holds,
         jobs::{Asked, IdOfPath, Reader, listed_owner},
         page::Page,
     },
@@ -56,7 +57,7 @@ pub struct ExportPage {
 )]
 pub async fn list(
     State(app): State<App>,
-    caller: Caller<ExportsRead>,
+    CallerOrUser(caller): CallerOrUser<ExportsRead>,
     Query(query): Query<ListQuery>,
 ) -> Result<Answer<ExportPage>, Problem> {
     let page = Page::new(query.limit, query.cursor.as_deref())?;
@@ -88,7 +89,12 @@ pub async fn list(
         (status = 410, body = ProblemBody<'static>, description = "`export_gone`: it was removed at `gone_at`"),
     ),
 )]
-pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfPath, headers: HeaderMap) -> Result<Response, Problem> {
+pub async fn read(
+    State(app): State<App>,
+    CallerOrUser(caller): CallerOrUser<ExportsRead>,
+    id: IdOfPath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id_of(id)? };
     let mut transaction = tenant::transaction(&app.pool, asked.tenant).await?;
     let found = look_up(&mut transaction, asked).await?;
@@ -102,11 +108,4 @@ pub async fn read(State(app): State<App>, caller: Caller<ExportsRead>, id: IdOfP
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
     Ok(([(header::ETAG, tag)], Answer(export)).into_response())
-}
-
-/// Whether `If-None-Match` names this tag, compared weakly (RFC 9110 §13.1.2).
-fn holds(headers: &HeaderMap, tag: &str) -> bool {
-    let tag = tag.trim_start_matches("W/");
-    let held = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    held.map(str::trim).any(|held| held.strip_prefix("W/").unwrap_or(held) == tag)
 }

@@ -113,19 +113,27 @@ pub async fn create(
     headers: HeaderMap,
     Json(new): Json<NewJob>,
 ) -> Result<Response, Problem> {
-    let acting_user = caller.acting_user.as_deref();
+    caller.may_make(&app.kinds, std::iter::once(new.kind.as_str()).chain(new.then.iter().flat_map(NextJob::kinds)))?;
+    ask(&app, caller.tenant, caller.acting_user.as_deref(), &headers, new.into_wish()).await
+}
+
+/// Stores a wish, and answers with its job: what every door does behind which there is a job and nothing else.
+///
+/// # Errors
+/// What is wrong with it, what it contradicts, or that it can't be stored now.
+pub async fn ask(app: &App, tenant: i32, acting_user: Option<&str>, headers: &HeaderMap, wish: Wish) -> Result<Response, Problem> {
     let mut duplicate = None;
-    let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, new.into_wish()).await? {
+    let (status, found) = match admit(app, tenant, acting_user, headers, wish).await? {
         Admitted::Now(job) => (StatusCode::ACCEPTED, *job),
         Admitted::Before(before) => {
             let id = before.first;
             duplicate = Some(before);
-            let asked = Asked { tenant: caller.tenant, owner: acting_user, id };
-            (StatusCode::OK, read::find(&app, asked).await?.ok_or_else(|| gone(id))?)
+            let asked = Asked { tenant, owner: acting_user, id };
+            (StatusCode::OK, read::find(app, asked).await?.ok_or_else(|| gone(id))?)
         }
     };
     let location = address(found.id);
-    let job = view_of(&app, caller.tenant, found, None, Reader::acting_for(acting_user)).found_by(duplicate);
+    let job = view_of(app, tenant, found, None, Reader::acting_for(acting_user)).found_by(duplicate);
     Ok((status, [(header::LOCATION, location)], Answer(job)).into_response())
 }
 

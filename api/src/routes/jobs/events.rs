@@ -7,7 +7,7 @@ use shared::{ledger::find::FoundJob, queue::Queue};
 use super::{Asked, IdOfPath, list::listed_owner, missing, view::Reader};
 use crate::{
     app::App,
-    auth::{Caller, JobsRead},
+    auth::{CallerOrUser, JobsRead},
     events::{self, Authority},
     extract::Query,
     follow::{Interest, Latest},
@@ -34,9 +34,14 @@ use crate::{
         (status = 503, body = ProblemBody<'static>, description = "`overloaded`: too many streams are open; poll, or come again"),
     ),
 )]
-pub async fn follow_one(State(app): State<App>, caller: Caller<JobsRead>, id: IdOfPath, headers: HeaderMap) -> Result<Response, Problem> {
+pub async fn follow_one(
+    State(app): State<App>,
+    CallerOrUser(caller): CallerOrUser<JobsRead>,
+    id: IdOfPath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id.job()? };
-    stream(app, asked, Authority::Key(caller.hash), Reader::acting_for(asked.owner), &headers).await
+    stream(app, asked, caller.authority(), Reader::acting_for(asked.owner), &headers).await
 }
 
 /// Streams a job that may be shown to whoever asks by `authority`.
@@ -97,7 +102,7 @@ pub struct FollowQuery {
 )]
 pub async fn follow_all(
     State(app): State<App>,
-    caller: Caller<JobsRead>,
+    CallerOrUser(caller): CallerOrUser<JobsRead>,
     Query(query): Query<FollowQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -109,5 +114,5 @@ pub async fn follow_all(
     let listening = app.follow.streams().listen(caller.tenant, interest).ok_or_else(events::no_place)?;
     let reader = Reader::acting_for(caller.acting_user.as_deref());
     let mark = events::last_event_id(&headers);
-    Ok(events::of_jobs(app.clone(), listening, caller.tenant, Authority::Key(caller.hash), reader, mark))
+    Ok(events::of_jobs(app.clone(), listening, caller.tenant, caller.authority(), reader, mark))
 }

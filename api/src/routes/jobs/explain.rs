@@ -194,7 +194,7 @@ fn held_up(
     for pause in around.holds.pauses.iter().filter(|pause| queue.is_some_and(|queue| pause.stops(tenant, queue, &job.kind))) {
         open_end = true;
         let by = (reader == Reader::Backend).then(|| if pause.tenant.is_some() { pause.by.clone() } else { "the operator".to_owned() });
-        causes.push(Cause { since: Some(pause.at), by, ..cause(CauseCode::Paused, paused(pause, reader)) });
+        causes.push(Cause { since: Some(pause.at), until: pause.until, by, ..cause(CauseCode::Paused, paused(pause, reader)) });
     }
     if waits && job.reason == Reason::SwitchedOff {
         open_end = true;
@@ -290,5 +290,7 @@ fn paused(pause: &Pause, reader: Reader) -> String {
     } else {
         String::new()
     };
-    format!("{what}{scope}{why}. It goes on by itself once that is over.")
+    let until =
+        pause.until.map_or_else(|| "once that is over".to_owned(), |until| format!("at {}, or once that is ended sooner", shown(until)));
+    format!("{what}{scope}{why}. It goes on by itself {until}.")
 }

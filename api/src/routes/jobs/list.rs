@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     app::App,
-    auth::{Caller, JobsRead, Needs},
+    auth::{Caller, CallerOrUser, JobsRead, Needs},
     extract::Query,
     problem::{Code, Problem, ProblemBody},
     routes::{moment::Moment, page::Page},
@@ -69,7 +69,11 @@ pub struct JobPage {
     params(ListQuery, ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for")),
     responses((status = 200, body = JobPage), (status = 400, body = ProblemBody<'static>, description = "`query_invalid`")),
 )]
-pub async fn list(State(app): State<App>, caller: Caller<JobsRead>, Query(query): Query<ListQuery>) -> Result<Answer<JobPage>, Problem> {
+pub async fn list(
+    State(app): State<App>,
+    CallerOrUser(caller): CallerOrUser<JobsRead>,
+    Query(query): Query<ListQuery>,
+) -> Result<Answer<JobPage>, Problem> {
     let page = Page::new(query.limit, query.cursor.as_deref())?;
     if query.error_code.is_some() && query.state != Some(job::State::Failed) {
         return Err(Problem::new(Code::QueryInvalid, "error_code: belongs to jobs that failed; add state=failed."));

@@ -37,7 +37,7 @@ pub use admission::{
     not_accepted, tenant_of,
 };
 pub use change::{NoBody, restless, stop_job};
-pub use create::{NewJob, gone};
+pub use create::{NewJob, ask, gone};
 pub use events::stream;
 pub use fingerprint::hash_of;
 pub use list::{JobPage, listed_owner};

@@ -41,6 +41,13 @@ pub struct NextJob {
     then: Vec<Self>,
 }
 
+impl NextJob {
+    /// The kinds of it and of all that follow it.
+    pub fn kinds(&self) -> Vec<&str> {
+        std::iter::once(self.kind.as_str()).chain(self.then.iter().flat_map(Self::kinds)).collect()
+    }
+}
+
 /// Finds out what is wrong with jobs that are to follow, while it turns them into what is kept.
 pub struct Check<'a> {
     /// The kinds.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     app::App,
-    auth::{Caller, JobsRead},
+    auth::{CallerOrUser, JobsRead},
     extract::Query,
     follow::Watch,
     problem::{Code, Problem, ProblemBody},
@@ -82,7 +82,7 @@ pub enum Include {
 )]
 pub async fn read(
     State(app): State<App>,
-    caller: Caller<JobsRead>,
+    CallerOrUser(caller): CallerOrUser<JobsRead>,
     id: IdOfPath,
     Query(query): Query<ReadQuery>,
     headers: HeaderMap,

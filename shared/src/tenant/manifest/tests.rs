@@ -283,3 +283,46 @@ fn schedules_are_checked_when_applied_and_left_alone_when_loaded() {
     let example = Manifest::from_toml(include_str!("../../../../examples/promptlockr/tenant.toml")).unwrap();
     assert_eq!(example.schedules.keys().collect::<Vec<_>>(), ["monthly_archive"]);
 }
+
+#[test]
+fn mail_is_checked_and_stored() {
+    let text = "[tenant]\nname = \"a\"\n[mail]\nserver_env = \"OFFSTAGE_SMTP_MAIN\"\nfrom = { email = \"no-reply@acme.example\", name = \"Acme\" }\n\
+                dkim = { key_env = \"OFFSTAGE_DKIM_MAIN\", domain = \"acme.example\", selector = \"offstage\" }\n";
+    let manifest = Manifest::from_toml(text).unwrap();
+    let stored = Manifest::from_stored(manifest.to_stored()).unwrap();
+    assert_eq!((&stored.mail, stored.digest()), (&manifest.mail, manifest.digest()));
+    for (part, other, line, path) in [
+        ("OFFSTAGE_SMTP_MAIN", "OFFSTAGE_DATABASE_URL", 4, "mail.server_env"),
+        ("no-reply@", "no-reply", 5, "mail.from.email"),
+        ("OFFSTAGE_DKIM_MAIN", "OFFSTAGE_SMTP_MAIN", 6, "mail.dkim.key_env"),
+        ("selector = \"offstage\"", "selector = \"a b\"", 6, "mail.dkim.selector"),
+    ] {
+        let problems = Manifest::from_toml(&text.replacen(part, other, 1)).unwrap_err().problems;
+        assert!(
+            problems.iter().any(|problem| problem.path == path && problem.line == Some(line)) || path == "mail.server",
+            "{other}: {problems:?}"
+        );
+    }
+}
+
+#[test]
+fn types_of_notifications_are_checked_with_their_templates() {
+    let text = "[tenant]\nname = \"a\"\n[notifications.sale]\ncategory = \"offers\"\nchannels = [\"in_app\", \"email\"]\n\
+                [notifications.sale.templates.default]\ntitle = \"Sale {{ data.percent }}\"\n";
+    let manifest = Manifest::from_toml(text).unwrap();
+    let stored = Manifest::from_stored(manifest.to_stored()).unwrap();
+    assert_eq!((&stored.notifications, stored.digest()), (&manifest.notifications, manifest.digest()));
+    assert_eq!(manifest.notification("sale").unwrap().category("sale"), "offers");
+    assert!(manifest.notification("like").is_some() && manifest.notification("nonsense").is_none());
+    for (part, other, line, path) in [
+        ("{{ data.percent }}", "{{ data.percent", 7, "notifications.sale.templates.default.title"),
+        ("\"offers\"", "\"Offers!\"", 4, "notifications.sale.category"),
+        ("category", "colour", 4, "notifications.sale.colour"),
+        ("notifications.sale.templates.default", "notifications.sale.templates.deutsch_", 6, "notifications.sale.templates.deutsch_"),
+    ] {
+        let (found_line, found_path, detail) = only_problem(&text.replacen(part, other, 1));
+        assert_eq!((found_line, found_path.as_str()), (line, path), "{other}: {detail}");
+    }
+    let example = Manifest::from_toml(include_str!("../../../../examples/promptlockr/tenant.toml")).unwrap();
+    assert_eq!(example.notifications.keys().collect::<Vec<_>>(), ["alert", "export_ready", "like", "moderation"]);
+}

@@ -14,7 +14,7 @@ use std::{fmt, time::Duration};
 use shared::job::Failure;
 
 /// How long a sender is left alone whom a server refuses: somebody has to change a setting, or a password, first.
-const SENDER_PAUSE: Duration = Duration::from_secs(30 * 60);
+pub const SENDER_PAUSE: Duration = Duration::from_secs(30 * 60);
 
 /// How far a delivery had come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

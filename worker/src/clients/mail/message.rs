@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
 use lettre::{
     Address, Message,
@@ -52,6 +53,8 @@ pub struct Mail<'a> {
     pub date: DateTime<Utc>,
     /// Where one POST ends such mails (RFC 8058); an https address.
     pub unsubscribe: Option<&'a Url>,
+    /// Headers of the product's own; the kind's contract says which there may be.
+    pub headers: &'a BTreeMap<String, String>,
     /// How it is signed.
     pub dkim: Option<Dkim<'a>>,
 }
@@ -102,6 +105,9 @@ pub enum MessageError {
     /// Characters that don't belong into a Message-ID.
     #[error("a mail's id is letters, digits, `.`, `-` and `_`")]
     Id,
+    /// Not the name of a header.
+    #[error("one of the mail's headers has a name that no header can have")]
+    Header,
     /// Not https, or too long.
     #[error("the address for unsubscribing must be https and have at most {LINK} characters")]
     Unsubscribe,
@@ -151,7 +157,7 @@ pub(super) fn compose(mail: &Mail<'_>, keys: &BTreeMap<String, Arc<DkimKey>>, re
     let mut builder = Message::builder()
         .from(from.clone())
         .to(to.clone())
-        .subject(line(mail.subject))
+        .raw_header(subject(mail.subject))
         .date(mail.date.into())
         .message_id(Some(message_id.clone()))
         .raw_header(header("Auto-Submitted", "auto-generated"));
@@ -165,6 +171,10 @@ pub(super) fn compose(mail: &Mail<'_>, keys: &BTreeMap<String, Arc<DkimKey>>, re
         builder = builder
             .raw_header(header("List-Unsubscribe", &format!("<{url}>")))
             .raw_header(header("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"));
+    }
+    for (name, value) in mail.headers {
+        let name = HeaderName::new_from_ascii(name.clone()).map_err(|_| MessageError::Header)?;
+        builder = builder.raw_header(named(name, value));
     }
     if redirect.is_some() {
         builder = builder.raw_header(header("X-Original-To", meant_for.email.as_ref()));
@@ -195,8 +205,34 @@ pub(super) fn compose(mail: &Mail<'_>, keys: &BTreeMap<String, Arc<DkimKey>>, re
 
 /// A header whose value is ASCII that needs no encoding: what is not is left out.
 fn header(name: &'static str, value: &str) -> HeaderValue {
+    named(HeaderName::new_from_ascii_str(name), value)
+}
+
+fn named(name: HeaderName, value: &str) -> HeaderValue {
     let value: String = value.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
-    HeaderValue::dangerous_new_pre_encoded(HeaderName::new_from_ascii_str(name), value.clone(), value)
+    HeaderValue::dangerous_new_pre_encoded(name, value.clone(), value)
+}
+
+/// A subject. One that has itself the form of an encoded-word (RFC 2047, section 2) would be read as what it encodes, line breaks and all: it
+/// is encoded as a whole, and so is shown as it was written.
+fn subject(text: &str) -> HeaderValue {
+    let name = HeaderName::new_from_ascii_str("Subject");
+    let text = line(text);
+    if !text.contains("=?") {
+        return HeaderValue::new(name, text);
+    }
+    let mut words: Vec<String> = Vec::new();
+    let mut word = String::new();
+    for c in text.chars() {
+        // 75 characters a word with its marks, by fours of base64.
+        if word.len() + c.len_utf8() > 45 {
+            words.push(std::mem::take(&mut word));
+        }
+        word.push(c);
+    }
+    words.push(word);
+    let encoded: Vec<String> = words.iter().map(|word| format!("=?utf-8?b?{}?=", BASE64_STANDARD.encode(word))).collect();
+    HeaderValue::dangerous_new_pre_encoded(name, text, encoded.join("\r\n "))
 }
 
 fn mailbox(party: &Party<'_>, field: &'static str) -> Result<Mailbox, MessageError> {

@@ -17,8 +17,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use shared::{config, mail::DkimKey};
 
-pub use error::{MailError, Stage, Trouble, Verdict};
-#[cfg_attr(not(test), expect(unused_imports, reason = "the kinds that send mail come next"))]
+pub use error::{MailError, SENDER_PAUSE, Stage, Trouble, Verdict};
 pub use message::{Composed, Dkim, Mail, MessageError, Party};
 use pool::Pool;
 pub use pool::PoolLimits;
@@ -57,6 +56,7 @@ impl Deadlines {
 
     /// The longest that one mail may take, once it is its turn: a job's timeout must be above it, or it cuts what might have been answered.
     /// A connection that was kept may have to be made anew after its first command.
+    #[cfg(test)]
     #[must_use]
     pub fn total(&self) -> Duration {
         self.connect + self.greeting + self.ehlo + self.starttls + self.auth + 5 * self.command + self.message
@@ -106,6 +106,12 @@ impl Mailer {
     /// [`MessageError`]: trying again can't help.
     pub fn compose(&self, mail: &Mail<'_>) -> Result<Composed, MessageError> {
         message::compose(mail, &self.dkim, self.redirect.as_deref())
+    }
+
+    /// Whether all mail goes to the one address of a staging installation: what its server says of that says nothing of whom it was for.
+    #[must_use]
+    pub fn redirects(&self) -> bool {
+        self.redirect.is_some()
     }
 
     /// Sends a mail over the server that a variable names.

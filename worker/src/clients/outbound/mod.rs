@@ -93,7 +93,6 @@ pub struct Answer {
     /// The body, or its beginning.
     pub body: Bytes,
     /// Whether the body went on, was cut off or did not come in time.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for callers that need a whole body: a model's answer"))]
     pub is_cut: bool,
 }
 

@@ -20,7 +20,6 @@ use shared::{
 use super::outbound::{Call, Outbound};
 
 pub use error::{Action, PushError};
-#[cfg_attr(not(test), expect(unused_imports, reason = "for the handler of the kind that pushes"))]
 pub use message::{Message, Topic, Urgency};
 use vapid::Signer;
 

@@ -26,7 +26,7 @@ use crate::{
         run::outcome_of,
         watchdog::{LONGEST_POLL, Polls},
     },
-    handlers::{Handlers, JobContext, Services},
+    handlers::{Handlers, JobContext, Messages, Services},
 };
 
 /// What the child says when it begins the job: from here on its death is the job's doing.
@@ -122,9 +122,12 @@ fn services(config: WorkerConfig) -> Result<Services, ledger::LedgerError> {
     let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", url, Sessions::Engine, CONNECTIONS)?;
     Ok(Services {
         pool: pool.clone(),
+        gathered: Messages::start(&pool, &config.clock),
         clock: config.clock.clone(),
         tenants: Tenants::new(pool),
         clients: Clients::new(&config),
+        recipient_key: config.mail.recipient_key.clone(),
+        public_url: config.public_url.clone(),
         sources: config.sources,
         probe: config.probe,
     })

@@ -54,6 +54,7 @@ enum Verdict {
     Failed(Told),
     Snoozed(Duration),
     SwitchedOff,
+    Paused,
     HandedBack,
 }
 
@@ -77,6 +78,7 @@ impl Verdict {
             }
             Outcome::Snoozed(pause) => Self::Snoozed(pause),
             Outcome::SwitchedOff => Self::SwitchedOff,
+            Outcome::Paused => Self::Paused,
             // None of these is a handler's.
             _ => Self::HandedBack,
         }
@@ -90,6 +92,7 @@ impl Verdict {
             }
             Self::Snoozed(pause) => Outcome::Snoozed(pause),
             Self::SwitchedOff => Outcome::SwitchedOff,
+            Self::Paused => Outcome::Paused,
             Self::HandedBack => Outcome::HandedBack,
         }
     }
@@ -127,6 +130,7 @@ enum TrialError {
 }
 
 /// Runs a job in a child. Dropping it kills the child.
+#[must_use]
 pub fn run(
     job: Arc<ClaimedJob>,
     cancelled: CancellationToken,
@@ -226,6 +230,7 @@ mod tests {
             Outcome::Failed(Failure::limited("slow_down", "come back", pause).caused_by(&std::io::Error::other("why"))),
             Outcome::Snoozed(pause),
             Outcome::SwitchedOff,
+            Outcome::Paused,
         ];
         for outcome in spoken {
             let text = serde_json::to_string(&Verdict::of(outcome.clone())).unwrap();

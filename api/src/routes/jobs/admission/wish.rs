@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shared::{
     job::{Limit, Priority, Unique},
-    kinds::Violation,
+    kinds::{Kind, Violation},
     tenant::Tenant,
 };
 use utoipa::ToSchema;
@@ -60,6 +60,25 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// For a job of a kind that has a door of its own, whose fields are those of the request; nothing else is wished for.
+    pub fn of<K: Kind>(payload: &K) -> Self {
+        Self {
+            kind: K::NAME.to_owned(),
+            // Plain fields: nothing that JSON can't say.
+            payload: serde_json::to_value(payload).unwrap_or_default(),
+            payload_at: "",
+            idempotency_key: None,
+            run_at: None,
+            start_by: None,
+            priority: None,
+            owner: None,
+            limit: None,
+            completion_url: None,
+            unique: None,
+            then: Vec::new(),
+        }
+    }
+
     /// What it asks for beside what every job has, to tell a repeat from a mistake.
     pub(super) fn extras(&self) -> Option<Value> {
         if self.limit.is_none() && self.unique.is_none() && self.then.is_empty() && self.completion_url.is_none() {
@@ -239,6 +258,8 @@ pub fn unknown_kind(app: &App, kind: &str) -> Violation {
 mod tests {
     use axum::http::header;
 
+    use shared::kinds::ExportCreate;
+
     use super::*;
 
     fn key(header: Option<&str>, body: Option<&str>) -> Result<Option<String>, Code> {
@@ -277,20 +298,7 @@ mod tests {
         let now = DateTime::from_timestamp(1_767_225_600, 0).unwrap();
         let wrong = |run_at: Option<i64>, start_by: Option<i64>| {
             let at = |hours: Option<i64>| hours.map(|hours| now + TimeDelta::hours(hours));
-            let wish = Wish {
-                kind: String::new(),
-                payload: Value::Null,
-                payload_at: "",
-                idempotency_key: None,
-                run_at: at(run_at),
-                start_by: at(start_by),
-                priority: None,
-                owner: None,
-                limit: None,
-                completion_url: None,
-                unique: None,
-                then: Vec::new(),
-            };
+            let wish = Wish { run_at: at(run_at), start_by: at(start_by), ..Wish::of(&ExportCreate::sample()) };
             let mut violations = Vec::new();
             check_times(&wish, now, &mut violations);
             violations.into_iter().map(|violation| violation.pointer).collect::<Vec<_>>()

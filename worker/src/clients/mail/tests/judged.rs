@@ -68,6 +68,16 @@ fn a_full_mail_says_what_it_should() {
     assert_eq!(composed(&mail).bytes, composed(&mail).bytes);
 }
 
+/// Python, as mail programs, reads encoded-words wherever they stand.
+#[test]
+fn a_subject_that_looks_encoded_is_shown_as_it_was_written() {
+    let long = format!("{}=?utf-8?q?x?= {}", "wörter und ".repeat(9), "mehr 🚀".repeat(9));
+    for subject in ["=?utf-8?q?Hi=0D=0ABcc:_x=40y.z?=", "x =?utf-8?b?SGkNCg==?= y", "=?", &long] {
+        let said = parsed(&composed(&Mail { subject, ..mail("a") }));
+        assert_eq!((said["headers"]["subject"].as_str(), &said["defects"]), (Some(subject), &json!([])));
+    }
+}
+
 #[test]
 fn nothing_that_is_said_becomes_a_header_or_a_recipient() {
     let plain: Value = parsed(&composed(&mail("a")))["names"].clone();

@@ -62,6 +62,7 @@ fn mail(id: &str) -> Mail<'_> {
         html: None,
         date: "2026-11-20T12:00:00Z".parse().unwrap(),
         unsubscribe: None,
+        headers: const { &BTreeMap::new() },
         dkim: None,
     }
 }

@@ -5,27 +5,30 @@
 //! - whoever follows was registered before they read, so no change falls between the two;
 //! - the ledger is asked per change and never per listener; an idle listener holds no connection to it and no task of its own;
 //! - a listener that is slow, or reads nothing at all, costs no more than the newest state of what it follows: of one job a newer
-//!   state replaces an older one, of many jobs a bounded number wait and then a new picture is taken ([`Inbox`]);
+//!   state replaces an older one, of many jobs a bounded number wait and then a new picture is taken ([`feeds::Inbox`]);
 //! - what is told of one job never goes back: a state replaces only those of lower versions;
 //! - who asks for another tenant's job follows nothing: rooms are a tenant's, and what is read for one is read as that tenant.
 
+mod feeds;
+mod listeners;
+mod seen;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
 use shared::{
     clock::Clock,
     job::JobId,
-    kinds::Registry,
     ledger::{
         LedgerError,
         find::{self, FoundJob},
         links::{self, LinkHash},
     },
-    status::{Job, Reader},
     tenant,
 };
 use sqlx::PgPool;
@@ -33,7 +36,12 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::places::{Place, Places};
+use feeds::Feed;
+pub use feeds::Interest;
+pub use listeners::{Following, Listening};
+pub use seen::{Latest, Seen};
+
+use super::places::Places;
 
 /// Jobs of one statement; each may have a result of 64 KiB.
 const READ_TOGETHER: usize = 200;
@@ -41,59 +49,11 @@ const READ_TOGETHER: usize = 200;
 /// Changed jobs that may wait to be read for listeners to many; beyond it they take a new picture.
 const MOST_DIRTY: usize = 50_000;
 
-/// Changes that may wait for one listener to many jobs; beyond it, it takes a new picture.
-const MOST_PENDING: usize = 500;
-
 /// The longest that one reading may take.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// The pause after a reading that failed.
 const AFTER_FAULT: Duration = Duration::from_millis(500);
-
-/// A job as it was last read, shared by all who follow it.
-#[derive(Debug)]
-pub struct Seen {
-    /// The job; without its payload.
-    pub job: FoundJob,
-    /// The addresses that lead to it; `None` where nobody follows it by one.
-    pub links: Option<Vec<LinkHash>>,
-    rendered: [OnceLock<Bytes>; 4],
-}
-
-impl Seen {
-    /// Of what was read.
-    #[must_use]
-    pub fn new(job: FoundJob, links: Option<Vec<LinkHash>>) -> Self {
-        Self { job, links, rendered: Default::default() }
-    }
-
-    /// The job's view as JSON, made once for all readers of a sort; without its result where `brief`.
-    #[must_use]
-    pub fn view(&self, kinds: &Registry, clock: &Clock, reader: Reader, brief: bool) -> Bytes {
-        let sort = usize::from(reader == Reader::User) + 2 * usize::from(brief);
-        let make = || {
-            let mut job = self.job.clone();
-            if brief {
-                job.result = None;
-            }
-            // A view is strings and numbers: nothing in it that JSON can't hold.
-            serde_json::to_vec(&Job::of(job, None, kinds, clock.now(), reader)).unwrap_or_default().into()
-        };
-        self.rendered.get(sort).map_or_else(make, |rendered| rendered.get_or_init(make).clone())
-    }
-}
-
-/// What is known of a job that is followed.
-#[derive(Debug, Clone, Default)]
-pub enum Latest {
-    /// It has not been read yet.
-    #[default]
-    Unread,
-    /// It was read.
-    Seen(Arc<Seen>),
-    /// It has been removed.
-    Gone,
-}
 
 /// The followers of one job.
 #[derive(Debug)]
@@ -103,61 +63,6 @@ struct Room {
     followers: usize,
     /// Of those, the ones that came by an address.
     by_link: usize,
-}
-
-/// Which of a tenant's jobs a listener to many hears of.
-#[derive(Debug, Clone, Default)]
-pub struct Interest {
-    /// Only this end user's.
-    pub owner: Option<String>,
-    /// Only this kind's.
-    pub kind: Option<String>,
-    /// Only this queue's.
-    pub queue: Option<String>,
-}
-
-impl Interest {
-    /// Whether a job is of interest.
-    #[must_use]
-    pub fn holds(&self, job: &FoundJob) -> bool {
-        self.owner.as_ref().is_none_or(|owner| job.owner.as_ref() == Some(owner))
-            && self.kind.as_ref().is_none_or(|kind| job.kind == *kind)
-            && self.queue.as_ref().is_none_or(|queue| job.queue == *queue)
-    }
-}
-
-/// What waits for one listener to many jobs.
-#[derive(Debug, Default)]
-pub struct Inbox {
-    pending: HashMap<JobId, Arc<Seen>>,
-    /// Something may have been missed: a new picture is to be taken.
-    missed: bool,
-}
-
-impl Inbox {
-    fn put(&mut self, seen: &Arc<Seen>) {
-        if self.missed {
-            return;
-        }
-        if self.pending.len() >= MOST_PENDING && !self.pending.contains_key(&seen.job.id) {
-            self.miss();
-            return;
-        }
-        self.pending.insert(seen.job.id, Arc::clone(seen));
-    }
-
-    fn miss(&mut self) {
-        self.missed = true;
-        self.pending = HashMap::new();
-    }
-}
-
-/// A listener to many jobs.
-#[derive(Debug)]
-struct Feed {
-    interest: Interest,
-    inbox: Mutex<Inbox>,
-    news: Notify,
 }
 
 /// All that is streamed here.
@@ -178,8 +83,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Streams {
-    pub(super) fn new(pool: PgPool, clock: Clock, most: usize, most_of_tenant: usize) -> Self {
-        let places = Arc::new(Places::new(most, most_of_tenant));
+    pub(super) fn new(pool: PgPool, clock: Clock, places: Arc<Places>) -> Self {
         Self { pool, clock, places, rooms: Mutex::default(), feeds: Mutex::default(), dirty: Mutex::default(), work: Notify::new() }
     }
 
@@ -402,198 +306,4 @@ fn room_of(rooms: &HashMap<JobId, Vec<Room>>, job: JobId, tenant: i32) -> Option
 /// A reading, or that it took too long.
 async fn within<T>(reading: impl Future<Output = Result<T, LedgerError>>) -> Result<T, LedgerError> {
     tokio::time::timeout(READ_WITHIN, reading).await.unwrap_or_else(|_| Err(shared::ledger::timed_out()))
-}
-
-/// One listener's interest in a job; ends when dropped.
-#[derive(Debug)]
-pub struct Following {
-    streams: Arc<Streams>,
-    tenant: i32,
-    job: JobId,
-    by_link: bool,
-    receiver: watch::Receiver<Latest>,
-    _place: Place,
-}
-
-impl Following {
-    /// What is known of the job; from now on news is what comes after it.
-    pub fn latest(&mut self) -> Latest {
-        self.receiver.borrow_and_update().clone()
-    }
-
-    /// What is known of the job, read where it is not known yet: together with what others wait for. `None` when that took too long.
-    pub async fn known(&mut self) -> Option<Latest> {
-        let reading = async {
-            loop {
-                match self.latest() {
-                    Latest::Unread => {
-                        self.streams.changed(&[self.job]);
-                        self.news().await;
-                    }
-                    known => return known,
-                }
-            }
-        };
-        tokio::time::timeout(READ_WITHIN, reading).await.ok()
-    }
-
-    /// Waits until there is something after what [`Self::latest`] told.
-    pub async fn news(&mut self) {
-        // The room outlives its followers, so its sender is there.
-        if self.receiver.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        let mut rooms = lock(&self.streams.rooms);
-        let Some(of_job) = rooms.get_mut(&self.job) else { return };
-        if let Some(room) = of_job.iter_mut().find(|room| room.tenant == self.tenant) {
-            room.followers = room.followers.saturating_sub(1);
-            room.by_link = room.by_link.saturating_sub(usize::from(self.by_link));
-        }
-        of_job.retain(|room| room.followers > 0);
-        if of_job.is_empty() {
-            rooms.remove(&self.job);
-        }
-    }
-}
-
-/// One listener's interest in many jobs; ends when dropped.
-#[derive(Debug)]
-pub struct Listening {
-    streams: Arc<Streams>,
-    tenant: i32,
-    feed: Arc<Feed>,
-    _place: Place,
-}
-
-impl Listening {
-    /// What of the tenant's jobs it hears.
-    #[must_use]
-    pub fn interest(&self) -> &Interest {
-        &self.feed.interest
-    }
-
-    /// Takes what has come, in the order of the jobs; `None` when something was missed, and a new picture is to be taken.
-    #[must_use]
-    pub fn take(&self) -> Option<Vec<Arc<Seen>>> {
-        let inbox = std::mem::take(&mut *lock(&self.feed.inbox));
-        if inbox.missed {
-            return None;
-        }
-        let mut seen: Vec<_> = inbox.pending.into_values().collect();
-        seen.sort_unstable_by_key(|seen| (seen.job.finished_at.is_none(), seen.job.id));
-        Some(seen)
-    }
-
-    /// Waits until something came since the last time this returned.
-    pub async fn news(&self) {
-        self.feed.news.notified().await;
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        let mut feeds = lock(&self.streams.feeds);
-        if let Some(of_tenant) = feeds.get_mut(&self.tenant) {
-            of_tenant.retain(|feed| !Arc::ptr_eq(feed, &self.feed));
-            if of_tenant.is_empty() {
-                feeds.remove(&self.tenant);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use chrono::DateTime;
-    use shared::job::{Options, Priority, Reason, State};
-    use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-
-    use super::*;
-
-    fn streams() -> Arc<Streams> {
-        // Connects at first use, and there is none.
-        let pool = PgPoolOptions::new().connect_lazy_with(PgConnectOptions::new());
-        Arc::new(Streams::new(pool, Clock::system(), 100, 100))
-    }
-
-    fn seen(number: u128, version: i32, links: Option<Vec<LinkHash>>) -> Arc<Seen> {
-        let now = DateTime::UNIX_EPOCH;
-        let job = FoundJob {
-            id: JobId(Uuid::from_u128(number)),
-            kind: "probe.run".into(),
-            queue: "analytics".into(),
-            priority: Priority::Normal,
-            owner: None,
-            state: State::Running,
-            reason: Reason::None,
-            version,
-            attempt: 1,
-            attempts_allowed: 3,
-            cancel_requested: false,
-            created_at: now,
-            run_at: now,
-            start_by: None,
-            started_at: Some(now),
-            finished_at: None,
-            progress_done: None,
-            progress_total: None,
-            payload: None,
-            result: None,
-            error: None,
-            options: Options::default(),
-            children: Vec::new(),
-        };
-        Arc::new(Seen::new(job, links))
-    }
-
-    fn version(following: &mut Following) -> Option<i32> {
-        match following.latest() {
-            Latest::Seen(seen) => Some(seen.job.version),
-            Latest::Unread | Latest::Gone => None,
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_told_never_goes_back_and_stays_with_its_tenant() {
-        let streams = streams();
-        let job = JobId(Uuid::from_u128(1));
-        let (mut ours, mut theirs) = (streams.follow(1, job, false).unwrap(), streams.follow(2, job, false).unwrap());
-        streams.publish(1, &seen(1, 4, None));
-        streams.publish(1, &seen(1, 3, None));
-        assert_eq!((version(&mut ours), version(&mut theirs)), (Some(4), None));
-        // Another address list is news, an older state with it is not.
-        let hash = LinkHash::of("a token");
-        streams.publish(1, &seen(1, 3, Some(vec![hash])));
-        assert!(!ours.receiver.has_changed().unwrap());
-        streams.publish(1, &seen(1, 4, Some(vec![hash])));
-        assert!(ours.receiver.has_changed().unwrap());
-        assert_eq!(streams.by_tenant().len(), 2);
-        drop((ours, theirs));
-        assert!(lock(&streams.rooms).is_empty() && streams.by_tenant().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_slow_listener_to_many_costs_no_more_than_a_new_picture() {
-        let streams = streams();
-        let listening = streams.listen(1, Interest::default()).unwrap();
-        let put = |number: u128, version: i32| lock(&listening.feed.inbox).put(&seen(number, version, None));
-        for version in 1..=10 {
-            put(7, version);
-        }
-        let taken = listening.take().unwrap();
-        assert_eq!(taken.iter().map(|seen| seen.job.version).collect::<Vec<_>>(), [10], "the newest state replaces older ones");
-        for number in 0..=MOST_PENDING as u128 {
-            put(number, 1);
-        }
-        assert!(lock(&listening.feed.inbox).pending.is_empty(), "nothing is kept");
-        assert!(listening.take().is_none(), "it takes a new picture");
-        assert!(listening.take().unwrap().is_empty());
-        drop(listening);
-        assert!(lock(&streams.feeds).is_empty());
-    }
 }

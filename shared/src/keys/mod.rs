@@ -1,15 +1,16 @@
 //! API keys, by which a product's backend calls (R52): `pk_` and 32 random characters, shown once when made, stored as a
 //! hash with the last four characters, limited by scopes and an expiry, revocable.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+mod scopes;
 
 use aws_lc_rs::digest;
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sqlx::{PgPool, Row, postgres::PgRow};
-use utoipa::ToSchema;
 use uuid::Uuid;
+
+pub use scopes::{Scope, Scopes, UnknownScope};
 
 use crate::{clock::Clock, ledger::LedgerError, random};
 
@@ -24,115 +25,6 @@ pub const DEFAULT_LIFE_DAYS: u32 = 90;
 
 /// The longest a key may be made to live, in days: ten years.
 pub const LONGEST_LIFE_DAYS: u32 = 3_650;
-
-/// What a key may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
-pub enum Scope {
-    /// Everything, also what is added later.
-    #[serde(rename = "*")]
-    All,
-    /// Read jobs.
-    #[serde(rename = "jobs:read")]
-    JobsRead,
-    /// Create, cancel and retry jobs.
-    #[serde(rename = "jobs:write")]
-    JobsWrite,
-    /// Read exports and download their files.
-    #[serde(rename = "exports:read")]
-    ExportsRead,
-    /// Create exports.
-    #[serde(rename = "exports:write")]
-    ExportsWrite,
-    /// Read schedules and what became of their ticks.
-    #[serde(rename = "schedules:read")]
-    SchedulesRead,
-    /// Create, change, pause, run and delete schedules.
-    #[serde(rename = "schedules:write")]
-    SchedulesWrite,
-}
-
-impl Scope {
-    /// Every scope.
-    pub const ALL: [Self; 7] =
-        [Self::All, Self::JobsRead, Self::JobsWrite, Self::ExportsRead, Self::ExportsWrite, Self::SchedulesRead, Self::SchedulesWrite];
-
-    /// Its word in commands, rows and answers.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::All => "*",
-            Self::JobsRead => "jobs:read",
-            Self::JobsWrite => "jobs:write",
-            Self::ExportsRead => "exports:read",
-            Self::ExportsWrite => "exports:write",
-            Self::SchedulesRead => "schedules:read",
-            Self::SchedulesWrite => "schedules:write",
-        }
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-/// There is no scope of that name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no scope `{0}`; there are {words}", words = Scope::ALL.map(Scope::word).join(", "))]
-pub struct UnknownScope(String);
-
-impl FromStr for Scope {
-    type Err = UnknownScope;
-
-    fn from_str(word: &str) -> Result<Self, UnknownScope> {
-        Self::ALL.into_iter().find(|scope| scope.word() == word).ok_or_else(|| UnknownScope(word.to_owned()))
-    }
-}
-
-/// The scopes of a key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(transparent)]
-pub struct Scopes(BTreeSet<Scope>);
-
-impl Scopes {
-    /// Whether a key with these may do that.
-    #[must_use]
-    pub fn allow(&self, scope: Scope) -> bool {
-        self.0.contains(&Scope::All) || self.0.contains(&scope)
-    }
-
-    /// Whether these allow nothing at all.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// From stored words. A word that this program does not know allows nothing, and a newer program's scope must not make
-    /// a key useless here.
-    #[must_use]
-    pub fn from_words(words: &[String]) -> Self {
-        Self(words.iter().filter_map(|word| word.parse().ok()).collect())
-    }
-
-    /// As stored words.
-    #[must_use]
-    pub fn words(&self) -> Vec<String> {
-        self.0.iter().map(|scope| scope.word().to_owned()).collect()
-    }
-}
-
-impl FromIterator<Scope> for Scopes {
-    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
-        Self(scopes.into_iter().collect())
-    }
-}
-
-impl fmt::Display for Scopes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.words().join(","))
-    }
-}
 
 /// SHA-256 of a whole key: what is stored, and what a caller is known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -331,22 +223,6 @@ pub async fn touch(pool: &PgPool, id: Uuid, now: DateTime<Utc>) -> Result<(), Le
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scopes_lead_back_and_all_allows_all() {
-        for scope in Scope::ALL {
-            assert_eq!(scope.word().parse(), Ok(scope));
-            assert_eq!(serde_json::to_value(scope).unwrap(), scope.word());
-            assert!(Scopes::from_iter([Scope::All]).allow(scope));
-        }
-        let scopes = Scopes::from_words(&["jobs:read".into(), "console:all".into()]);
-        assert!(scopes.allow(Scope::JobsRead) && !scopes.allow(Scope::JobsWrite) && !scopes.allow(Scope::All));
-        assert!(!Scopes::default().allow(Scope::JobsRead));
-        assert_eq!(
-            "jobs".parse::<Scope>().unwrap_err().to_string(),
-            "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write"
-        );
-    }
 
     #[test]
     fn only_what_can_be_a_key_is_hashed() {
