@@ -6,8 +6,9 @@ use std::{
     time::Duration,
 };
 
-use acceptance::{World, id_of, until, until_within};
+use acceptance::{World, id_of, until_within};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use sandbox::Process;
 use serde_json::{Value, json};
 
 use super::{judge, manifest};
@@ -25,9 +26,22 @@ async fn listed(world: &World) -> BTreeSet<String> {
     listed.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect()
 }
 
+/// Kills the worker once so many have arrived; the one that follows it, where it had just gone.
+async fn killed_at(worker: &Process, part: usize, arrived: impl Fn() -> usize) {
+    until_within(LONG, "some have arrived, and a worker is killed", async || match arrived() {
+        few if few < part => Err(format!("{few} of {part} have arrived")),
+        _ => worker.kill9().await.unwrap().map(drop).ok_or_else(|| "no worker runs just now".to_owned()),
+    })
+    .await;
+}
+
 async fn all_succeeded(world: &World, count: usize) {
-    until_within(LONG, "every job is at its end", async || match world.number("SELECT count(*) FROM job_state WHERE state < 3").await {
-        0 => Ok(()),
+    const OPEN: &str = "SELECT coalesce(string_agg(s.job_id || ': state ' || s.state || ', ' || coalesce(
+            (SELECT string_agg(concat_ws(' ', a.outcome, a.error), '; ' ORDER BY a.run) FROM job_attempt a WHERE a.job_id = s.job_id),
+            'no run'), chr(10)), '')
+        FROM job_state s WHERE s.state < 3";
+    until_within(LONG, "every job is at its end", async || match world.text(OPEN).await {
+        none if none.is_empty() => Ok(()),
         open => Err(open),
     })
     .await;
@@ -48,9 +62,7 @@ async fn mails_outlive_kills_and_what_came_twice_is_listed() {
     let worker = world.start_worker(super::environment(sandbox::Launch::new())).await;
     let server = &world.sandbox.mail;
     for part in [count / 4, count / 2] {
-        until_within(LONG, "some have arrived", async || if server.mails().len() >= part { Ok(()) } else { Err(server.mails().len()) })
-            .await;
-        worker.kill9().await.unwrap().unwrap();
+        killed_at(&worker, part, || server.mails().len()).await;
     }
     all_succeeded(&world, count).await;
 
@@ -89,8 +101,7 @@ async fn pushes_outlive_kills_and_what_came_twice_is_listed() {
     let worker = world.worker().await;
     let service = &world.sandbox.push;
     for part in [count / 4, count / 2] {
-        until("some have arrived", async || if service.messages().len() >= part { Ok(()) } else { Err(service.messages().len()) }).await;
-        worker.kill9().await.unwrap().unwrap();
+        killed_at(&worker, part, || service.messages().len()).await;
     }
     all_succeeded(&world, count).await;
     let mut copies: BTreeMap<String, usize> = BTreeMap::new();

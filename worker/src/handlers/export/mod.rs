@@ -259,9 +259,12 @@ fn aside<T>(compute: impl FnOnce() -> T) -> T {
 
 /// The tenant of the job, with its manifest.
 pub(super) async fn tenant(context: &JobContext) -> Result<Arc<Tenant>, Failure> {
-    let found = context.services.tenants.get(context.job.tenant).await.map_err(|error: TenantError| {
-        let new = if error.is_transient() { Failure::transient } else { Failure::permanent };
-        new("manifest_unavailable", "the product's manifest could not be read from the job database").caused_by(&error)
+    let found = context.services.tenants.get(context.job.tenant).await.map_err(|error| match error {
+        // Not the job's fault: the engine counts no attempt for it, and does not wait as long as for the outside.
+        TenantError::Ledger(error) => Failure::from(error),
+        TenantError::Manifest { .. } => {
+            Failure::transient("manifest_unavailable", "the product's manifest could not be read from the job database").caused_by(&error)
+        }
     })?;
     found.ok_or_else(|| Failure::permanent("tenant_unknown", "the product that this job belongs to does not exist any more"))
 }

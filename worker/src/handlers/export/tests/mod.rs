@@ -371,3 +371,13 @@ fn the_pace_follows_the_rows() {
     pace.learn(1, 0);
     assert_eq!(pace.rows, 10);
 }
+
+#[tokio::test]
+async fn a_manifest_that_the_ledger_does_not_give_out_is_not_the_jobs_fault() {
+    let bench = Workbench::start(&MANIFEST.replace("WIDE", "1")).await;
+    let context = bench.claimed(&export("few"), Some("ada")).await;
+    bench.services.pool.close().await;
+    let failure = run(export("few"), context).await.unwrap_err();
+    // By this word the engine knows it.
+    assert_eq!((failure.code, failure.class), (shared::ledger::UNAVAILABLE, FailureClass::Transient), "{failure:?}");
+}
