@@ -135,7 +135,19 @@ impl Sandbox {
         let mut sending = push::environment(&secrets.push_key);
         sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key);
         sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key);
-        Ok(Self { postgres, redis, s3, mail: Box::new(mail), push: Box::new(push), ai: Box::new(ai), sending, pool, fleet, host, directory })
+        Ok(Self {
+            postgres,
+            redis,
+            s3,
+            mail: Box::new(mail),
+            push: Box::new(push),
+            ai: Box::new(ai),
+            sending,
+            pool,
+            fleet,
+            host,
+            directory,
+        })
     }
 
     /// One `api serve`, ready; restarted when it dies.
