@@ -94,6 +94,8 @@ needs! {
     FeedsRead;
     /// Needs `feeds:write`.
     FeedsWrite;
+    /// Needs `ai:write`.
+    AiWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

@@ -74,11 +74,14 @@ pub enum Scope {
     /// Tell what users did.
     #[serde(rename = "feeds:write")]
     FeedsWrite,
+    /// Put tasks to models.
+    #[serde(rename = "ai:write")]
+    AiWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -101,6 +104,7 @@ impl Scope {
         Self::ModerationWrite,
         Self::FeedsRead,
         Self::FeedsWrite,
+        Self::AiWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
@@ -141,6 +145,7 @@ impl Scope {
             Self::ModerationWrite => "moderation:write",
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
+            Self::AiWrite => "ai:write",
         }
     }
 }

@@ -7,6 +7,7 @@
 //! handler just uses `?`.
 
 mod activity;
+mod ai;
 mod completion;
 mod email;
 mod export;
@@ -20,20 +21,21 @@ mod user;
 pub(crate) mod workbench;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::TryFutureExt;
+use secrecy::SecretString;
 use serde_json::Value;
 use shared::{
     clock::Clock,
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
-        ActivityFanOut, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
+        ActivityFanOut, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
         ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
     },
     ledger::{
@@ -53,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::clients::Clients;
+pub use ai::Followers;
 use gathered::Gathered;
 
 /// How long a receipt is offered to a ledger that does not answer: longer than a restart or a failover of Postgres.
@@ -75,6 +78,10 @@ pub struct Services {
     pub recipient_key: Option<RecipientKey>,
     /// Under which address people reach the API.
     pub public_url: Option<Url>,
+    /// The product's keys for models, by the variables that hold them.
+    pub ai_keys: BTreeMap<String, SecretString>,
+    /// The way of models' words to who follows them.
+    pub followers: Followers,
     /// Addresses of the sources that datasets read.
     pub sources: Sources,
     /// What probes may do.
@@ -349,6 +356,7 @@ impl Handlers {
     pub fn new(probe: bool) -> Self {
         let mut handlers = vec![
             Handler::of::<ActivityFanOut, _, _>(activity::run),
+            Handler::of::<AiRun, _, _>(ai::run),
             Handler::of::<CompletionNotify, _, _>(completion::run),
             Handler::of::<EmailSend, _, _>(email::run),
             Handler::of::<ExportCreate, _, _>(export::run),
