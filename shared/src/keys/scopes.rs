@@ -74,11 +74,17 @@ pub enum Scope {
     /// Tell what users did.
     #[serde(rename = "feeds:write")]
     FeedsWrite,
+    /// Read statistics and summaries.
+    #[serde(rename = "stats:read")]
+    StatsRead,
+    /// Refresh statistics, and accept readings that were not believed.
+    #[serde(rename = "stats:write")]
+    StatsWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -101,6 +107,8 @@ impl Scope {
         Self::ModerationWrite,
         Self::FeedsRead,
         Self::FeedsWrite,
+        Self::StatsRead,
+        Self::StatsWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
@@ -141,6 +149,8 @@ impl Scope {
             Self::ModerationWrite => "moderation:write",
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
+            Self::StatsRead => "stats:read",
+            Self::StatsWrite => "stats:write",
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod dataset;
 mod lines;
+mod refreshes;
 mod schedule;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -22,6 +23,8 @@ use super::{
     notification::{self, NotificationType},
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
+    statistic::StatisticSource,
+    summary::Summary,
     web::Web,
 };
 use crate::{kinds::Registry, notification::template::Renderer, schedule::Definition};
@@ -59,6 +62,10 @@ pub struct Manifest {
     pub mail: Option<MailDeclaration>,
     /// What it tells its users, by type.
     pub notifications: BTreeMap<String, NotificationType>,
+    /// Numbers of other people's services, by name.
+    pub stats: BTreeMap<String, StatisticSource>,
+    /// Summaries of its own database, by name.
+    pub summaries: BTreeMap<String, Summary>,
     declaration: Declaration,
 }
 
@@ -91,6 +98,7 @@ impl Manifest {
         let mut checked = Self::check(declaration, &mut faults);
         if let Some(manifest) = &mut checked {
             manifest.schedules = schedule::check(&manifest.declaration.schedules, manifest, &mut faults);
+            manifest.schedules.extend(refreshes::schedules(manifest, &mut faults));
         }
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),
@@ -227,6 +235,8 @@ impl Manifest {
         let mail = declaration.mail.clone();
         let notifications = declaration.notifications.clone();
         check_notifications(&notifications, faults);
+        refreshes::check(&declaration, faults);
+        let (stats, summaries) = (declaration.stats.clone(), declaration.summaries.clone());
         let plans = declaration.plans.clone();
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
@@ -237,6 +247,8 @@ impl Manifest {
             web,
             mail,
             notifications,
+            stats,
+            summaries,
             schedules: BTreeMap::new(),
             declaration,
         })
@@ -296,6 +308,10 @@ struct Declaration {
     mail: Option<MailDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     notifications: BTreeMap<String, NotificationType>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    stats: BTreeMap<String, StatisticSource>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    summaries: BTreeMap<String, Summary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
