@@ -94,6 +94,10 @@ needs! {
     FeedsRead;
     /// Needs `feeds:write`.
     FeedsWrite;
+    /// Needs `stats:read`.
+    StatsRead;
+    /// Needs `stats:write`.
+    StatsWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

@@ -25,6 +25,7 @@ use crate::services::postgres::{Durability, Postgres};
 use crate::services::push::{self, PushService};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
+use crate::services::vendors::VendorService;
 
 /// For connections to be given back.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
@@ -81,6 +82,8 @@ pub struct Sandbox {
     pub mail: Box<MailServer>,
     /// The push service, and the browsers behind it.
     pub push: Box<PushService>,
+    /// Other people's services that statistics come from.
+    pub vendors: Box<VendorService>,
     /// By which mails and pushes are sent.
     sending: BTreeMap<String, String>,
     pool: PgPool,
@@ -111,13 +114,14 @@ impl Sandbox {
         let secrets = Secrets::kept_in(&directory.path().join("secrets.json"))?;
         let durability = options.durability;
         let migrations = options.migrated.then_some(&programs);
-        let (postgres, redis, s3, mail, push) = tokio::try_join!(
+        let (postgres, redis, s3, mail, push, vendors) = tokio::try_join!(
             Postgres::open(&directory, durability, &cache, &host, migrations),
             Redis::open(&directory, durability, &secrets.redis, &host),
             S3::open(&directory, &secrets.s3_key_id, &secrets.s3_secret, host.runtime()?.clone()),
             // Boxed, or every test that holds a sandbox would be a large future.
             Box::pin(MailServer::open(&directory, host.runtime()?.clone())),
             Box::pin(PushService::open(host.runtime()?.clone())),
+            Box::pin(VendorService::open(host.runtime()?.clone())),
         )?;
         if options.migrated && durability == Durability::Lasting {
             programs.migrate(&host, &postgres.owner_url(), &directory.log("migrate")).await?;
@@ -129,7 +133,19 @@ impl Sandbox {
         let mut sending = push::environment(&secrets.push_key);
         sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key);
         sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key);
-        Ok(Self { postgres, redis, s3, mail: Box::new(mail), push: Box::new(push), sending, pool, fleet, host, directory })
+        Ok(Self {
+            postgres,
+            redis,
+            s3,
+            mail: Box::new(mail),
+            push: Box::new(push),
+            vendors: Box::new(vendors),
+            sending,
+            pool,
+            fleet,
+            host,
+            directory,
+        })
     }
 
     /// One `api serve`, ready; restarted when it dies.
@@ -242,6 +258,7 @@ impl Sandbox {
         environment.extend(self.redis.environment());
         environment.extend(self.s3.environment());
         environment.extend(self.mail.environment());
+        environment.extend(self.vendors.environment());
         environment.extend(self.sending.clone());
         environment.insert("OFFSTAGE_PROBE".to_owned(), "on".to_owned());
         environment.insert("OFFSTAGE_PROBE_CALLBACKS".to_owned(), "loopback".to_owned());
@@ -286,6 +303,7 @@ impl Sandbox {
         self.s3.stop();
         self.mail.stop();
         self.push.stop();
+        self.vendors.stop();
         postgres.and(redis).map(drop)
     }
 }

@@ -169,7 +169,10 @@ mod tests {
         let reddit = |active| level(About::RedditCommunity, &[(MEMBERS, 10_000.0), (ACTIVE, active)], None, None);
         assert_eq!([reddit(20.0), reddit(19.0), reddit(4.0)].map(Activity::word), ["high", "medium", "low"]);
         let github = |days: i64| level(About::GithubRepository, &[(MEMBERS, 5.0)], Some(days), None);
-        assert_eq!([github(0), github(7), github(8), github(30), github(31)].map(Activity::word), ["high", "high", "medium", "medium", "low"]);
+        assert_eq!(
+            [github(0), github(7), github(8), github(30), github(31)].map(Activity::word),
+            ["high", "high", "medium", "medium", "low"]
+        );
         let grown = |then, days| level(About::GithubOrganisation, &[(MEMBERS, 1_050.0)], None, Some((then, days)));
         assert_eq!(
             [grown(1_000.0, 30), grown(1_000.0, 60), grown(1_045.0, 30), grown(1_000.0, 6)].map(Activity::word),

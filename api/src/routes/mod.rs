@@ -22,6 +22,8 @@ mod pushes;
 mod queues;
 mod repeat;
 mod schedules;
+mod stats;
+mod summaries;
 mod suppressions;
 mod tokens;
 mod unsubscribe;
@@ -73,6 +75,8 @@ pub fn router(app: App) -> Router {
         .merge(inquiries::routes())
         .merge(moderation::routes())
         .merge(feeds::routes())
+        .merge(stats::routes())
+        .merge(summaries::routes())
         .merge(suppressions::routes())
         .merge(unsubscribe::routes())
         .merge(hooks::routes())

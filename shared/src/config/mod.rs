@@ -12,12 +12,14 @@ mod process;
 mod push;
 mod stores;
 mod variables;
+mod vendors;
 
 pub use mail::Mail;
 pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources, Streams};
 pub use push::Push;
 pub use stores::{Database, Redis, S3};
 pub use variables::{ConfigError, SettingProblem, Variables};
+pub use vendors::Vendors;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -154,6 +156,8 @@ pub struct WorkerConfig {
     pub public_url: Option<Url>,
     /// Web push.
     pub push: Push,
+    /// Other people's services that statistics come from.
+    pub vendors: Vendors,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
     pub signing_keys: BTreeMap<String, SigningKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
@@ -188,6 +192,7 @@ impl WorkerConfig {
         let mail = Mail::read(&mut reader);
         let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
         let push = Push::read(&mut reader);
+        let vendors = Vendors::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -212,6 +217,7 @@ impl WorkerConfig {
             mail,
             public_url,
             push,
+            vendors,
             signing_keys,
             window,
             retention,

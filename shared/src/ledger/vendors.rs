@@ -158,7 +158,10 @@ pub async fn take(pool: &PgPool, vendor: &str, budgets: &[Budget], call: Uuid, n
         .bind(now)
         .execute(&mut *transaction)
         .await?;
-    sqlx::query("SELECT key FROM vendor_budget WHERE key = ANY ($1) ORDER BY key FOR UPDATE").bind(&keys).execute(&mut *transaction).await?;
+    sqlx::query("SELECT key FROM vendor_budget WHERE key = ANY ($1) ORDER BY key FOR UPDATE")
+        .bind(&keys)
+        .execute(&mut *transaction)
+        .await?;
     let mut accounts = Vec::with_capacity(budgets.len());
     for budget in budgets {
         let row = sqlx::query(
@@ -252,7 +255,10 @@ pub async fn settle(pool: &PgPool, vendor: &str, call: Uuid, told: &[Told], now:
         .execute(&mut *transaction)
         .await?;
     }
-    sqlx::query("UPDATE vendor_budget SET taken_by = NULL, taken_until = NULL WHERE taken_by = $1").bind(call).execute(&mut *transaction).await?;
+    sqlx::query("UPDATE vendor_budget SET taken_by = NULL, taken_until = NULL WHERE taken_by = $1")
+        .bind(call)
+        .execute(&mut *transaction)
+        .await?;
     transaction.commit().await?;
     Ok(())
 }

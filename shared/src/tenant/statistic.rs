@@ -244,7 +244,8 @@ impl StatisticSource {
                 faults.push(("credential_env", detail));
             }
             if !self.reddit_user.as_deref().is_some_and(|user| is_plain(user, 20, b"_-")) {
-                faults.push(("reddit_user", "must be the name, without /u/, of who answers for the client (Reddit's API rules)".to_owned()));
+                faults
+                    .push(("reddit_user", "must be the name, without /u/, of who answers for the client (Reddit's API rules)".to_owned()));
             }
         } else if self.reddit_user.is_some() {
             faults.push(("reddit_user", "is for Reddit alone; remove it".to_owned()));
@@ -280,7 +281,9 @@ impl StatisticSource {
         };
         let wrong = self.figures.iter().find(|(name, pointer)| !is_name(name) || !is_pointer(pointer));
         wrong.map(|(name, pointer)| {
-            format!("`{name} = \"{pointer}\"` must be a name of lower-case letters, digits and `_`, and a JSON pointer such as /data/members")
+            format!(
+                "`{name} = \"{pointer}\"` must be a name of lower-case letters, digits and `_`, and a JSON pointer such as /data/members"
+            )
         })
     }
 }
@@ -336,14 +339,19 @@ mod tests {
             assert_eq!(faults(&format!("about = 'json'\nurl = '{wrong}'\nfigures = {{ a = '/a' }}")), ["url"], "{wrong}");
         }
         for wrong in ["a", "/~2", "/~"] {
-            assert_eq!(faults(&format!("about = 'json'\nurl = 'https://a.example/'\nfigures = {{ a = '{wrong}' }}")), ["figures"], "{wrong}");
+            assert_eq!(
+                faults(&format!("about = 'json'\nurl = 'https://a.example/'\nfigures = {{ a = '{wrong}' }}")),
+                ["figures"],
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn a_credential_goes_to_its_own_vendor() {
         let with = |about: &str, name: &str| faults(&format!("about = '{about}'\nsubject = 'a-b'\ncredential_env = '{name}'"));
-        for name in ["OFFSTAGE_STATS_GITHUB_A", "OFFSTAGE_STATS_DISCORDX", "OFFSTAGE_DATABASE_URL", "ghp_0123", "OFFSTAGE_STATS_DISCORD_a"] {
+        for name in ["OFFSTAGE_STATS_GITHUB_A", "OFFSTAGE_STATS_DISCORDX", "OFFSTAGE_DATABASE_URL", "ghp_0123", "OFFSTAGE_STATS_DISCORD_a"]
+        {
             assert_eq!(with("discord_invite", name), ["credential_env"], "{name}");
         }
         assert_eq!(with("discord_invite", "OFFSTAGE_STATS_DISCORD_A"), Vec::<&str>::new());

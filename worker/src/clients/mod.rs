@@ -7,7 +7,9 @@ pub mod mail;
 pub mod outbound;
 pub mod push;
 pub mod source;
+pub mod summary;
 pub mod upload;
+pub mod vendors;
 pub mod webhook;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use mail::Mailer;
 use outbound::Outbound;
 use push::Push;
 use source::Sources;
+use vendors::Vendors;
 use webhook::Webhook;
 
 /// Every client, one for the process.
@@ -36,6 +39,8 @@ pub struct Clients {
     pub mail: Mailer,
     /// Users' browsers.
     pub push: Push,
+    /// Other people's services that statistics come from.
+    pub vendors: Vendors,
 }
 
 impl Clients {
@@ -49,7 +54,8 @@ impl Clients {
             callback: Callback::new(Arc::clone(&outbound)),
             webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
             mail: Mailer::new(&config.mail),
-            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), outbound),
+            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), Arc::clone(&outbound)),
+            vendors: Vendors::new(&config.vendors, outbound),
         }
     }
 }

@@ -113,13 +113,14 @@ pub async fn ask(
 /// # Errors
 /// [`LedgerError`].
 pub async fn accept(connection: &mut PgConnection, tenant: i32, source: &str, flagged_at: DateTime<Utc>) -> Result<bool, LedgerError> {
-    let row =
-        sqlx::query("SELECT flagged FROM statistic WHERE tenant_id = $1 AND source = $2 AND flagged_at = $3 AND flagged IS NOT NULL FOR UPDATE")
-            .bind(tenant)
-            .bind(source)
-            .bind(flagged_at)
-            .fetch_optional(&mut *connection)
-            .await?;
+    let row = sqlx::query(
+        "SELECT flagged FROM statistic WHERE tenant_id = $1 AND source = $2 AND flagged_at = $3 AND flagged IS NOT NULL FOR UPDATE",
+    )
+    .bind(tenant)
+    .bind(source)
+    .bind(flagged_at)
+    .fetch_optional(&mut *connection)
+    .await?;
     let Some(row) = row else { return Ok(false) };
     let flagged: Value = row.try_get("flagged")?;
     let part = |name: &str| flagged.get(name).cloned().unwrap_or_default();

@@ -167,7 +167,14 @@ pub async fn release(pool: &PgPool, tenant: i32, source: &str, lease: Uuid) -> R
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn keep(pool: &PgPool, tenant: i32, source: &str, lease: Uuid, outcome: &Outcome, now: DateTime<Utc>) -> Result<bool, LedgerError> {
+pub async fn keep(
+    pool: &PgPool,
+    tenant: i32,
+    source: &str,
+    lease: Uuid,
+    outcome: &Outcome,
+    now: DateTime<Utc>,
+) -> Result<bool, LedgerError> {
     let mut transaction = pool.begin().await?;
     let row = sqlx::query("SELECT figures FROM statistic WHERE tenant_id = $1 AND source = $2 AND lease = $3 FOR UPDATE")
         .bind(tenant)

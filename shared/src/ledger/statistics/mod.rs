@@ -193,5 +193,9 @@ pub fn figures_json(figures: &Figures) -> Value {
         }
         Number::from_f64(value)
     };
-    figures.iter().filter_map(|(name, value)| Some((name.clone(), Value::Number(number(*value)?)))).collect::<serde_json::Map<_, _>>().into()
+    figures
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), Value::Number(number(*value)?))))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
