@@ -92,6 +92,7 @@ impl Refresh<'_> {
         let remembered = self.held.moved_to.as_deref().filter(|_| is_same).and_then(|place| Url::parse(place).ok());
         let mut moved_to = remembered.filter(|place| question.may_go_to(place));
         let mut place = moved_to.clone().unwrap_or_else(|| question.url.clone());
+        let mut went_back = false;
         for _ in 0..MOST_CALLS {
             let reply = self.call(&question, &place, &tags).await?;
             let now = self.context.services.clock.now();
@@ -114,7 +115,11 @@ impl Refresh<'_> {
                     place = to;
                 }
                 // Of what was moved, the place where it was moved to is gone: it may be back at the first one.
-                Said::Gone if moved_to.take().is_some() => place.clone_from(&question.url),
+                // Once: where the first one leads there again, it is gone.
+                Said::Gone if !went_back && moved_to.take().is_some() => {
+                    went_back = true;
+                    place.clone_from(&question.url);
+                }
                 Said::Gone => {
                     self.keep(&Outcome::Gone).await?;
                     return Ok(Success::with(json!({ "outcome": "gone" })));
