@@ -96,6 +96,10 @@ needs! {
     FeedsWrite;
     /// Needs `ai:write`.
     AiWrite;
+    /// Needs `stats:read`.
+    StatsRead;
+    /// Needs `stats:write`.
+    StatsWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

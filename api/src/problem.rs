@@ -129,6 +129,8 @@ codes! {
     ReportNotFound = "report_not_found", NOT_FOUND, "There is no such report";
     /// There is no such notification, or it is another's.
     NotificationNotFound = "notification_not_found", NOT_FOUND, "There is no such notification";
+    /// The manifest declares no such statistic.
+    StatisticNotFound = "statistic_not_found", NOT_FOUND, "There is no such statistic";
     /// There is no such suppression, or it is another's.
     SuppressionNotFound = "suppression_not_found", NOT_FOUND, "There is no such suppression";
     /// The user has no such browser.
@@ -157,6 +159,8 @@ codes! {
     ScheduleLimitReached = "schedule_limit_reached", CONFLICT, "There are as many schedules as may be";
     /// The manifest declares the schedule.
     ScheduleDeclared = "schedule_declared", CONFLICT, "The schedule is declared by the manifest";
+    /// No reading of that time waits to be believed.
+    ReadingNotFlagged = "reading_not_flagged", CONFLICT, "There is no such flagged reading";
     /// The user is neither suspended nor banned.
     UserNotSuspended = "user_not_suspended", CONFLICT, "The user is not suspended";
     /// A user of this name is being erased.
@@ -179,6 +183,8 @@ codes! {
     BacklogFull = "backlog_full", TOO_MANY_REQUESTS, "The backlog is full";
     /// There have been enough inquiries of the address.
     InquiryLimitExceeded = "inquiry_limit_exceeded", TOO_MANY_REQUESTS, "There have been enough inquiries";
+    /// There have been enough wishes for the statistic.
+    RefreshLimitExceeded = "refresh_limit_exceeded", TOO_MANY_REQUESTS, "It was refreshed often enough";
     /// A mistake of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
     /// More is asked at once than can be served.

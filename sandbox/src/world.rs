@@ -27,6 +27,7 @@ use crate::services::postgres::{Durability, Postgres};
 use crate::services::push::{self, PushService};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
+use crate::services::vendors::VendorService;
 
 /// For connections to be given back.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
@@ -85,6 +86,8 @@ pub struct Sandbox {
     pub push: Box<PushService>,
     /// The server of models.
     pub ai: Box<AiServer>,
+    /// Other people's services that statistics come from.
+    pub vendors: Box<VendorService>,
     /// By which mails and pushes are sent.
     sending: BTreeMap<String, String>,
     pool: PgPool,
@@ -116,7 +119,7 @@ impl Sandbox {
         let durability = options.durability;
         let migrations = options.migrated.then_some(&programs);
         let ai_key = format!("sk-sandbox-{}", random::characters(32)?);
-        let (postgres, redis, s3, mail, push, ai) = tokio::try_join!(
+        let (postgres, redis, s3, mail, push, ai, vendors) = tokio::try_join!(
             Postgres::open(&directory, durability, &cache, &host, migrations),
             Redis::open(&directory, durability, &secrets.redis, &host),
             S3::open(&directory, &secrets.s3_key_id, &secrets.s3_secret, host.runtime()?.clone()),
@@ -124,6 +127,7 @@ impl Sandbox {
             Box::pin(MailServer::open(&directory, host.runtime()?.clone())),
             Box::pin(PushService::open(host.runtime()?.clone())),
             Box::pin(AiServer::open(ai_key, host.runtime()?.clone())),
+            Box::pin(VendorService::open(host.runtime()?.clone())),
         )?;
         if options.migrated && durability == Durability::Lasting {
             programs.migrate(&host, &postgres.owner_url(), &directory.log("migrate")).await?;
@@ -142,6 +146,7 @@ impl Sandbox {
             mail: Box::new(mail),
             push: Box::new(push),
             ai: Box::new(ai),
+            vendors: Box::new(vendors),
             sending,
             pool,
             fleet,
@@ -261,6 +266,7 @@ impl Sandbox {
         environment.extend(self.s3.environment());
         environment.extend(self.mail.environment());
         environment.extend(self.ai.environment());
+        environment.extend(self.vendors.environment());
         environment.extend(self.sending.clone());
         environment.insert("OFFSTAGE_PROBE".to_owned(), "on".to_owned());
         environment.insert("OFFSTAGE_PROBE_CALLBACKS".to_owned(), "loopback".to_owned());
@@ -306,6 +312,7 @@ impl Sandbox {
         self.mail.stop();
         self.push.stop();
         self.ai.stop();
+        self.vendors.stop();
         postgres.and(redis).map(drop)
     }
 }

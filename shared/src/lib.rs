@@ -18,6 +18,7 @@ pub mod random;
 pub mod schedule;
 pub mod shutdown;
 pub mod signing;
+pub mod statistic;
 pub mod status;
 pub mod storage;
 pub mod telemetry;

@@ -23,6 +23,8 @@ mod pushes;
 mod queues;
 mod repeat;
 mod schedules;
+mod stats;
+mod summaries;
 mod suppressions;
 mod tokens;
 mod unsubscribe;
@@ -75,6 +77,8 @@ pub fn router(app: App) -> Router {
         .merge(inquiries::routes())
         .merge(moderation::routes())
         .merge(feeds::routes())
+        .merge(stats::routes())
+        .merge(summaries::routes())
         .merge(suppressions::routes())
         .merge(unsubscribe::routes())
         .merge(hooks::routes())

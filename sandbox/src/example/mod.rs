@@ -40,6 +40,11 @@ pub(crate) fn manifest() -> PathBuf {
     directory().join("tenant.toml")
 }
 
+/// `community`'s manifest: sources of statistics, and who gets inquiries.
+pub(crate) fn community_manifest() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/community/tenant.toml")
+}
+
 impl Example<'_> {
     /// Makes the product's tables and, when they are empty, `rows` prompts with all that goes with them. False when they
     /// were there.

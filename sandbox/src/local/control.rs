@@ -4,10 +4,10 @@
 //! | request | effect |
 //! |---|---|
 //! | `GET /` | what runs: name, process id, address, starts |
-//! | `POST /NAME/VERB` | `kill9`, `stop`, `start`, `pause` or `resume` for `api-1`, `worker-1`, `postgres`, `redis`, `s3`, `mail`, `push` |
+//! | `POST /NAME/VERB` | `kill9`, `stop`, `start`, `pause` or `resume` for `api-1`, `worker-1`, `postgres`, `redis`, `s3`, `mail`, `push`, `vendors` |
 //! | `GET /s3/requests` | what S3 was asked, latest last |
 //! | `GET /s3/objects`, `GET /s3/uploads` | the bucket's objects; uploads that were begun and not finished |
-//! | `GET /s3/faults`, `/mail/faults`, `/push/faults` | the rules that hold |
+//! | `GET /s3/faults`, `/mail/faults`, `/push/faults`, `/vendors/faults` | the rules that hold |
 //! | `POST` to them | adds one, as `{"fault": {"status": 503}, "operation": "UploadPart", "times": 3}` |
 //! | `DELETE` of them | everything works again |
 //!
@@ -65,6 +65,7 @@ impl Local {
         });
         self.demo.add("OFFSTAGE_MAIL_PAGE_URL", &self.services.mail.page())?;
         self.demo.add("OFFSTAGE_PUSH_SERVICE_URL", &self.services.push.url())?;
+        self.demo.add("OFFSTAGE_VENDORS_URL", &self.services.vendors.url())?;
         self.demo.add("OFFSTAGE_CONTROL_URL", &format!("http://{address}"))
     }
 
@@ -87,14 +88,14 @@ async fn overview(State(local): Shared) -> Response {
             json!({"name": process.name(), "pid": process.pid(), "address": address, "starts": process.starts(), "log": process.log_path()})
         })
         .collect();
-    Json(json!({"processes": processes, "s3": local.services.s3.as_ref().map(S3::endpoint), "mail": local.services.mail.page(), "push": local.services.push.url()})).into_response()
+    Json(json!({"processes": processes, "s3": local.services.s3.as_ref().map(S3::endpoint), "mail": local.services.mail.page(), "push": local.services.push.url(), "vendors": local.services.vendors.url()})).into_response()
 }
 
 async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)>) -> Response {
     let Some(local) = local.upgrade() else {
         return stopping();
     };
-    let (mail, push) = (&local.services.mail, &local.services.push);
+    let (mail, push, vendors) = (&local.services.mail, &local.services.push, &local.services.vendors);
     let done = match (name.as_str(), local.services.s3.as_ref(), local.process(&name)) {
         ("s3", Some(s3), _) => match in_process(&verb, || s3.kill9(), || s3.pause(), || s3.resume(), s3.start()).await {
             Some(done) => done,
@@ -105,6 +106,10 @@ async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)
             None => return unknown_verb(&verb),
         },
         ("push", ..) => match in_process(&verb, || push.kill9(), || push.pause(), || push.resume(), push.start()).await {
+            Some(done) => done,
+            None => return unknown_verb(&verb),
+        },
+        ("vendors", ..) => match in_process(&verb, || vendors.kill9(), || vendors.pause(), || vendors.resume(), vendors.start()).await {
             Some(done) => done,
             None => return unknown_verb(&verb),
         },
@@ -154,6 +159,7 @@ fn with_faults(local: &std::sync::Weak<Local>, name: &str, act: impl FnOnce(&Fau
         "s3" => local.services.s3.as_ref().map(S3::faults),
         "mail" => Some(local.services.mail.faults()),
         "push" => Some(local.services.push.faults()),
+        "vendors" => Some(local.services.vendors.faults()),
         _ => None,
     };
     match faults {
@@ -161,7 +167,7 @@ fn with_faults(local: &std::sync::Weak<Local>, name: &str, act: impl FnOnce(&Fau
             act(faults);
             Json(json!(faults.rules())).into_response()
         }
-        None => unknown(&format!("{name} of ours that has faults: s3, mail and push have")),
+        None => unknown(&format!("{name} of ours that has faults: s3, mail, push and vendors have")),
     }
 }
 

@@ -15,13 +15,14 @@ use crate::http;
 use crate::process::Process;
 
 /// The variables of `demo.env`, in this order.
-const SHOWN: [&str; 20] = [
+const SHOWN: [&str; 21] = [
     "OFFSTAGE_URL",
     "OFFSTAGE_KEY",
     "OFFSTAGE_CONTROL_URL",
     "OFFSTAGE_WEB_URL",
     "OFFSTAGE_MAIL_PAGE_URL",
     "OFFSTAGE_PUSH_SERVICE_URL",
+    "OFFSTAGE_VENDORS_URL",
     "OFFSTAGE_DATABASE_URL",
     "OFFSTAGE_API_DATABASE_URL",
     "OFFSTAGE_ENGINE_DATABASE_URL",

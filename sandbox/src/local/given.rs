@@ -53,6 +53,11 @@ impl Given {
         self.environment.keys().any(|name| name.starts_with("OFFSTAGE_SMTP_"))
     }
 
+    /// Vendors that are asked at their own doors, or elsewhere.
+    pub(super) fn has_vendors(&self) -> bool {
+        self.environment.keys().any(|name| name == "OFFSTAGE_VENDORS_URL" || name.starts_with("OFFSTAGE_STATS_"))
+    }
+
     pub(super) fn has_push_keys(&self) -> bool {
         self.environment.contains_key("OFFSTAGE_PUSH_KEYS")
     }

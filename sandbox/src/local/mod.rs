@@ -92,6 +92,9 @@ impl Local {
         let manifest = manifest_for(&place, &directory)?;
         let apply = vec!["tenant".into(), "apply".into(), manifest.into()];
         fleet.run_api(&host, environment.clone(), apply).await?;
+        // A second product, whose statistics the vendors below are played for.
+        let apply = vec!["tenant".into(), "apply".into(), example::community_manifest().into()];
+        fleet.run_api(&host, environment.clone(), apply).await?;
         let launch = Launch::new().prefer_port(settings.port);
         let api = fleet.start_api(&host, environment.clone(), launch).await?;
         let address = api.address().ok_or_else(|| Error::Invalid("the API has no address".to_owned()))?;

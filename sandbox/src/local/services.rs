@@ -14,6 +14,7 @@ use crate::services::postgres::{Durability, Postgres};
 use crate::services::push::{self, PushService};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
+use crate::services::vendors::VendorService;
 
 /// What runs privately; `None` where the environment named another. The servers for mail and pushes always run.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub(super) struct Services {
     pub(super) mail: MailServer,
     /// Stands in for browsers and their vendors.
     pub(super) push: PushService,
+    /// Stands in for the services that statistics come from.
+    pub(super) vendors: VendorService,
     /// Settings for them, but for those that were given.
     sending: Environment,
 }
@@ -53,8 +56,12 @@ impl Services {
         };
         let mail = async { MailServer::open(directory, host.runtime()?.clone()).await };
         let push = async { PushService::open(host.runtime()?.clone()).await };
-        let (postgres, redis, s3, mail, push) = tokio::try_join!(postgres, redis, s3, mail, push)?;
+        let vendors = async { VendorService::open(host.runtime()?.clone()).await };
+        let (postgres, redis, s3, mail, push, vendors) = tokio::try_join!(postgres, redis, s3, mail, push, vendors)?;
         let mut sending = Environment::new();
+        if !given.has_vendors() {
+            sending.extend(vendors.environment());
+        }
         if !given.has_mail() {
             sending.extend(mail.environment());
         }
@@ -67,7 +74,7 @@ impl Services {
         if !given.has_recipient_key() {
             sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key.clone());
         }
-        Ok(Self { postgres, redis, s3, mail, push, sending })
+        Ok(Self { postgres, redis, s3, mail, push, vendors, sending })
     }
 
     /// Whether programs send their mails to the server that shows them.
@@ -119,6 +126,7 @@ impl Services {
         }
         self.mail.stop();
         self.push.stop();
+        self.vendors.stop();
         // What could go wrong is that the sandbox is already being taken down, which is what is wanted.
         if let Some(redis) = &self.redis {
             let _ = redis.stop().await;

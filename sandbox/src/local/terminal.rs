@@ -53,6 +53,7 @@ pub(super) fn services(directory: &Path, services: &Services) {
     };
     line("Mail", &mail);
     line("Push", &format!("{} (stands in for browsers' push services)", services.push.url()));
+    line("Vendors", &format!("{}/calls (plays GitHub, Reddit, Discord, Hugging Face)", services.vendors.url()));
 }
 
 /// One thing that stands.

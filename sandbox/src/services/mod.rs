@@ -7,7 +7,7 @@
 //! | `kill9` | ends it as a power cut would |
 //! | `pause`, `resume` | it stands still with its connections open, and goes on |
 //!
-//! What speaks HTTP-like protocols from inside this process (S3, mail, push, models) also has
+//! What speaks HTTP-like protocols from inside this process (S3, mail, push, models, vendors) also has
 //! [`faults`](crate::faults): it can be told to fail, hang and drop, S3 to slow down and to drop after so many bytes too, and records what
 //! it was asked.
 
@@ -18,3 +18,4 @@ pub mod postgres;
 pub mod push;
 pub mod redis;
 pub mod s3;
+pub mod vendors;

@@ -13,6 +13,7 @@ mod process;
 mod push;
 mod stores;
 mod variables;
+mod vendors;
 
 pub use ai::Ai;
 pub use mail::Mail;
@@ -20,6 +21,7 @@ pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources
 pub use push::Push;
 pub use stores::{Database, Redis, S3};
 pub use variables::{ConfigError, SettingProblem, Variables};
+pub use vendors::Vendors;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -158,6 +160,8 @@ pub struct WorkerConfig {
     pub public_url: Option<Url>,
     /// Web push.
     pub push: Push,
+    /// Other people's services that statistics come from.
+    pub vendors: Vendors,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
     pub signing_keys: BTreeMap<String, SigningKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
@@ -193,6 +197,7 @@ impl WorkerConfig {
         let ai = Ai::read(&mut reader);
         let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
         let push = Push::read(&mut reader);
+        let vendors = Vendors::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -218,6 +223,7 @@ impl WorkerConfig {
             ai,
             public_url,
             push,
+            vendors,
             signing_keys,
             window,
             retention,

@@ -77,11 +77,17 @@ pub enum Scope {
     /// Put tasks to models.
     #[serde(rename = "ai:write")]
     AiWrite,
+    /// Read statistics and summaries.
+    #[serde(rename = "stats:read")]
+    StatsRead,
+    /// Refresh statistics, and accept readings that were not believed.
+    #[serde(rename = "stats:write")]
+    StatsWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -105,6 +111,8 @@ impl Scope {
         Self::FeedsRead,
         Self::FeedsWrite,
         Self::AiWrite,
+        Self::StatsRead,
+        Self::StatsWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
@@ -146,6 +154,8 @@ impl Scope {
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
             Self::AiWrite => "ai:write",
+            Self::StatsRead => "stats:read",
+            Self::StatsWrite => "stats:write",
         }
     }
 }

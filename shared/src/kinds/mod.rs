@@ -15,6 +15,8 @@ mod export;
 mod notification;
 mod probe;
 mod push;
+mod stats;
+mod summary;
 mod suspension;
 mod user;
 mod violation;
@@ -32,6 +34,8 @@ pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
 pub use notification::{LONGEST_NOTIFICATION, NotificationDigest, NotificationFanOut, NotificationTell, Recipients, Told};
 pub use probe::{ProbeOutcome, ProbeRun};
 pub use push::{LONGEST_MESSAGE, PushSend, PushUrgency, a_day, is_link};
+pub use stats::StatsRefresh;
+pub use summary::SummaryRefresh;
 pub use suspension::SuspensionEnd;
 pub use user::UserErase;
 pub use violation::{Violation, pointer_of_ignored, pointer_token};
@@ -170,6 +174,8 @@ impl Registry {
             Entry::of::<NotificationFanOut>(),
             Entry::of::<NotificationTell>(),
             Entry::of::<PushSend>(),
+            Entry::of::<StatsRefresh>(),
+            Entry::of::<SummaryRefresh>(),
             Entry::of::<SuspensionEnd>(),
             Entry::of::<UserErase>(),
         ];
@@ -296,6 +302,8 @@ mod tests {
         survives::<NotificationTell>();
         survives::<PushSend>();
         survives::<ProbeRun>();
+        survives::<StatsRefresh>();
+        survives::<SummaryRefresh>();
         survives::<SuspensionEnd>();
         survives::<UserErase>();
     }

@@ -45,9 +45,12 @@ pub mod repeat;
 pub mod retention;
 pub mod schedule;
 pub mod settle;
+pub mod statistics;
+pub mod summaries;
 pub mod suppressions;
 pub mod switches;
 pub mod unique;
+pub mod vendors;
 
 use std::{str::FromStr, time::Duration};
 

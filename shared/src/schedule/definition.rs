@@ -95,6 +95,26 @@ const fn three() -> u16 {
 }
 
 impl Definition {
+    /// A schedule of the backend's own, by defaults, which comes round never: whoever makes one says when.
+    #[must_use]
+    pub fn of(kind: &str, payload: Value) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            payload,
+            owner: None,
+            priority: normal(),
+            cron: None,
+            time_zone: None,
+            every_seconds: None,
+            starts_at: None,
+            jitter_seconds: 0,
+            missed: Missed::default(),
+            overlap: Overlap::default(),
+            start_by_seconds: None,
+            notify_after_failures: three(),
+        }
+    }
+
     /// When it comes round. `anchor` is what an interval without a start of its own counts from.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 mod dataset;
 mod lines;
+mod refreshes;
 mod schedule;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -23,6 +24,8 @@ use super::{
     notification::{self, NotificationType},
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
+    statistic::StatisticSource,
+    summary::Summary,
     web::Web,
 };
 use crate::{kinds::Registry, notification::template::Renderer, schedule::Definition};
@@ -62,6 +65,10 @@ pub struct Manifest {
     pub notifications: BTreeMap<String, NotificationType>,
     /// What it asks of models.
     pub ai: Ai,
+    /// Numbers of other people's services, by name.
+    pub stats: BTreeMap<String, StatisticSource>,
+    /// Summaries of its own database, by name.
+    pub summaries: BTreeMap<String, Summary>,
     declaration: Declaration,
 }
 
@@ -94,6 +101,7 @@ impl Manifest {
         let mut checked = Self::check(declaration, &mut faults);
         if let Some(manifest) = &mut checked {
             manifest.schedules = schedule::check(&manifest.declaration.schedules, manifest, &mut faults);
+            manifest.schedules.extend(refreshes::schedules(manifest, &mut faults));
         }
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),
@@ -231,6 +239,8 @@ impl Manifest {
         let notifications = declaration.notifications.clone();
         check_notifications(&notifications, faults);
         let ai = check_ai(declaration.ai.as_ref(), faults);
+        refreshes::check(&declaration, faults);
+        let (stats, summaries) = (declaration.stats.clone(), declaration.summaries.clone());
         let plans = declaration.plans.clone();
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
@@ -242,6 +252,8 @@ impl Manifest {
             mail,
             notifications,
             ai,
+            stats,
+            summaries,
             schedules: BTreeMap::new(),
             declaration,
         })
@@ -313,6 +325,10 @@ struct Declaration {
     mail: Option<MailDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     notifications: BTreeMap<String, NotificationType>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    stats: BTreeMap<String, StatisticSource>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    summaries: BTreeMap<String, Summary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ai: Option<AiDeclaration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -13,7 +13,9 @@ mod manifest;
 mod notification;
 mod plan;
 mod retention;
+mod statistic;
 mod store;
+mod summary;
 mod user;
 mod web;
 
@@ -28,6 +30,8 @@ pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use notification::{Digest, EXPORT_FAILED, EXPORT_READY, NotificationType, Texts, Throttle, Way, text_for};
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
+pub use statistic::{About, CREDENTIAL_VARIABLE, MOST_STATISTICS, StatisticSource, Vendor};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, lookup, transaction};
+pub use summary::{LONGEST_TIMEOUT, Refreshed, Summary};
 pub use user::check_user;
 pub use web::Web;

@@ -317,7 +317,10 @@ fn differences(old: &Value, new: &Value) -> Vec<Change> {
             }
             continue;
         }
-        let singular = section.strip_suffix('s').unwrap_or(section);
+        let singular = match section {
+            "summaries" => "summary",
+            section => section.strip_suffix('s').unwrap_or(section),
+        };
         for name in keys_of_both(&old, &new) {
             let what = format!("{singular} {name}");
             match (old.get(name), new.get(name)) {

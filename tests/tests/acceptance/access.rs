@@ -103,6 +103,7 @@ fn hold_off(answer: &Answer, knocked: &Knocked<'_>) {
             assert!(!answer.text().contains("ada@example.com"), "{context}");
         }
         Walk::Backend if ["/v1/notifications", "/v1/activities"].contains(&path) => assert_eq!(answer.status, 202, "{context}"),
+        Walk::Backend if path.contains("{source}") => drop(answer.problem(404, "statistic_not_found")),
         Walk::Backend if path == "/v1/tokens" => assert_eq!(answer.status, 201, "{context}"),
         Walk::Own => {
             assert!([200, 204, 400, 404, 422].contains(&answer.status), "{context}");

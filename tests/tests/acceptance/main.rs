@@ -29,6 +29,7 @@ mod recovery;
 mod refusals;
 mod retention;
 mod schedules;
+mod stats;
 mod storage;
 mod switches;
 mod uniqueness;

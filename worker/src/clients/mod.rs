@@ -8,7 +8,9 @@ pub mod mail;
 pub mod outbound;
 pub mod push;
 pub mod source;
+pub mod summary;
 pub mod upload;
+pub mod vendors;
 pub mod webhook;
 
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use mail::Mailer;
 use outbound::Outbound;
 use push::Push;
 use source::Sources;
+use vendors::Vendors;
 use webhook::Webhook;
 
 /// Every client, one for the process.
@@ -40,6 +43,8 @@ pub struct Clients {
     pub push: Push,
     /// Models.
     pub models: Models,
+    /// Other people's services that statistics come from.
+    pub vendors: Vendors,
 }
 
 impl Clients {
@@ -54,7 +59,8 @@ impl Clients {
             webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
             mail: Mailer::new(&config.mail),
             push: Push::new(config.push.keys.clone(), config.push.contact.clone(), Arc::clone(&outbound)),
-            models: Models::new(outbound),
+            models: Models::new(Arc::clone(&outbound)),
+            vendors: Vendors::new(&config.vendors, outbound),
         }
     }
 }

@@ -15,6 +15,8 @@ mod gathered;
 mod notification;
 mod probe;
 mod push;
+mod stats;
+mod summary;
 mod suspension;
 mod user;
 #[cfg(test)]
@@ -36,7 +38,7 @@ use shared::{
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
         ActivityFanOut, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
-        ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
+        ProbeRun, PushSend, Registry, StatsRefresh, SummaryRefresh, SuspensionEnd, UserErase,
     },
     ledger::{
         LedgerError, UNAVAILABLE,
@@ -364,6 +366,8 @@ impl Handlers {
             Handler::of::<NotificationFanOut, _, _>(notification::run),
             Handler::of::<NotificationTell, _, _>(notification::tell),
             Handler::of::<PushSend, _, _>(push::run),
+            Handler::of::<StatsRefresh, _, _>(stats::run),
+            Handler::of::<SummaryRefresh, _, _>(summary::run),
             Handler::of::<SuspensionEnd, _, _>(suspension::run),
             Handler::of::<UserErase, _, _>(user::run),
         ];

@@ -17,6 +17,7 @@
 mod history;
 mod leftovers;
 mod published;
+mod statistics;
 mod uploads;
 
 use std::{
@@ -58,7 +59,11 @@ const LONGEST_PAUSE: TimeDelta = TimeDelta::minutes(15);
 
 /// Sweeps until `stop`. `retention` is what is kept of history where a manifest says nothing.
 pub async fn run(services: Arc<Services>, retention: Retention, stop: CancellationToken) {
-    tokio::join!(sweep_files(Arc::clone(&services), stop.clone()), history::run(services, retention, stop));
+    tokio::join!(
+        sweep_files(Arc::clone(&services), stop.clone()),
+        statistics::run(Arc::clone(&services), stop.clone()),
+        history::run(services, retention, stop),
+    );
 }
 
 async fn sweep_files(services: Arc<Services>, stop: CancellationToken) {

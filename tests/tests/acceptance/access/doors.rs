@@ -110,6 +110,12 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/users/{id}/moderation", Walk::Backend, "moderation:write"),
     ("post", "/v1/activities", Walk::Backend, "feeds:write"),
     ("get", "/v1/feed", Walk::List, "feeds:read"),
+    ("get", "/v1/stats", Walk::Backend, "stats:read"),
+    ("get", "/v1/stats/{source}", Walk::Backend, "stats:read"),
+    ("get", "/v1/stats/{source}/history", Walk::Backend, "stats:read"),
+    ("post", "/v1/stats/{source}/refresh", Walk::Backend, "stats:write"),
+    ("post", "/v1/stats/{source}/accept", Walk::Backend, "stats:write"),
+    ("get", "/v1/summaries", Walk::Backend, "stats:read"),
     ("get", "/v1/suppressions", Walk::Backend, "emails:read"),
     ("post", "/v1/suppressions", Walk::Backend, "emails:write"),
     ("delete", "/v1/suppressions/{id}", Walk::Backend, "emails:write"),
@@ -126,7 +132,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-pub const SCOPES: [&str; 22] = [
+pub const SCOPES: [&str; 24] = [
     "jobs:read",
     "jobs:write",
     "exports:read",
@@ -149,11 +155,14 @@ pub const SCOPES: [&str; 22] = [
     "feeds:read",
     "feeds:write",
     "ai:write",
+    "stats:read",
+    "stats:write",
 ];
 
 /// A request to a door, about the job or export `id` where it is about one.
 pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
     let address = path
+        .replace("{source}", "walk")
         .replace("{id}", id)
         .replace("{token}", id)
         .replace("{queue}", "media")
@@ -183,6 +192,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
         (Walk::Backend, "/v1/activities") => {
             request.json(&json!({"actor": "walk", "verb": "created", "object": {"type": "prompt", "id": "1"}}))
         }
+        (Walk::Backend, "/v1/stats/{source}/accept") => request.json(&json!({"flagged_at": "2026-01-01T00:00:00Z"})),
         (Walk::Backend, "/v1/tokens") => request.json(&json!({"user": "ada"})),
         (Walk::Make, "/v1/emails") => request.json(&json!({
             "to": {"email": "walk@example.com"}, "subject": "Walk", "text": "A walk.", "category": "walk",

@@ -73,6 +73,12 @@ impl Call {
         Self { url, reach, method: Method::POST, headers: HeaderMap::new(), body, within, keep: 0, keep_of_refusal: 2 * EXCERPT }
     }
 
+    /// A GET whose success has a body of at most so many bytes.
+    #[must_use]
+    pub fn get(url: Url, reach: Reach, keep: usize, within: Duration) -> Self {
+        Self { method: Method::GET, keep, ..Self::post(url, reach, Bytes::new(), within) }
+    }
+
     /// With one header more. One whose value can't be sent is left out: the values of this house can.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl TryInto<reqwest::header::HeaderValue>) -> Self {

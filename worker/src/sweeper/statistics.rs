@@ -1,0 +1,60 @@
+//! Statistics: how old each is and what vendors still grant, for the figures; and what no manifest declares any more is forgotten.
+
+use std::{sync::Arc, time::Duration};
+
+use shared::ledger::{LedgerError, recover::take_duty, statistics, vendors};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::handlers::Services;
+
+/// How often each replica tells the figures: reads of two small tables.
+const EVERY: Duration = Duration::from_secs(15);
+
+/// How often what is undeclared is looked for, by one replica.
+const FORGET_EVERY: Duration = Duration::from_secs(3_600);
+
+/// Tells and forgets until `stop`.
+pub(super) async fn run(services: Arc<Services>, stop: CancellationToken) {
+    let worker = services.clock.new_id();
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let done = tokio::select! {
+            // Wherever it is dropped: each step is a transaction of its own.
+            () = stop.cancelled() => return,
+            done = round(&services, worker) => done,
+        };
+        if let Err(error) = done {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "figures of statistics could not be told; the next round tries again"
+            );
+        }
+    }
+}
+
+async fn round(services: &Services, worker: Uuid) -> Result<(), LedgerError> {
+    let (pool, now) = (&services.pool, services.clock.now());
+    for (tenant, source, measured_at) in statistics::ages(pool).await? {
+        let age = (now - measured_at).as_seconds_f64();
+        metrics::gauge!("offstage_statistic_age_seconds", "tenant" => tenant, "source" => source).set(age);
+    }
+    for (vendor, left) in vendors::left(pool, now).await? {
+        metrics::gauge!("offstage_vendor_budget_left", "vendor" => vendor).set(left as f64);
+    }
+    if take_duty(pool, "forget_statistics", worker, FORGET_EVERY).await? {
+        for tenant in statistics::tenants(pool).await? {
+            // Of whom it can't be told what is declared, all is kept.
+            let Ok(Some(found)) = services.tenants.get(tenant).await else { continue };
+            let declared: Vec<&str> = found.manifest.stats.keys().map(String::as_str).collect();
+            statistics::forget_undeclared(pool, tenant, &declared).await?;
+        }
+        vendors::forget(pool, now).await?;
+    }
+    Ok(())
+}
