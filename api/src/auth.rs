@@ -94,6 +94,12 @@ needs! {
     FeedsRead;
     /// Needs `feeds:write`.
     FeedsWrite;
+    /// Needs `events:write`.
+    EventsWrite;
+    /// Needs `analytics:read`.
+    AnalyticsRead;
+    /// Needs `analytics:write`.
+    AnalyticsWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

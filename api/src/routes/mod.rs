@@ -1,11 +1,13 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
+mod analytics;
 mod batches;
 mod conditional;
 mod content;
 mod deliveries;
 mod downloads;
 mod emails;
+mod events;
 mod exports;
 mod feeds;
 mod health;
@@ -40,6 +42,7 @@ use tower_http::compression::{
     predicate::{NotForContentType, Predicate, SizeAbove},
 };
 
+pub use analytics::Answers;
 pub use health::Health;
 pub use openapi::document;
 
@@ -73,6 +76,8 @@ pub fn router(app: App) -> Router {
         .merge(inquiries::routes())
         .merge(moderation::routes())
         .merge(feeds::routes())
+        .merge(events::routes())
+        .merge(analytics::routes())
         .merge(suppressions::routes())
         .merge(unsubscribe::routes())
         .merge(hooks::routes())

@@ -11,6 +11,7 @@ mod activity;
 mod completion;
 mod email;
 mod export;
+mod metric;
 mod notification;
 mod probe;
 mod push;
@@ -27,6 +28,7 @@ pub use activity::ActivityFanOut;
 pub use completion::CompletionNotify;
 pub use email::{EmailSend, Mailbox};
 pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
+pub use metric::MetricRebuild;
 pub use notification::{LONGEST_NOTIFICATION, NotificationDigest, NotificationFanOut, NotificationTell, Recipients, Told};
 pub use probe::{ProbeOutcome, ProbeRun};
 pub use push::{LONGEST_MESSAGE, PushSend, PushUrgency, a_day, is_link};
@@ -163,6 +165,7 @@ impl Registry {
             Entry::of::<CompletionNotify>(),
             Entry::of::<EmailSend>(),
             Entry::of::<ExportCreate>(),
+            Entry::of::<MetricRebuild>(),
             Entry::of::<NotificationDigest>(),
             Entry::of::<NotificationFanOut>(),
             Entry::of::<NotificationTell>(),
@@ -287,6 +290,7 @@ mod tests {
         survives::<CompletionNotify>();
         survives::<EmailSend>();
         survives::<ExportCreate>();
+        survives::<MetricRebuild>();
         survives::<NotificationDigest>();
         survives::<NotificationFanOut>();
         survives::<NotificationTell>();
