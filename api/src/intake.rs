@@ -28,6 +28,9 @@ use tokio::{
 /// Bytes of bodies, unpacked, that are under way at a time in one process. Read and parsed they take some five times as much.
 const UNDER_WAY: usize = 48 * 1024 * 1024;
 
+/// Bodies that are unpacked and read at a time: of one that is packed nobody knows its size before.
+const READING: usize = 4;
+
 /// What the places are counted in, in bytes.
 const PLACE: usize = 1024;
 
@@ -51,6 +54,7 @@ struct Inner {
     clock: Clock,
     prepared: Prepared,
     places: Arc<Semaphore>,
+    reading: Arc<Semaphore>,
     writers: Semaphore,
     lanes: Mutex<HashMap<i32, Lane>>,
 }
@@ -86,6 +90,7 @@ impl Intake {
             clock,
             prepared: Prepared::default(),
             places: Arc::new(Semaphore::new(UNDER_WAY / PLACE)),
+            reading: Arc::new(Semaphore::new(READING)),
             writers: Semaphore::new(WRITERS),
             lanes: Mutex::default(),
         }))
@@ -98,6 +103,11 @@ impl Intake {
         let place = Arc::clone(&self.0.places).try_acquire_many_owned(places).ok().map(Place);
         metrics::gauge!("offstage_events_bytes_under_way").set((UNDER_WAY - self.0.places.available_permits() * PLACE) as f64);
         place
+    }
+
+    /// The turn of one who unpacks and reads a body; `None` when the program ends.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0.reading).acquire_owned().await.ok()
     }
 
     /// Stores events; answers what became of each.

@@ -43,11 +43,11 @@ pub struct Question<'a> {
 pub type Place<'a> = dyn Fn(&Labels) -> Option<Labels> + 'a;
 
 impl Read {
-    /// Puts it together; without a grouping there is one group, of no labels.
+    /// Puts it together; without a grouping there is one group, of no labels. Where `fixed` names groups, those are shown and no others.
     ///
     /// # Errors
     /// [`Unreadable`].
-    pub fn answer(&self, question: &Question<'_>, place: &Place<'_>) -> Result<Vec<Group>, Unreadable> {
+    pub fn answer(&self, question: &Question<'_>, place: &Place<'_>, fixed: Option<&[Labels]>) -> Result<Vec<Group>, Unreadable> {
         let Some((first, end)) = question.periods.first().zip(question.periods.last()).map(|(first, last)| (first.first, last.end)) else {
             return Ok(Vec::new());
         };
@@ -58,11 +58,19 @@ impl Read {
                 totals.entry(labels.clone()).or_insert_with(|| State::empty(question.shape)).merge(state);
             }
         })?;
-        let mut ranked: Vec<_> = totals.into_iter().collect();
-        ranked.sort_by(|(one, few), (other, many)| {
-            many.weight(question.aggregate).cmp(&few.weight(question.aggregate)).then_with(|| one.cmp(other))
-        });
-        let rest = ranked.split_off(ranked.len().min(question.top));
+        let mut ranked: Vec<_> = fixed
+            .unwrap_or_default()
+            .iter()
+            .map(|labels| (labels.clone(), totals.remove(labels).unwrap_or_else(|| State::empty(question.shape))))
+            .collect();
+        let mut rest: Vec<_> = totals.into_iter().collect();
+        if fixed.is_none() {
+            rest.sort_by(|(one, few), (other, many)| {
+                many.weight(question.aggregate).cmp(&few.weight(question.aggregate)).then_with(|| one.cmp(other))
+            });
+            let beyond = rest.split_off(rest.len().min(question.top));
+            ranked.extend(std::mem::replace(&mut rest, beyond));
+        }
         let empty = vec![State::empty(question.shape); question.periods.len()];
         let mut groups: Vec<Group> =
             ranked.into_iter().map(|(labels, total)| Group { labels: Some(labels), periods: empty.clone(), total }).collect();
@@ -73,7 +81,7 @@ impl Read {
         }
         let places: HashMap<Labels, usize> =
             groups.iter().enumerate().filter_map(|(index, group)| Some((group.labels.clone()?, index))).collect();
-        let other = groups.len().saturating_sub(1);
+        let other = if rest.is_empty() { usize::MAX } else { groups.len() - 1 };
         self.each(question, place, |labels, bucket, state| {
             let index = question.periods.partition_point(|period| period.end <= bucket);
             let period = question.periods.get(index).filter(|period| period.first <= bucket);

@@ -246,6 +246,14 @@ async fn keep(connection: &mut PgConnection, tenant: i32, events: &[&NewEvent], 
     Ok(())
 }
 
+/// All tenants: what any of them keeps is not dropped.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn tenants(pool: &PgPool) -> Result<Vec<i32>, LedgerError> {
+    Ok(sqlx::query_scalar("SELECT id FROM tenant ORDER BY id").fetch_all(pool).await?)
+}
+
 /// Deletes events of a tenant that are older than `before`, up to 5,000; answers how many.
 ///
 /// # Errors

@@ -15,8 +15,10 @@ use crate::{
 /// Rows of days that one statement writes.
 const PAGE: usize = 2_000;
 
-/// The most partials of a round, in rows and in bytes.
-const MOST_ROWS: i64 = 1_000;
+/// The most partials of a round.
+pub const MOST_ROWS: i64 = 1_000;
+
+/// And the most bytes of them.
 const MOST_BYTES: i64 = 8 * 1024 * 1024;
 
 /// A row of a day, by its key: the grouping, the day, the labels.
