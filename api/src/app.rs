@@ -25,9 +25,10 @@ use crate::{
     auth::KeyCache,
     backlog::Backlogs,
     follow::Follow,
+    intake::Intake,
     origin::Origins,
     pace::Paces,
-    routes::Health,
+    routes::{Answers, Health},
 };
 
 /// Batches that are read and stored at a time; further ones wait for their turn.
@@ -70,6 +71,10 @@ pub struct Parts {
     pub kinds: Registry,
     /// Takes jobs in.
     pub acceptor: Acceptor,
+    /// Takes events in.
+    pub intake: Intake,
+    /// Answers about what is over, for a while.
+    pub answers: Answers,
     /// Turns of those who take pictures of many jobs, so that they leave connections to others.
     pub pictures: Semaphore,
     /// How much of each tenant waits.
@@ -139,6 +144,8 @@ impl App {
             storage: Storage::new(&config.s3),
             kinds: Registry::new(config.probe.enabled),
             acceptor,
+            intake: Intake::new(pool.clone(), clock.clone()),
+            answers: Answers::default(),
             pictures: Semaphore::new(PICTURES),
             backlogs: Backlogs::new(pool.clone()),
             batches: Arc::new(Semaphore::new(BATCHES)),

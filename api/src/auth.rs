@@ -100,6 +100,12 @@ needs! {
     StatsRead;
     /// Needs `stats:write`.
     StatsWrite;
+    /// Needs `events:write`.
+    EventsWrite;
+    /// Needs `analytics:read`.
+    AnalyticsRead;
+    /// Needs `analytics:write`.
+    AnalyticsWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

@@ -10,6 +10,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, header, request::Parts},
 };
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, error::Category};
@@ -102,7 +103,22 @@ fn is_json(value: &str) -> bool {
     })
 }
 
-async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// What the sender's clock showed when it sent, where it says so (`X-Sent-At`).
+///
+/// # Errors
+/// [`Code::HeaderInvalid`].
+pub fn when_sent(headers: &HeaderMap) -> Result<Option<DateTime<Utc>>, Problem> {
+    let Some(value) = headers.get("x-sent-at") else { return Ok(None) };
+    let time = value.to_str().ok().and_then(|text| DateTime::parse_from_rfc3339(text.trim()).ok());
+    let invalid = || Problem::new(Code::HeaderInvalid, "X-Sent-At is no time of RFC 3339; send for example 2026-11-21T12:00:00Z.");
+    time.map(|time| Some(time.to_utc())).ok_or_else(invalid)
+}
+
+/// Reads a body of at most `limit` bytes as it comes.
+///
+/// # Errors
+/// [`Code::BodyTooLarge`], [`Code::BodyIncomplete`], [`Code::BodyTimeout`].
+pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Code::BodyTooLarge, format!("The body may have {limit} bytes at most; send less at once."));
     // Refused before a byte of it is read, where the client says how much there will be.
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<u64>().ok());

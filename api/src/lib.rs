@@ -15,6 +15,7 @@ pub mod edge;
 pub mod events;
 pub mod extract;
 pub mod follow;
+pub mod intake;
 pub mod origin;
 pub mod pace;
 pub mod problem;

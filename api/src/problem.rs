@@ -133,6 +133,10 @@ codes! {
     StatisticNotFound = "statistic_not_found", NOT_FOUND, "There is no such statistic";
     /// There is no such suppression, or it is another's.
     SuppressionNotFound = "suppression_not_found", NOT_FOUND, "There is no such suppression";
+    /// There is no such metric, or it is not for this reader.
+    MetricNotFound = "metric_not_found", NOT_FOUND, "There is no such metric";
+    /// There is no such view, or it is not for this reader.
+    ViewNotFound = "view_not_found", NOT_FOUND, "There is no such view";
     /// The user has no such browser.
     SubscriptionNotFound = "subscription_not_found", NOT_FOUND, "There is no such subscription";
     /// An address that shows a job leads nowhere, or nowhere any more.
@@ -181,6 +185,8 @@ codes! {
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, "The input is not valid";
     /// As many jobs of the tenant wait as may.
     BacklogFull = "backlog_full", TOO_MANY_REQUESTS, "The backlog is full";
+    /// Events come faster than they can be stored.
+    IngestOverloaded = "ingest_overloaded", TOO_MANY_REQUESTS, "Events come too fast";
     /// There have been enough inquiries of the address.
     InquiryLimitExceeded = "inquiry_limit_exceeded", TOO_MANY_REQUESTS, "There have been enough inquiries";
     /// There have been enough wishes for the statistic.

@@ -1,6 +1,7 @@
 //! What the API and the worker must agree on: the contract of every job kind, the ledger in Postgres, the queues in Redis,
 //! and the settings both read. A module enters here when both sides need it; nothing here knows HTTP or a handler.
 
+pub mod analytics;
 pub mod clock;
 pub mod config;
 pub mod content;

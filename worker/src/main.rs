@@ -21,7 +21,7 @@ use worker::{
     drill,
     engine::{self, Parts, health::Health},
     handlers::{Followers, Handlers, Messages, Services},
-    scheduler, sweeper,
+    rollups, scheduler, sweeper,
 };
 
 /// Runs jobs: everything that happens after a request was answered.
@@ -114,6 +114,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
     let retention = config.retention;
     let sweeping = CancellationToken::new();
     let sweeps = tokio::spawn(sweeper::run(Arc::clone(&services), retention, sweeping.clone()));
+    let counts = tokio::spawn(rollups::run(Arc::clone(&services), sweeping.clone()));
     // A worker that is asked to stop leaves what comes due to others at once.
     let schedules = tokio::spawn(scheduler::run(Arc::clone(&services), redis.clone(), shutdown.asked().child_token()));
     let parts = Parts {
@@ -132,6 +133,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
     let exit = engine::run(parts, health, shutdown).await?;
     sweeping.cancel();
     sweeps.await?;
+    counts.await?;
     schedules.await?;
     serving.cancel();
     server.await??;

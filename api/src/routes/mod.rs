@@ -1,12 +1,14 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
 mod ai;
+mod analytics;
 mod batches;
 mod conditional;
 mod content;
 mod deliveries;
 mod downloads;
 mod emails;
+mod events;
 mod exports;
 mod feeds;
 mod health;
@@ -43,6 +45,7 @@ use tower_http::compression::{
     predicate::{NotForContentType, Predicate, SizeAbove},
 };
 
+pub use analytics::Answers;
 pub use health::Health;
 pub use openapi::document;
 
@@ -79,6 +82,8 @@ pub fn router(app: App) -> Router {
         .merge(feeds::routes())
         .merge(stats::routes())
         .merge(summaries::routes())
+        .merge(events::routes())
+        .merge(analytics::routes())
         .merge(suppressions::routes())
         .merge(unsubscribe::routes())
         .merge(hooks::routes())

@@ -83,11 +83,20 @@ pub enum Scope {
     /// Refresh statistics, and accept readings that were not believed.
     #[serde(rename = "stats:write")]
     StatsWrite,
+    /// Send events: nothing else, so that its key can be given away.
+    #[serde(rename = "events:write")]
+    EventsWrite,
+    /// Read metrics and views.
+    #[serde(rename = "analytics:read")]
+    AnalyticsRead,
+    /// Have metrics counted anew.
+    #[serde(rename = "analytics:write")]
+    AnalyticsWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 28] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -113,11 +122,14 @@ impl Scope {
         Self::AiWrite,
         Self::StatsRead,
         Self::StatsWrite,
+        Self::EventsWrite,
+        Self::AnalyticsRead,
+        Self::AnalyticsWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
     /// open to tokens.
-    pub const OF_TOKENS: [Self; 7] = [
+    pub const OF_TOKENS: [Self; 8] = [
         Self::JobsRead,
         Self::ExportsRead,
         Self::NotificationsRead,
@@ -125,6 +137,7 @@ impl Scope {
         Self::PushesRead,
         Self::PushesWrite,
         Self::FeedsRead,
+        Self::AnalyticsRead,
     ];
 
     /// Its word in commands, rows and answers.
@@ -156,6 +169,9 @@ impl Scope {
             Self::AiWrite => "ai:write",
             Self::StatsRead => "stats:read",
             Self::StatsWrite => "stats:write",
+            Self::EventsWrite => "events:write",
+            Self::AnalyticsRead => "analytics:read",
+            Self::AnalyticsWrite => "analytics:write",
         }
     }
 }
@@ -241,7 +257,7 @@ mod tests {
             "jobs".parse::<Scope>().unwrap_err().to_string(),
             "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write, users:read, users:write, \
              notifications:read, notifications:write, tokens:write, emails:read, emails:write, pushes:read, pushes:write, hooks:write, \
-             reports:write, moderation:read, moderation:write, feeds:read, feeds:write"
+             reports:write, moderation:read, moderation:write, feeds:read, feeds:write, events:write, analytics:read, analytics:write"
         );
     }
 }

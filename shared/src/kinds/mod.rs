@@ -12,6 +12,7 @@ mod ai;
 mod completion;
 mod email;
 mod export;
+mod metric;
 mod notification;
 mod probe;
 mod push;
@@ -31,6 +32,7 @@ pub use ai::AiRun;
 pub use completion::CompletionNotify;
 pub use email::{EmailSend, Mailbox};
 pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
+pub use metric::MetricRebuild;
 pub use notification::{LONGEST_NOTIFICATION, NotificationDigest, NotificationFanOut, NotificationTell, Recipients, Told};
 pub use probe::{ProbeOutcome, ProbeRun};
 pub use push::{LONGEST_MESSAGE, PushSend, PushUrgency, a_day, is_link};
@@ -170,6 +172,7 @@ impl Registry {
             Entry::of::<CompletionNotify>(),
             Entry::of::<EmailSend>(),
             Entry::of::<ExportCreate>(),
+            Entry::of::<MetricRebuild>(),
             Entry::of::<NotificationDigest>(),
             Entry::of::<NotificationFanOut>(),
             Entry::of::<NotificationTell>(),
@@ -297,6 +300,7 @@ mod tests {
         survives::<CompletionNotify>();
         survives::<EmailSend>();
         survives::<ExportCreate>();
+        survives::<MetricRebuild>();
         survives::<NotificationDigest>();
         survives::<NotificationFanOut>();
         survives::<NotificationTell>();

@@ -21,6 +21,7 @@ use super::{
     completion::Completion,
     dataset::{Dataset, Source},
     mail::MailDeclaration,
+    metric::{self, EventsDeclaration, Metric, MetricDeclaration, View},
     notification::{self, NotificationType},
     plan::Plan,
     retention::{Retention, RetentionDeclaration},
@@ -69,6 +70,12 @@ pub struct Manifest {
     pub stats: BTreeMap<String, StatisticSource>,
     /// Summaries of its own database, by name.
     pub summaries: BTreeMap<String, Summary>,
+    /// What is counted of its events.
+    pub metrics: BTreeMap<String, Metric>,
+    /// What of that is shown together.
+    pub views: BTreeMap<String, View>,
+    /// How long events are kept.
+    pub events: EventsDeclaration,
     declaration: Declaration,
 }
 
@@ -242,6 +249,19 @@ impl Manifest {
         refreshes::check(&declaration, faults);
         let (stats, summaries) = (declaration.stats.clone(), declaration.summaries.clone());
         let plans = declaration.plans.clone();
+        let mut found = Faults(Vec::new());
+        for (section, key) in
+            declaration.metrics.keys().map(|key| ("metrics", key)).chain(declaration.views.keys().map(|key| ("views", key)))
+        {
+            check_name(key, &[section, key], &mut found.0);
+        }
+        let metrics = metric::check_all(&name, &declaration.metrics, &mut found);
+        metric::check_views(&declaration.views, &declaration.metrics, &mut found);
+        for (field, detail) in declaration.events.into_iter().flat_map(EventsDeclaration::faults) {
+            found.add(&["events", field], detail);
+        }
+        faults.append(&mut found.0);
+        let (views, events) = (declaration.views.clone(), declaration.events.unwrap_or_default());
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
             sources,
@@ -254,6 +274,9 @@ impl Manifest {
             ai,
             stats,
             summaries,
+            metrics,
+            views,
+            events,
             schedules: BTreeMap::new(),
             declaration,
         })
@@ -331,6 +354,11 @@ struct Declaration {
     summaries: BTreeMap<String, Summary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ai: Option<AiDeclaration>,
+    metrics: BTreeMap<String, MetricDeclaration>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    views: BTreeMap<String, View>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    events: Option<EventsDeclaration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -400,6 +428,21 @@ impl Fault {
 
     fn into_problem(self, lines: Option<&Lines<'_>>) -> ManifestProblem {
         ManifestProblem { line: lines.and_then(|lines| lines.of(&self.path, self.offset)), path: self.path.join("."), detail: self.detail }
+    }
+}
+
+/// All that is found wrong by sections that have files of their own.
+pub(super) struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// Something at a place.
+    pub(super) fn add(&mut self, path: &[&str], detail: String) {
+        self.0.push(Fault::new(path, detail));
+    }
+
+    /// Something at a place within another.
+    pub(super) fn add_owned(&mut self, within: [String; 2], path: Vec<String>, detail: String) {
+        self.0.push(Fault { path: within.into_iter().chain(path).collect(), offset: 0, detail });
     }
 }
 

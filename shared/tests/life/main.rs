@@ -6,6 +6,7 @@ mod people;
 mod plans;
 mod put_off;
 mod retention;
+mod rollups;
 mod schedules;
 mod switched_off;
 

@@ -109,6 +109,11 @@ fn hold_off(answer: &Answer, knocked: &Knocked<'_>) {
             assert!([200, 204, 400, 404, 422].contains(&answer.status), "{context}");
             assert!(!answer.text().contains(id), "{context}");
         }
+        Walk::Declared => {
+            let code = if path.contains("views") { "view_not_found" } else { "metric_not_found" };
+            drop(answer.problem(404, code));
+        }
+        Walk::Backend if path.ends_with("rebuild") => drop(answer.problem(404, "metric_not_found")),
         Walk::Signed => drop(answer.problem(401, "signature_invalid")),
         Walk::Backend if path.contains("{id}") => {
             let code = match path {

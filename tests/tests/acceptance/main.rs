@@ -3,6 +3,7 @@
 mod access;
 mod admission;
 mod ai;
+mod analytics;
 mod batches;
 mod chains;
 mod client;

@@ -12,6 +12,7 @@ mod completion;
 mod email;
 mod export;
 mod gathered;
+mod metric;
 mod notification;
 mod probe;
 mod push;
@@ -37,8 +38,8 @@ use shared::{
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
-        ActivityFanOut, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
-        ProbeRun, PushSend, Registry, StatsRefresh, SummaryRefresh, SuspensionEnd, UserErase,
+        ActivityFanOut, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, MetricRebuild, NotificationDigest, NotificationFanOut,
+        NotificationTell, ProbeRun, PushSend, Registry, StatsRefresh, SummaryRefresh, SuspensionEnd, UserErase,
     },
     ledger::{
         LedgerError, UNAVAILABLE,
@@ -362,6 +363,7 @@ impl Handlers {
             Handler::of::<CompletionNotify, _, _>(completion::run),
             Handler::of::<EmailSend, _, _>(email::run),
             Handler::of::<ExportCreate, _, _>(export::run),
+            Handler::of::<MetricRebuild, _, _>(metric::run),
             Handler::of::<NotificationDigest, _, _>(notification::digest),
             Handler::of::<NotificationFanOut, _, _>(notification::run),
             Handler::of::<NotificationTell, _, _>(notification::tell),

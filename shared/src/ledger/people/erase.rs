@@ -72,6 +72,9 @@ const BY_NAME: &[(&str, Erased, &str)] = &[
     // In others' feeds an entry without its activity is no entry any more; it names nothing, and goes when its time is over.
     ("activity", Erased::Deleted, "tenant_id = $1 AND actor = $2"),
     ("activity", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
+    ("event", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
+    // What all came to stays, it names nobody; in sets of uniques a hash stays, by which nobody is found.
+    ("metric_day", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     // That a job was there may be told to the backend, whose it was not.
     ("job_tombstone", Erased::Set("owner = NULL"), "tenant_id = $1 AND owner = $2"),
 ];
@@ -143,8 +146,8 @@ pub async fn by_name(pool: &PgPool, tenant: i32, user: &str) -> Result<u64, Ledg
             Erased::Deleted => format!("DELETE FROM {table}"),
             Erased::Set(columns) => format!("UPDATE {table} SET {columns}"),
         };
-        // Words of this file, all of them.
-        let statement = format!("{change} WHERE ctid = ANY (ARRAY (SELECT ctid FROM {table} WHERE {found} LIMIT {PAGE}))");
+        // Words of this file, all of them. The condition twice: of a table in partitions a place is none by itself.
+        let statement = format!("{change} WHERE {found} AND ctid = ANY (ARRAY (SELECT ctid FROM {table} WHERE {found} LIMIT {PAGE}))");
         let done = sqlx::query(AssertSqlSafe(statement)).bind(tenant).bind(user).execute(pool).await?;
         rows += done.rows_affected();
     }

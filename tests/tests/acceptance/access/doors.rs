@@ -33,6 +33,8 @@ pub enum Walk {
     Own,
     /// Open to whoever signs, and to nobody else.
     Signed,
+    /// Something that a tenant's manifest names: another's does not exist.
+    Declared,
     /// For a tenant's backend, about what is its own: whoever acts for a user is turned away.
     Backend,
 }
@@ -116,6 +118,11 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/stats/{source}/refresh", Walk::Backend, "stats:write"),
     ("post", "/v1/stats/{source}/accept", Walk::Backend, "stats:write"),
     ("get", "/v1/summaries", Walk::Backend, "stats:read"),
+    ("post", "/v1/events", Walk::Backend, "events:write"),
+    ("get", "/v1/analytics", Walk::List, "analytics:read"),
+    ("get", "/v1/analytics/{metric}", Walk::Declared, "analytics:read"),
+    ("get", "/v1/analytics/views/{view}", Walk::Declared, "analytics:read"),
+    ("post", "/v1/analytics/{metric}/rebuild", Walk::Backend, "analytics:write"),
     ("get", "/v1/suppressions", Walk::Backend, "emails:read"),
     ("post", "/v1/suppressions", Walk::Backend, "emails:write"),
     ("delete", "/v1/suppressions/{id}", Walk::Backend, "emails:write"),
@@ -132,7 +139,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-pub const SCOPES: [&str; 24] = [
+pub const SCOPES: [&str; 27] = [
     "jobs:read",
     "jobs:write",
     "exports:read",
@@ -157,6 +164,9 @@ pub const SCOPES: [&str; 24] = [
     "ai:write",
     "stats:read",
     "stats:write",
+    "events:write",
+    "analytics:read",
+    "analytics:write",
 ];
 
 /// A request to a door, about the job or export `id` where it is about one.
@@ -169,6 +179,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
         .replace("{other}", "eve")
         .replace("{tenant}", "acme")
         .replace("{task}", "walk");
+    let address = address.replace("{metric}", "walk").replace("{view}", "walk");
     let address = match (method, path) {
         ("get", "/v1/suppressions") => format!("{address}?email=walk@example.com"),
         (_, "/v1/deliveries") => format!("{address}?job={id}"),
@@ -193,6 +204,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
             request.json(&json!({"actor": "walk", "verb": "created", "object": {"type": "prompt", "id": "1"}}))
         }
         (Walk::Backend, "/v1/stats/{source}/accept") => request.json(&json!({"flagged_at": "2026-01-01T00:00:00Z"})),
+        (Walk::Backend, "/v1/events") => request.json(&json!({"events": [{"id": "walk", "type": "walk"}]})),
         (Walk::Backend, "/v1/tokens") => request.json(&json!({"user": "ada"})),
         (Walk::Make, "/v1/emails") => request.json(&json!({
             "to": {"email": "walk@example.com"}, "subject": "Walk", "text": "A walk.", "category": "walk",

@@ -1,0 +1,260 @@
+//! States as they are stored: what a commit added to a series ([`Bundle`]), and what a UTC day of one group came to ([`DayBody`]).
+//!
+//! Bundles are only read once and merged; a day's bytes are the same for the same events, whatever way they came.
+
+use std::collections::{BTreeMap, HashMap, hash_map};
+
+use super::{
+    BUCKETS_OF_DAY, Shape, State, Unreadable, day_of,
+    encoding::{Reader, put, put_bytes, put_signed},
+    observe::Observation,
+};
+
+/// The form of stored bytes; another form gets another number.
+const FORM: u8 = 1;
+
+/// The most dimensions of a metric; each doubles what is kept.
+pub const MOST_DIMENSIONS: usize = 3;
+
+/// The values of some dimensions, in the order of the metric's; `None` where an event had none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Labels(pub Vec<Option<String>>);
+
+impl Labels {
+    /// As they stand in a row: a JSON array, which is read back by [`Self::from_text`].
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(&self.0).unwrap_or_default()
+    }
+
+    /// From a row.
+    ///
+    /// # Errors
+    /// [`Unreadable`].
+    pub fn from_text(text: &str) -> Result<Self, Unreadable> {
+        serde_json::from_str(text).map(Self).map_err(|_| Unreadable("its labels are no list of texts"))
+    }
+
+    /// Those of the dimensions that a grouping has: the bit of the first dimension is the lowest.
+    #[must_use]
+    pub fn grouped(&self, grouping: u8) -> Self {
+        Self(self.0.iter().enumerate().filter(|(place, _)| grouping & (1 << place) != 0).map(|(_, label)| label.clone()).collect())
+    }
+}
+
+/// What some events added to a series, by bucket and labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    shape: Shape,
+    states: HashMap<(i64, Labels), State>,
+}
+
+impl Bundle {
+    /// An empty one.
+    #[must_use]
+    pub fn new(shape: Shape) -> Self {
+        Self { shape, states: HashMap::new() }
+    }
+
+    /// Adds what an event came to.
+    pub fn add(&mut self, bucket: i64, labels: Labels, observation: Observation) {
+        self.states.entry((bucket, labels)).or_insert_with(|| State::empty(self.shape)).add(observation);
+    }
+
+    /// Adds a state that was made elsewhere.
+    pub fn merge(&mut self, bucket: i64, labels: Labels, state: State) {
+        match self.states.entry((bucket, labels)) {
+            hash_map::Entry::Occupied(mut there) => there.get_mut().merge(&state),
+            hash_map::Entry::Vacant(place) => {
+                place.insert(state);
+            }
+        }
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub const fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Whether nothing was added.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.states.is_empty()
+    }
+
+    /// Its states, in no order.
+    pub fn states(&self) -> impl Iterator<Item = (i64, &Labels, &State)> {
+        self.states.iter().map(|((bucket, labels), state)| (*bucket, labels, state))
+    }
+
+    /// As it is stored.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORM, self.shape.code()];
+        for ((bucket, Labels(labels)), state) in &self.states {
+            put_signed(i128::from(*bucket), &mut out);
+            put(labels.len() as u128, &mut out);
+            for label in labels {
+                match label {
+                    None => out.push(0),
+                    Some(text) => {
+                        out.push(1);
+                        put_bytes(text.as_bytes(), &mut out);
+                    }
+                }
+            }
+            state.encode(&mut out);
+        }
+        out
+    }
+
+    /// As it was stored.
+    ///
+    /// # Errors
+    /// [`Unreadable`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let mut reader = Reader(bytes);
+        let mut read = Self::new(head(&mut reader)?);
+        while !reader.is_empty() {
+            let bucket = reader.small()?;
+            let count = usize::try_from(reader.count()?).ok().filter(|count| *count <= MOST_DIMENSIONS);
+            let mut labels = Vec::with_capacity(MOST_DIMENSIONS);
+            for _ in 0..count.ok_or(Unreadable("there are too many labels"))? {
+                labels.push(match reader.byte()? {
+                    0 => None,
+                    _ => Some(String::from_utf8(reader.bytes()?.to_vec()).map_err(|_| Unreadable("a label is no text"))?),
+                });
+            }
+            let state = State::decode(read.shape, &mut reader)?;
+            read.merge(bucket, Labels(labels), state);
+        }
+        Ok(read)
+    }
+}
+
+/// What a UTC day came to, by bucket of the day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DayBody {
+    shape: Shape,
+    states: BTreeMap<u8, State>,
+}
+
+impl DayBody {
+    /// An empty one.
+    #[must_use]
+    pub const fn new(shape: Shape) -> Self {
+        Self { shape, states: BTreeMap::new() }
+    }
+
+    /// Adds a state to a bucket of the day.
+    pub fn merge(&mut self, slot: u8, state: &State) {
+        self.states.entry(slot).or_insert_with(|| State::empty(self.shape)).merge(state);
+    }
+
+    /// As it is stored.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORM, self.shape.code()];
+        for (slot, state) in &self.states {
+            out.push(*slot);
+            state.encode(&mut out);
+        }
+        out
+    }
+
+    /// As it was stored.
+    ///
+    /// # Errors
+    /// [`Unreadable`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        let mut reader = Reader(bytes);
+        let mut read = Self::new(head(&mut reader)?);
+        Self::each(bytes, |slot, state| {
+            read.states.insert(slot, state);
+        })?;
+        Ok(read)
+    }
+
+    /// Walks through a stored one without keeping it.
+    ///
+    /// # Errors
+    /// [`Unreadable`], behind what was readable.
+    pub fn each(bytes: &[u8], mut visit: impl FnMut(u8, State)) -> Result<(), Unreadable> {
+        let mut reader = Reader(bytes);
+        let shape = head(&mut reader)?;
+        while !reader.is_empty() {
+            let slot = reader.byte()?;
+            if i64::from(slot) >= BUCKETS_OF_DAY {
+                return Err(Unreadable("a day has no such bucket"));
+            }
+            visit(slot, State::decode(shape, &mut reader)?);
+        }
+        Ok(())
+    }
+}
+
+/// The place of a bucket within its day.
+#[must_use]
+pub fn slot_of(bucket: i64) -> u8 {
+    // Below 96.
+    u8::try_from(bucket - day_of(bucket) * BUCKETS_OF_DAY).unwrap_or_default()
+}
+
+fn head(reader: &mut Reader<'_>) -> Result<Shape, Unreadable> {
+    if reader.byte()? != FORM {
+        return Err(Unreadable("its form is unknown"));
+    }
+    Shape::from_code(reader.byte()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(one: Option<&str>, other: Option<&str>) -> Labels {
+        Labels(vec![one.map(str::to_owned), other.map(str::to_owned)])
+    }
+
+    #[test]
+    fn bundles_survive_bytes_and_days_are_the_same_in_any_order() {
+        for (shape, observations) in [
+            (Shape::Count, [Observation::Event, Observation::Event]),
+            (Shape::Numbers, [Observation::Value(-5), Observation::Value(7)]),
+            (Shape::Rate, [Observation::Success(true), Observation::Success(false)]),
+            (Shape::Histogram, [Observation::Value(0), Observation::Value(1_000_000)]),
+            (Shape::Uniques, [Observation::Member(1), Observation::Member(u64::MAX)]),
+        ] {
+            let mut bundle = Bundle::new(shape);
+            for (place, observation) in observations.into_iter().enumerate() {
+                bundle.add(1_900_000 + place as i64, labels(Some("a\"é"), None), observation);
+                bundle.add(-1, labels(None, Some("")), observation);
+            }
+            let stored = bundle.encode();
+            assert_eq!(Bundle::decode(&stored).unwrap(), bundle);
+            for end in 0..stored.len() {
+                // Cut off anywhere it is no bundle, or one of fewer states.
+                assert_ne!(Bundle::decode(&stored[..end]), Ok(bundle.clone()));
+            }
+            let mut days = [DayBody::new(shape), DayBody::new(shape)];
+            let states: Vec<_> = bundle.states().map(|(bucket, _, state)| (slot_of(bucket), state.clone())).collect();
+            states.iter().for_each(|(slot, state)| days[0].merge(*slot, state));
+            states.iter().rev().for_each(|(slot, state)| days[1].merge(*slot, state));
+            assert_eq!(days[0].encode(), days[1].encode());
+            assert_eq!(DayBody::decode(&days[0].encode()).as_ref(), Ok(&days[1]));
+        }
+        assert!(Bundle::decode(&[]).is_err() && Bundle::decode(&[2, 1]).is_err() && DayBody::decode(&[1, 9]).is_err());
+        assert!(DayBody::decode(&[1, 1, 96, 1]).is_err());
+    }
+
+    #[test]
+    fn groupings_take_their_labels() {
+        let all = labels(Some("x"), None);
+        assert_eq!(
+            [0, 1, 2, 3].map(|grouping| all.grouped(grouping).to_text()),
+            ["[]", r#"["x"]"#, "[null]", r#"["x",null]"#].map(str::to_owned)
+        );
+        assert_eq!(Labels::from_text(&all.to_text()), Ok(all));
+        assert_eq!((slot_of(-1), slot_of(0), slot_of(95), slot_of(96)), (95, 0, 95, 0));
+    }
+}

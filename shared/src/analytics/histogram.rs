@@ -1,0 +1,171 @@
+//! Percentiles, by counting values in bins whose width grows with the value: the logarithmic histogram of `DDSketch`
+//! (Masson, Rim and Lee, "`DDSketch`: A Fast and Fully-Mergeable Quantile Sketch with Relative-Error Guarantees", VLDB 2019).
+//!
+//! A percentile that is read from it is within [`ERROR`] of the true one, relative to that. Bins are never collapsed: values are
+//! millionths in 64 bits, so there are at most 2,200 bins a sign, and merging adds counts, which is exact.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Unreadable,
+    encoding::{Reader, put, put_signed},
+};
+
+/// The relative error of a percentile.
+pub const ERROR: f64 = 0.01;
+
+/// The ratio of a bin's upper bound to its lower one.
+const GAMMA: f64 = (1.0 + ERROR) / (1.0 - ERROR);
+
+/// Counts by bin.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Histogram {
+    /// Values below zero, by the bin of their size; zeros; values above it.
+    negative: BTreeMap<i16, u64>,
+    zeros: u64,
+    positive: BTreeMap<i16, u64>,
+    /// The smallest and the largest, in millionths; of nothing while there are none.
+    bounds: Option<(i64, i64)>,
+}
+
+impl Histogram {
+    /// Counts a value, in millionths.
+    pub fn add(&mut self, value: i64) {
+        match value {
+            0 => self.zeros += 1,
+            1.. => *self.positive.entry(bin(value)).or_default() += 1,
+            _ => *self.negative.entry(bin(value)).or_default() += 1,
+        }
+        self.bounds = Some(self.bounds.map_or((value, value), |(least, most)| (least.min(value), most.max(value))));
+    }
+
+    /// Adds another's counts.
+    pub fn merge(&mut self, other: &Self) {
+        for (bins, others) in [(&mut self.negative, &other.negative), (&mut self.positive, &other.positive)] {
+            for (bin, count) in others {
+                *bins.entry(*bin).or_default() += count;
+            }
+        }
+        self.zeros += other.zeros;
+        self.bounds = match (self.bounds, other.bounds) {
+            (Some((least, most)), Some((low, high))) => Some((least.min(low), most.max(high))),
+            (one, other) => one.or(other),
+        };
+    }
+
+    /// How many values.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.zeros + self.negative.values().sum::<u64>() + self.positive.values().sum::<u64>()
+    }
+
+    /// The value below or at which a share (0 to 1) of all lies, in millionths, within [`ERROR`]; `None` of nothing. By the nearest rank:
+    /// of `n` values in order, the one at `⌈share · n⌉`, and the first for a share of 0.
+    #[must_use]
+    pub fn percentile(&self, share: f64) -> Option<i64> {
+        let (least, most) = self.bounds?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and the count")]
+        let rank = ((share.clamp(0.0, 1.0) * self.count() as f64).ceil() as u64).max(1);
+        let mut before = 0;
+        let below = self.negative.iter().rev().map(|(bin, count)| (-middle(*bin), *count));
+        let above = self.positive.iter().map(|(bin, count)| (middle(*bin), *count));
+        for (value, count) in below.chain([(0.0, self.zeros)]).chain(above) {
+            before += count;
+            if before >= rank {
+                #[expect(clippy::cast_possible_truncation, reason = "a float beyond the range becomes its end, which is then cut")]
+                return Some((value.round() as i64).clamp(least, most));
+            }
+        }
+        Some(most)
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        put(u128::from(self.zeros), out);
+        for bins in [&self.negative, &self.positive] {
+            put(bins.len() as u128, out);
+            let mut last = 0;
+            for (bin, count) in bins {
+                put_signed(i128::from(bin - last), out);
+                put(u128::from(*count), out);
+                last = *bin;
+            }
+        }
+        if let Some((least, most)) = self.bounds {
+            put_signed(i128::from(least), out);
+            put(u128::from(most.abs_diff(least)), out);
+        }
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Unreadable> {
+        let mut read = Self { zeros: reader.count()?, ..Self::default() };
+        for bins in [&mut read.negative, &mut read.positive] {
+            let length = reader.count()?;
+            let mut last = 0_i64;
+            for _ in 0..length {
+                last = last.checked_add(reader.small()?).ok_or(Unreadable("a bin is out of range"))?;
+                bins.insert(i16::try_from(last).map_err(|_| Unreadable("a bin is out of range"))?, reader.count()?);
+            }
+        }
+        if read.count() > 0 {
+            let least = reader.small()?;
+            read.bounds = Some((least, least.checked_add_unsigned(reader.count()?).ok_or(Unreadable("a bound is out of range"))?));
+        }
+        Ok(read)
+    }
+}
+
+/// The bin of a value that is not zero, by its size.
+fn bin(value: i64) -> i16 {
+    // 64 bits have at most 2,184 bins, from 0.
+    #[expect(clippy::cast_possible_truncation, reason = "see above")]
+    let bin = ((value.unsigned_abs() as f64).ln() / GAMMA.ln()).ceil() as i16;
+    bin
+}
+
+/// The value that is equally far, relatively, from both ends of a bin.
+fn middle(bin: i16) -> f64 {
+    2.0 * GAMMA.powi(i32::from(bin)) / (GAMMA + 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random;
+
+    #[test]
+    fn percentiles_are_within_their_error() {
+        #[expect(clippy::cast_possible_truncation, reason = "any numbers will do")]
+        let mut values: Vec<i64> = (0..20_000)
+            .map(|_| ((random::fraction() * 40.0).exp() * if random::fraction() < 0.3 { -1.0 } else { 1.0 }) as i64)
+            .chain([0; 500])
+            .collect();
+        let mut histogram = Histogram::default();
+        values.iter().for_each(|value| histogram.add(*value));
+        values.sort_unstable();
+        for per_mille in 0..=1_000_usize {
+            let rank = (values.len() * per_mille).div_ceil(1_000).max(1);
+            let (truth, read) = (values[rank - 1], histogram.percentile(per_mille as f64 / 1_000.0).unwrap());
+            let error = (read - truth).abs() as f64;
+            // Below a hundred the whole millionths that values are rounded to are coarser than the bins.
+            assert!(error <= 1.0 + ERROR * 1.000_001 * truth.abs() as f64, "{per_mille}: {read} for {truth}");
+        }
+        assert_eq!(histogram.count(), 20_500);
+        assert_eq!(Histogram::default().percentile(0.5), None);
+    }
+
+    #[test]
+    fn extremes_survive_bytes() {
+        let mut histogram = Histogram::default();
+        for value in [i64::MIN + 1, -1, 0, 1, 2, i64::MAX] {
+            histogram.add(value);
+        }
+        assert_eq!((histogram.percentile(0.0), histogram.percentile(1.0)), (Some(i64::MIN + 1), Some(i64::MAX)));
+        for histogram in [histogram, Histogram::default()] {
+            let mut out = Vec::new();
+            histogram.encode(&mut out);
+            let mut reader = Reader(&out);
+            assert_eq!(Histogram::decode(&mut reader), Ok(histogram));
+            assert!(reader.is_empty());
+        }
+    }
+}

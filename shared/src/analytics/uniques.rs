@@ -1,0 +1,255 @@
+//! How many different ones: exactly up to [`EXACT`] of them, by their hashes; beyond that `HyperLogLog`
+//! (Flajolet et al., 2007) with the estimator of Ertl ("New cardinality estimation algorithms for `HyperLogLog` sketches",
+//! arXiv:1702.01284, algorithm 6), whose standard error is [`ERROR`].
+//!
+//! What must stay true: both forms depend on the set alone, not on the order or on how it was split: hashes are a set, registers are
+//! maxima, and which form it is depends on how many there are. Estimators that profit from the order ("HIP") are not used for that reason.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Unreadable,
+    encoding::{Reader, put},
+};
+
+/// Up to so many are counted exactly (but for hashes that collide: 1 in 10¹⁵ at this size).
+pub const EXACT: usize = 256;
+
+/// The standard error of larger counts: 1.04 / √4096.
+pub const ERROR: f64 = 0.016_25;
+
+/// Bits of a hash that choose its register.
+const PRECISION: u32 = 12;
+
+/// How many registers there are.
+const REGISTERS: usize = 1 << PRECISION;
+
+/// The other bits of a hash.
+const REST: u32 = 64 - PRECISION;
+
+/// A set that is only asked for its size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uniques {
+    /// The hashes.
+    Exact(BTreeSet<u64>),
+    /// In each register the longest run of leading zeros, plus one, among the hashes that chose it.
+    Registers(Box<[u8; REGISTERS]>),
+}
+
+impl Default for Uniques {
+    fn default() -> Self {
+        Self::Exact(BTreeSet::new())
+    }
+}
+
+impl Uniques {
+    /// Adds a member by its hash, all of whose 64 bits must be equally likely.
+    pub fn add(&mut self, hash: u64) {
+        match self {
+            Self::Exact(hashes) => {
+                hashes.insert(hash);
+                self.condense();
+            }
+            Self::Registers(registers) => raise(registers, hash),
+        }
+    }
+
+    /// Adds another's members.
+    pub fn merge(&mut self, other: &Self) {
+        match (&mut *self, other) {
+            (Self::Exact(hashes), Self::Exact(others)) => {
+                hashes.extend(others);
+                self.condense();
+            }
+            (Self::Registers(registers), Self::Exact(others)) => others.iter().for_each(|hash| raise(registers, *hash)),
+            (Self::Registers(registers), Self::Registers(others)) => {
+                registers.iter_mut().zip(others.iter()).for_each(|(register, other)| *register = (*register).max(*other));
+            }
+            (Self::Exact(hashes), Self::Registers(others)) => {
+                let mut registers = others.clone();
+                hashes.iter().for_each(|hash| raise(&mut registers, *hash));
+                *self = Self::Registers(registers);
+            }
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::Exact(hashes) => hashes.len() as u64,
+            Self::Registers(registers) => estimate(registers),
+        }
+    }
+
+    /// Too many for hashes become registers.
+    fn condense(&mut self) {
+        if let Self::Exact(hashes) = self
+            && hashes.len() > EXACT
+        {
+            let mut registers = Box::new([0; REGISTERS]);
+            hashes.iter().for_each(|hash| raise(&mut registers, *hash));
+            *self = Self::Registers(registers);
+        }
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Exact(hashes) => {
+                out.push(0);
+                put(hashes.len() as u128, out);
+                hashes.iter().for_each(|hash| out.extend_from_slice(&hash.to_be_bytes()));
+            }
+            Self::Registers(registers) => {
+                out.push(1);
+                // Six bits each, four in three bytes: no register is above 53.
+                for four in registers.as_chunks::<4>().0 {
+                    let packed = four.iter().fold(0_u32, |packed, register| packed << 6 | u32::from(*register));
+                    out.extend_from_slice(&packed.to_be_bytes()[1..]);
+                }
+            }
+        }
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Unreadable> {
+        match reader.byte()? {
+            0 => {
+                let length = usize::try_from(reader.count()?).ok().filter(|length| *length <= EXACT);
+                let bytes = reader.take(length.ok_or(Unreadable("there are too many hashes"))? * 8)?;
+                Ok(Self::Exact(bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect()))
+            }
+            1 => {
+                let bytes = reader.take(REGISTERS / 4 * 3)?;
+                let mut registers = Box::new([0; REGISTERS]);
+                for (four, [one, two, three]) in registers.as_chunks_mut::<4>().0.iter_mut().zip(bytes.as_chunks::<3>().0) {
+                    let packed = u32::from_be_bytes([0, *one, *two, *three]);
+                    for (place, register) in four.iter_mut().rev().enumerate() {
+                        *register = ((packed >> (6 * place)) & 0x3f) as u8;
+                    }
+                }
+                if registers.iter().any(|register| u32::from(*register) > REST + 1) {
+                    return Err(Unreadable("a register is out of range"));
+                }
+                Ok(Self::Registers(registers))
+            }
+            _ => Err(Unreadable("its form is unknown")),
+        }
+    }
+}
+
+fn raise(registers: &mut [u8; REGISTERS], hash: u64) {
+    let chosen = usize::try_from(hash >> REST).unwrap_or_default();
+    // A one behind the rest's bits, so that the run ends there.
+    let zeros = ((hash << PRECISION) | (1 << (PRECISION - 1))).leading_zeros();
+    if let Some(register) = registers.get_mut(chosen) {
+        *register = (*register).max(u8::try_from(zeros + 1).unwrap_or(u8::MAX));
+    }
+}
+
+/// Ertl's improved raw estimate: no tables, no bias to correct, from one to the largest.
+fn estimate(registers: &[u8; REGISTERS]) -> u64 {
+    let mut with = [0_u32; REST as usize + 2];
+    for register in registers {
+        if let Some(count) = with.get_mut(usize::from(*register)) {
+            *count += 1;
+        }
+    }
+    let all = REGISTERS as f64;
+    let (Some(none), Some(most)) = (with.first(), with.last()) else { return 0 };
+    let mut sum = all * tau(1.0 - f64::from(*most) / all);
+    for count in with.iter().take(REST as usize + 1).skip(1).rev() {
+        sum = 0.5 * (sum + f64::from(*count));
+    }
+    sum += all * sigma(f64::from(*none) / all);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative, and beyond 64 bits is their end")]
+    let estimate = (all * all / (2.0 * std::f64::consts::LN_2 * sum)).round() as u64;
+    estimate
+}
+
+fn sigma(mut x: f64) -> f64 {
+    if x >= 1.0 {
+        return f64::INFINITY;
+    }
+    let (mut y, mut z) = (1.0, x);
+    loop {
+        x *= x;
+        let before = z;
+        z += x * y;
+        y += y;
+        // Until nothing changes, as the paper has it; each step halves what is added at least.
+        if z <= before {
+            return z;
+        }
+    }
+}
+
+fn tau(mut x: f64) -> f64 {
+    if x <= 0.0 || x >= 1.0 {
+        return 0.0;
+    }
+    let (mut y, mut z) = (1.0, 1.0 - x);
+    loop {
+        x = x.sqrt();
+        let before = z;
+        y *= 0.5;
+        z -= (1.0 - x).powi(2) * y;
+        if z >= before {
+            return z / 3.0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random;
+
+    fn hashes(count: usize) -> Vec<u64> {
+        (0..count).map(|_| u64::from_le_bytes(random::bytes())).collect()
+    }
+
+    #[test]
+    fn few_are_exact_and_many_within_their_error() {
+        for count in [0, 1, 2, 100, EXACT, EXACT + 1, 300, 1_000, 4_000, 10_000, 20_000, 100_000, 1_000_000] {
+            let mut uniques = Uniques::default();
+            for hash in hashes(count) {
+                uniques.add(hash);
+                uniques.add(hash);
+            }
+            let (read, truth) = (uniques.count() as f64, count as f64);
+            // Five standard errors: one run in a million.
+            let most = if count <= EXACT { 0.0 } else { 5.0 * ERROR * truth };
+            assert!((read - truth).abs() <= most, "{read} for {truth}");
+        }
+    }
+
+    #[test]
+    fn only_the_set_counts_and_it_survives_bytes() {
+        for count in [0, 10, EXACT, EXACT + 1, 5_000] {
+            let members = hashes(count);
+            let mut straight = Uniques::default();
+            members.iter().for_each(|hash| straight.add(*hash));
+            // In parts of all sizes, backwards, some twice.
+            let mut pieced = Uniques::default();
+            for (index, part) in members.rchunks(37).enumerate() {
+                let mut piece = Uniques::default();
+                part.iter().rev().for_each(|hash| piece.add(*hash));
+                if index % 3 == 0 {
+                    let mut swapped = piece.clone();
+                    swapped.merge(&pieced);
+                    pieced = swapped;
+                }
+                pieced.merge(&piece);
+            }
+            assert_eq!(pieced, straight);
+            let mut out = Vec::new();
+            straight.encode(&mut out);
+            let mut reader = Reader(&out);
+            assert_eq!(Uniques::decode(&mut reader), Ok(straight));
+            assert!(reader.is_empty());
+            assert!(Uniques::decode(&mut Reader(&out[..out.len() - 1])).is_err());
+        }
+        assert!(Uniques::decode(&mut Reader(&[2])).is_err());
+        assert!(Uniques::decode(&mut Reader(&[[1].as_slice(), &[0xff; 3_072]].concat())).is_err());
+    }
+}

@@ -1,0 +1,147 @@
+//! Which series there are: what manifests declare, from when, and whether what happened before is counted too.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{
+    clock::Clock,
+    job::JobId,
+    kinds::MetricRebuild,
+    ledger::{
+        LedgerError,
+        insert::{NewJob, insert_within},
+    },
+    tenant::Metric,
+};
+
+/// How long after a metric was first seen its past is counted: by then every program knows it, so an event is either there to be counted, or
+/// counted as it is taken.
+const KNOWN_TO_ALL: TimeDelta = TimeDelta::seconds(90);
+
+/// How long the numbers of a metric that is not declared any more are kept, should it come back.
+const RETIRED_FOR: TimeDelta = TimeDelta::days(7);
+
+/// Tenants that have metrics, or had.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn tenants(pool: &PgPool) -> Result<Vec<i32>, LedgerError> {
+    let tenants = sqlx::query_scalar(
+        "SELECT t.id FROM tenant t WHERE t.manifest ? 'metrics' OR EXISTS (SELECT FROM metric_series s WHERE s.tenant_id = t.id) ORDER BY t.id",
+    );
+    Ok(tenants.fetch_all(pool).await?)
+}
+
+/// Notes what a manifest declares, and makes the jobs that count what happened before. The same again changes nothing.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn declare(pool: &PgPool, tenant: i32, metrics: &BTreeMap<String, Metric>, clock: &Clock) -> Result<(), LedgerError> {
+    let now = clock.now();
+    let series: Vec<Uuid> = metrics.values().map(Metric::series).collect();
+    let names: Vec<&str> = metrics.keys().map(String::as_str).collect();
+    let places: Vec<Option<i16>> = metrics.values().map(|metric| metric.user_place().and_then(|place| i16::try_from(place).ok())).collect();
+    let mut transaction = pool.begin().await?;
+    // What comes back was not counted meanwhile.
+    sqlx::query(
+        "INSERT INTO metric_series AS s (tenant_id, series, metric, user_place, seen_at)
+         SELECT $1, d.series, d.metric, d.user_place, $2 FROM unnest($3::uuid[], $4::text[], $5::smallint[]) AS d (series, metric, user_place)
+         ON CONFLICT (tenant_id, series) DO UPDATE SET retired_at = NULL, is_whole = false, rebuild = NULL, seen_at = excluded.seen_at
+         WHERE s.retired_at IS NOT NULL",
+    )
+    .bind(tenant)
+    .bind(now)
+    .bind(&series)
+    .bind(names)
+    .bind(places)
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query("UPDATE metric_series SET retired_at = $2 WHERE tenant_id = $1 AND retired_at IS NULL AND series <> ALL ($3)")
+        .bind(tenant)
+        .bind(now)
+        .bind(&series)
+        .execute(&mut *transaction)
+        .await?;
+    let due: Vec<(Uuid, String)> = sqlx::query_as(
+        "SELECT series, metric FROM metric_series WHERE tenant_id = $1 AND retired_at IS NULL AND NOT is_whole AND rebuild IS NULL
+         ORDER BY series FOR UPDATE SKIP LOCKED",
+    )
+    .bind(tenant)
+    .fetch_all(&mut *transaction)
+    .await?;
+    for (series, metric) in due {
+        let job = JobId(clock.new_id());
+        let payload = MetricRebuild { metric, from: None, to: None };
+        let new = NewJob { run_at: now + KNOWN_TO_ALL, ..NewJob::of(job, tenant, &payload, now) };
+        insert_within(&mut transaction, now, &[new]).await?;
+        sqlx::query("UPDATE metric_series SET rebuild = $3 WHERE tenant_id = $1 AND series = $2")
+            .bind(tenant)
+            .bind(series)
+            .bind(job.0)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Notes that what happened before the metric is counted.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn is_whole(pool: &PgPool, tenant: i32, series: Uuid) -> Result<(), LedgerError> {
+    let update = sqlx::query("UPDATE metric_series SET is_whole = true, version = version + 1 WHERE tenant_id = $1 AND series = $2");
+    update.bind(tenant).bind(series).execute(pool).await?;
+    Ok(())
+}
+
+/// The days of which a tenant has events, from the first to the last; `None` where it has none.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn days(pool: &PgPool, tenant: i32) -> Result<Option<(NaiveDate, NaiveDate)>, LedgerError> {
+    let mut transaction = pool.begin_with("BEGIN; SET LOCAL statement_timeout = '10min'").await?;
+    let (first, last): (Option<DateTime<Utc>>, Option<DateTime<Utc>>) =
+        sqlx::query_as("SELECT min(time), max(time) FROM event WHERE tenant_id = $1").bind(tenant).fetch_one(&mut *transaction).await?;
+    transaction.rollback().await?;
+    Ok(first.zip(last).map(|(first, last)| (first.date_naive(), last.date_naive())))
+}
+
+/// Forgets what has had its time, a bounded part of it: days of a tenant before `before`, and series that are not declared any more. Answers
+/// how many rows.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn forget(pool: &PgPool, tenant: i32, before: Option<NaiveDate>, now: DateTime<Utc>) -> Result<u64, LedgerError> {
+    let mut gone = 0;
+    if let Some(before) = before {
+        let days = sqlx::query(
+            "DELETE FROM metric_day WHERE ctid = ANY (ARRAY (SELECT ctid FROM metric_day WHERE tenant_id = $1 AND day < $2 LIMIT 5000))",
+        );
+        gone += days.bind(tenant).bind(before).execute(pool).await?.rows_affected();
+    }
+    let retired: Vec<Uuid> = sqlx::query_scalar("SELECT series FROM metric_series WHERE tenant_id = $1 AND retired_at < $2")
+        .bind(tenant)
+        .bind(now - RETIRED_FOR)
+        .fetch_all(pool)
+        .await?;
+    for series in retired {
+        let mut removed = 0;
+        for table in ["metric_partial", "metric_day"] {
+            // Words of this file, both of them.
+            let statement = format!(
+                "DELETE FROM {table} WHERE ctid = ANY (ARRAY (SELECT ctid FROM {table} WHERE tenant_id = $1 AND series = $2 LIMIT 5000))"
+            );
+            removed += sqlx::query(sqlx::AssertSqlSafe(statement)).bind(tenant).bind(series).execute(pool).await?.rows_affected();
+        }
+        if removed == 0 {
+            let series_row = sqlx::query("DELETE FROM metric_series WHERE tenant_id = $1 AND series = $2 AND retired_at < $3");
+            removed += series_row.bind(tenant).bind(series).bind(now - RETIRED_FOR).execute(pool).await?.rows_affected();
+        }
+        gone += removed;
+    }
+    Ok(gone)
+}
