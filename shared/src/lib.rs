@@ -23,3 +23,4 @@ pub mod storage;
 pub mod telemetry;
 pub mod tenant;
 pub mod tokens;
+pub mod usage;

@@ -190,6 +190,7 @@ impl Walk {
             state,
             idempotency: None,
             options: shared::job::Options { limit, ..Default::default() },
+            meter: None,
         };
         let inserted =
             insert(&Kept::of(self.engine.clone(), 1), now, &[job]).await.remove(0).map_err(|error| Arc::try_unwrap(error).unwrap())?;

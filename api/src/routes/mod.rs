@@ -25,6 +25,7 @@ mod schedules;
 mod suppressions;
 mod tokens;
 mod unsubscribe;
+mod usage;
 mod users;
 
 use std::time::Duration;
@@ -77,7 +78,8 @@ pub fn router(app: App) -> Router {
         .merge(unsubscribe::routes())
         .merge(hooks::routes())
         .merge(pushes::routes())
-        .merge(deliveries::routes());
+        .merge(deliveries::routes())
+        .merge(usage::routes());
     dress(routes, app, edge::DEADLINE)
 }
 

@@ -74,11 +74,17 @@ pub enum Scope {
     /// Tell what users did.
     #[serde(rename = "feeds:write")]
     FeedsWrite,
+    /// Read what was used, and what may yet be.
+    #[serde(rename = "usage:read")]
+    UsageRead,
+    /// Tell of AI calls that were made elsewhere.
+    #[serde(rename = "usage:write")]
+    UsageWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -101,11 +107,13 @@ impl Scope {
         Self::ModerationWrite,
         Self::FeedsRead,
         Self::FeedsWrite,
+        Self::UsageRead,
+        Self::UsageWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
     /// open to tokens.
-    pub const OF_TOKENS: [Self; 7] = [
+    pub const OF_TOKENS: [Self; 8] = [
         Self::JobsRead,
         Self::ExportsRead,
         Self::NotificationsRead,
@@ -113,6 +121,7 @@ impl Scope {
         Self::PushesRead,
         Self::PushesWrite,
         Self::FeedsRead,
+        Self::UsageRead,
     ];
 
     /// Its word in commands, rows and answers.
@@ -141,6 +150,8 @@ impl Scope {
             Self::ModerationWrite => "moderation:write",
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
+            Self::UsageRead => "usage:read",
+            Self::UsageWrite => "usage:write",
         }
     }
 }

@@ -8,7 +8,11 @@ mod dataset;
 mod lines;
 mod schedule;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
@@ -20,8 +24,9 @@ use super::{
     dataset::{Dataset, Source},
     mail::MailDeclaration,
     notification::{self, NotificationType},
-    plan::Plan,
+    plan::{Period, Plan},
     retention::{Retention, RetentionDeclaration},
+    usage::{Usage, UsageDeclaration},
     web::Web,
 };
 use crate::{kinds::Registry, notification::template::Renderer, schedule::Definition};
@@ -49,6 +54,8 @@ pub struct Manifest {
     pub datasets: BTreeMap<String, Dataset>,
     /// What the product's users may use, by plan.
     pub plans: BTreeMap<String, Plan>,
+    /// How what they use is metered.
+    pub usage: Usage,
     /// What it plans by the clock; of a manifest that was read from a file only, as it takes effect when that is applied.
     pub schedules: BTreeMap<String, Definition>,
     /// Where ends of jobs may be told.
@@ -171,6 +178,27 @@ impl Manifest {
         self.declaration.kinds.get(kind)?.idempotency_hours.map(|hours| Duration::from_secs(hours * 3_600))
     }
 
+    /// The plan that holds for a user: the one they were put on, or the default where there is none, or none of that name any more.
+    #[must_use]
+    pub fn plan_of<'a>(&'a self, plan: Option<&str>) -> Option<(&'a str, &'a Plan)> {
+        let named = |name: &str| self.plans.get_key_value(name).map(|(name, plan)| (name.as_str(), plan));
+        plan.and_then(named).or_else(|| self.usage.default_plan().and_then(named))
+    }
+
+    /// The periods over which a metric of users is counted: those that some plan limits, and always the month.
+    #[must_use]
+    pub fn periods_of(&self, metric: &str) -> BTreeSet<Period> {
+        let of_plans = self.plans.values().filter_map(|plan| plan.limits.get(metric)).flat_map(|limits| limits.keys().copied());
+        of_plans.chain(self.usage.periods_of_users(metric)).chain([Period::Month]).collect()
+    }
+
+    /// The metrics of which something is said anywhere.
+    #[must_use]
+    pub fn metrics(&self) -> BTreeSet<&str> {
+        let of_plans = self.plans.values().flat_map(|plan| plan.limits.keys().map(String::as_str));
+        of_plans.chain(self.usage.metrics()).collect()
+    }
+
     fn check(declaration: Declaration, faults: &mut Vec<Fault>) -> Option<Self> {
         let name = declaration.tenant.name.clone();
         check_name(&name, &["tenant", "name"], faults);
@@ -228,11 +256,17 @@ impl Manifest {
         let notifications = declaration.notifications.clone();
         check_notifications(&notifications, faults);
         let plans = declaration.plans.clone();
+        for (path, detail) in declaration.usage.iter().flat_map(|usage| usage.faults(&plans)) {
+            let path = [vec!["usage".to_owned()], path].concat();
+            faults.push(Fault { path, offset: 0, detail });
+        }
+        let usage = declaration.usage.as_ref().map(UsageDeclaration::checked).unwrap_or_default();
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
             sources,
             datasets,
             plans,
+            usage,
             completion,
             web,
             mail,
@@ -286,6 +320,8 @@ struct Declaration {
     retention: Option<RetentionDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     plans: BTreeMap<String, Plan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "schedule::section")]
     schedules: BTreeMap<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

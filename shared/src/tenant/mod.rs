@@ -13,6 +13,7 @@ mod notification;
 mod plan;
 mod retention;
 mod store;
+mod usage;
 mod user;
 mod web;
 
@@ -25,5 +26,6 @@ pub use notification::{Digest, EXPORT_FAILED, EXPORT_READY, NotificationType, Te
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, lookup, transaction};
+pub use usage::Usage;
 pub use user::check_user;
 pub use web::Web;

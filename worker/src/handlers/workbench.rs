@@ -75,6 +75,7 @@ impl Workbench {
             state: Arrival::Queued,
             idempotency: None,
             options: shared::job::Options::default(),
+            meter: None,
         };
         insert(&Kept::of(self.services.pool.clone(), 1), Self::noon(), &[job]).await.remove(0).unwrap();
         let job = claim(&self.services.pool, &[id], self.services.clock.new_id(), Self::noon()).await.unwrap().remove(0);

@@ -125,7 +125,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-pub const SCOPES: [&str; 21] = [
+pub const SCOPES: [&str; 23] = [
     "jobs:read",
     "jobs:write",
     "exports:read",
@@ -147,6 +147,8 @@ pub const SCOPES: [&str; 21] = [
     "moderation:write",
     "feeds:read",
     "feeds:write",
+    "usage:read",
+    "usage:write",
 ];
 
 /// A request to a door, about the job or export `id` where it is about one.
