@@ -31,3 +31,4 @@ mod schedules;
 mod storage;
 mod switches;
 mod uniqueness;
+mod usage;

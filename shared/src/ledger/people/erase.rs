@@ -108,7 +108,7 @@ pub async fn request(connection: &mut PgConnection, tenant: i32, user: &str, clo
         match code.map(State::from_code) {
             // It failed, or somebody cancelled it: it goes on where it stopped.
             Some(Some(State::Failed | State::Cancelled | State::Expired)) => {
-                change::retry(connection, tenant, held, now).await?;
+                change::retry(connection, tenant, held, None, now).await?;
                 return Ok(held);
             }
             Some(_) => return Ok(held),

@@ -121,6 +121,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/push/subscriptions", Walk::Own, "pushes:write"),
     ("delete", "/v1/push/subscriptions", Walk::Own, "pushes:write"),
     ("get", "/v1/deliveries", Walk::List, "jobs:read"),
+    ("get", "/v1/usage", Walk::List, "usage:read"),
     ("get", "/d/{token}", Walk::Address, ""),
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
