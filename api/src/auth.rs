@@ -94,6 +94,8 @@ needs! {
     FeedsRead;
     /// Needs `feeds:write`.
     FeedsWrite;
+    /// Needs `ai:write`.
+    AiWrite;
     /// Needs `usage:read`.
     UsageRead;
     /// Needs `usage:write`.

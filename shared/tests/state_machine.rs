@@ -251,7 +251,7 @@ impl Walk {
         } else {
             // Before it is visible to whoever watches.
             self.redriven.fetch_add(1, Ordering::SeqCst);
-            change::retry(&mut transaction, self.tenant, job, self.now()).await?.0
+            change::retry(&mut transaction, self.tenant, job, None, self.now()).await?.change
         };
         if change == Change::Moved {
             transaction.rollback().await?;

@@ -105,6 +105,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         clients: Clients::new(&config),
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
+        ai_keys: config.ai.keys,
         sources: config.sources,
         probe: config.probe,
     };

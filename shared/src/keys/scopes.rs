@@ -74,6 +74,9 @@ pub enum Scope {
     /// Tell what users did.
     #[serde(rename = "feeds:write")]
     FeedsWrite,
+    /// Put tasks to models.
+    #[serde(rename = "ai:write")]
+    AiWrite,
     /// Read what was used, and what may yet be.
     #[serde(rename = "usage:read")]
     UsageRead,
@@ -84,7 +87,7 @@ pub enum Scope {
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -107,6 +110,7 @@ impl Scope {
         Self::ModerationWrite,
         Self::FeedsRead,
         Self::FeedsWrite,
+        Self::AiWrite,
         Self::UsageRead,
         Self::UsageWrite,
     ];
@@ -150,6 +154,7 @@ impl Scope {
             Self::ModerationWrite => "moderation:write",
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
+            Self::AiWrite => "ai:write",
             Self::UsageRead => "usage:read",
             Self::UsageWrite => "usage:write",
         }

@@ -1,6 +1,7 @@
 //! The outside world, as handlers reach it: one concrete client each, with its own deadlines, and with errors that classify
 //! themselves. Clients know nothing of jobs.
 
+pub mod ai;
 pub mod callback;
 mod cause;
 pub mod mail;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use shared::{config::WorkerConfig, storage::Storage};
 
+use ai::Models;
 use callback::Callback;
 use mail::Mailer;
 use outbound::Outbound;
@@ -36,6 +38,8 @@ pub struct Clients {
     pub mail: Mailer,
     /// Users' browsers.
     pub push: Push,
+    /// Models.
+    pub models: Models,
 }
 
 impl Clients {
@@ -49,7 +53,8 @@ impl Clients {
             callback: Callback::new(Arc::clone(&outbound)),
             webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
             mail: Mailer::new(&config.mail),
-            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), outbound),
+            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), Arc::clone(&outbound)),
+            models: Models::new(outbound),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! handler just uses `?`.
 
 mod activity;
+mod ai;
 mod completion;
 mod email;
 mod export;
@@ -20,20 +21,21 @@ mod user;
 pub(crate) mod workbench;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::TryFutureExt;
+use secrecy::SecretString;
 use serde_json::Value;
 use shared::{
     clock::Clock,
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
-        ActivityFanOut, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
+        ActivityFanOut, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
         ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
     },
     ledger::{
@@ -75,6 +77,8 @@ pub struct Services {
     pub recipient_key: Option<RecipientKey>,
     /// Under which address people reach the API.
     pub public_url: Option<Url>,
+    /// The product's keys for models, by the variables that hold them.
+    pub ai_keys: BTreeMap<String, SecretString>,
     /// Addresses of the sources that datasets read.
     pub sources: Sources,
     /// What probes may do.
@@ -349,6 +353,7 @@ impl Handlers {
     pub fn new(probe: bool) -> Self {
         let mut handlers = vec![
             Handler::of::<ActivityFanOut, _, _>(activity::run),
+            Handler::of::<AiRun, _, _>(ai::run),
             Handler::of::<CompletionNotify, _, _>(completion::run),
             Handler::of::<EmailSend, _, _>(email::run),
             Handler::of::<ExportCreate, _, _>(export::run),

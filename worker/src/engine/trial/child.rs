@@ -128,6 +128,7 @@ fn services(config: WorkerConfig) -> Result<Services, ledger::LedgerError> {
         clients: Clients::new(&config),
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
+        ai_keys: config.ai.keys,
         sources: config.sources,
         probe: config.probe,
     })
