@@ -21,6 +21,7 @@ mod violation;
 
 use std::{collections::HashMap, time::Duration};
 
+use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -95,8 +96,8 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
         false
     }
 
-    /// What this very job may use at most, by metric; nothing that is metered of most kinds.
-    fn charges(&self, _tenant: &Manifest, _owner: Option<&str>) -> Vec<Charge> {
+    /// What this very job may use at most, by metric, at the prices of a time; nothing that is metered of most kinds.
+    fn charges(&self, _tenant: &Manifest, _owner: Option<&str>, _now: DateTime<Utc>) -> Vec<Charge> {
         Vec::new()
     }
 
@@ -105,21 +106,19 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
 }
 
 /// A payload that was found right.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checked {
     /// The queue the job goes to.
     pub queue: Queue,
     /// Whether what it uses is metered.
     pub is_metered: bool,
-    /// What it may use at most.
-    pub charges: Vec<Charge>,
 }
 
 /// Checks a payload for a tenant and owner.
 type Check = fn(&Value, &Manifest, Option<&str>) -> Result<Checked, Vec<Violation>>;
 
 /// What a stored payload may use; nothing where it can't be read, and then its run fails of that.
-type Charges = fn(&str, &Manifest, Option<&str>) -> Vec<Charge>;
+type Charges = fn(&str, &Manifest, Option<&str>, DateTime<Utc>) -> Vec<Charge>;
 
 /// What is known of a kind without its type.
 #[derive(Debug, Clone, Copy)]
@@ -166,8 +165,8 @@ impl Entry {
             estimate: K::ESTIMATE,
             check: check::<K>,
             is_metered: |payload| K::deserialize(payload).is_ok_and(|payload| payload.is_metered()),
-            charges: |payload, tenant, owner| {
-                serde_json::from_str::<K>(payload).map(|payload| payload.charges(tenant, owner)).unwrap_or_default()
+            charges: |payload, tenant, owner, now| {
+                serde_json::from_str::<K>(payload).map(|payload| payload.charges(tenant, owner, now)).unwrap_or_default()
             },
             sample: || serde_json::to_value(K::sample()).unwrap_or_default(),
         }
@@ -257,7 +256,7 @@ fn check<K: Kind>(payload: &Value, tenant: &Manifest, owner: Option<&str>) -> Re
             if !violations.is_empty() {
                 return Err(violations);
             }
-            Ok(Checked { queue: typed.queue(), is_metered: typed.is_metered(), charges: typed.charges(tenant, owner) })
+            Ok(Checked { queue: typed.queue(), is_metered: typed.is_metered() })
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -123,7 +124,7 @@ impl Kind for ProbeRun {
         self.meter.is_some()
     }
 
-    fn charges(&self, _: &Manifest, _: Option<&str>) -> Vec<Charge> {
+    fn charges(&self, _: &Manifest, _: Option<&str>, _: DateTime<Utc>) -> Vec<Charge> {
         let charge = |meter: &ProbeMeter| Charge { metric: meter.metric.clone(), amount: meter.amount, incurred: meter.used.is_some() };
         self.meter.as_ref().map(charge).into_iter().collect()
     }

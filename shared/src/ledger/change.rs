@@ -224,7 +224,7 @@ async fn reserve_again(
         .await?;
     let (kind, owner, payload): (String, Option<String>, String) = (row.try_get("kind")?, row.try_get("owner")?, row.try_get("payload")?);
     let Some(kind) = meters.kinds.find(&kind) else { return Ok(None) };
-    let charges = (kind.charges)(&payload, meters.manifest, owner.as_deref());
+    let charges = (kind.charges)(&payload, meters.manifest, owner.as_deref(), now);
     match reserve::again(connection, meters.manifest, (job, tenant, owner.as_deref()), &charges, now).await? {
         Ensured::Yes => Ok(None),
         Ensured::No(refused) => Ok(Some(refused)),

@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(check(json!({ "roles": many })), Err(vec!["/roles".to_owned()]));
         assert_eq!(check(json!({"plan": "none", "add_ons": ["pro", "x"]})), Err(vec!["/plan".to_owned(), "/add_ons/1".to_owned()]));
         assert!(check(json!({"plan": "pro", "add_ons": ["pro"]})).is_ok());
-        assert_eq!(check(json!({ "add_ons": ["pro"; 11] })), Err(vec!["/add_ons".to_owned()]));
+        assert_eq!(check(json!({ "add_ons": vec!["pro"; 11] })), Err(vec!["/add_ons".to_owned()]));
         assert_eq!(check(json!({"email": "x", "locale": "x"})), Err(vec!["/email".to_owned(), "/locale".to_owned()]));
     }
 }

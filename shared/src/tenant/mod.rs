@@ -21,7 +21,7 @@ mod web;
 pub use admission::NotEnabled;
 #[cfg(test)]
 pub(crate) use ai::longest_run as ai_longest_run;
-pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Provider, ProviderKind, Rule, Schema, Task};
+pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Price as AiPrice, Provider, ProviderKind, Rule, Schema, Task};
 pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use mail::{DkimDeclaration, MailDeclaration, Sender};

@@ -16,6 +16,7 @@
 //! the calendar in the product's time zone ([`span`]), and an amount counts in the periods of the moment in which it was reserved.
 
 pub mod accept;
+pub mod calls;
 mod line;
 pub mod read;
 pub mod reserve;

@@ -170,10 +170,13 @@ pub async fn ensure(
     charges: &[Charge],
     now: DateTime<Utc>,
 ) -> Result<Ensured, LedgerError> {
+    if charges.is_empty() {
+        return Ok(Ensured::Yes);
+    }
     let (id, ..) = job;
     let is_there: bool =
         sqlx::query_scalar("SELECT EXISTS (SELECT FROM usage_reservation WHERE job_id = $1)").bind(id.0).fetch_one(pool).await?;
-    if is_there || charges.is_empty() {
+    if is_there {
         return Ok(Ensured::Yes);
     }
     let mut transaction = pool.begin().await?;

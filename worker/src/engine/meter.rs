@@ -38,7 +38,7 @@ async fn reserved(engine: &Engine, job: &ClaimedJob) -> Result<Ensured, Failure>
     let Some(tenant) = tenant else { return Ok(Ensured::Yes) };
     let Some(kind) = engine.kinds.find(&job.kind) else { return Ok(Ensured::Yes) };
     let owner = job.owner.as_deref();
-    let charges = (kind.charges)(&job.payload, &tenant.manifest, owner);
+    let charges = (kind.charges)(&job.payload, &tenant.manifest, owner, services.clock.now());
     let ensured = ensure(&services.pool, &tenant.manifest, (job.id, job.tenant, owner), &charges, services.clock.now());
     ensured.await.map_err(|error: LedgerError| Failure::from(error))
 }

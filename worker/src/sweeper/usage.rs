@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use shared::{
     ledger::{LedgerError, recover::take_duty},
-    usage::settle,
+    usage::{calls, settle},
 };
 use uuid::Uuid;
 
@@ -37,6 +37,7 @@ pub(super) async fn sweep(services: &Services, worker: Uuid) -> Result<(), Ledge
     if take_duty(pool, "forget_usage", worker, FORGET_EVERY).await? {
         let until = Instant::now() + WITHIN;
         while settle::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
+        while calls::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
     }
     Ok(())
 }

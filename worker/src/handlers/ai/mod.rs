@@ -18,6 +18,7 @@
 mod answer;
 mod call;
 mod credential;
+mod spend;
 
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use crate::clients::ai::{AiError, Finish, Question, Reply, Role, Turn, Usage};
 use answer::Wrong;
 use call::{Call, Called, call};
 use credential::credential;
+use spend::{Books, Item};
 
 /// What the job's owner is told, who knows nothing of models.
 const FOR_OWNER: &str = "No answer could be made for this.";
@@ -53,7 +55,8 @@ pub(super) async fn run(payload: AiRun, context: JobContext) -> Result<Success, 
     let (system, prompt) = task.render(&Renderer::default(), &payload.input).map_err(|error| {
         Failure::permanent("ai_prompt_invalid", format!("the task's words can't be put together for this input: {error}"))
     })?;
-    let mut asking = Asking { context: &context, ai, task, system, calls: Vec::new() };
+    let books = Books { context: &context, manifest: &tenant.manifest, task_name: &payload.task, task };
+    let mut asking = Asking { context: &context, ai, task, books, system, calls: Vec::new() };
     let answered = asking.rounds(prompt).await?;
     let result = answered.result(&asking.calls);
     if result.to_string().len() > LONGEST_RESULT {
@@ -146,6 +149,7 @@ struct Asking<'a> {
     context: &'a JobContext,
     ai: &'a Ai,
     task: &'a Task,
+    books: Books<'a>,
     system: Option<String>,
     /// The calls whose answers came.
     calls: Vec<Record>,
@@ -215,6 +219,9 @@ impl Asking<'_> {
                 }
             };
             by_user = credential.is_of_user();
+            let question = self.question(choice, turns);
+            let item = Item { step: key, provider: &choice.provider, question: &question, credential: &credential };
+            self.books.reserve(item).await?;
             let intent = json!({ "provider": choice.provider, "model": choice.model });
             match self.context.intend_outward(key, &intent).await? {
                 Intent::Done { receipt } => {
@@ -222,12 +229,15 @@ impl Asking<'_> {
                         return Ok(record);
                     }
                 }
-                Intent::Unknown => is_listed = true,
+                Intent::Unknown => {
+                    self.books.record_lost(item).await?;
+                    is_listed = true;
+                }
                 Intent::New | Intent::Fenced | Intent::SwitchedOff => {}
             }
-            let question = self.question(choice, turns);
             let about = Call { name: &choice.provider, provider, credential: &credential, question: &question, within: self.task.timeout };
             let Called { answer, took } = call(self.context, about, None).await;
+            self.books.record(item, &answer, took).await?;
             match answer {
                 Ok(reply) => {
                     let record = Record::of(&choice.provider, &choice.model, reply, took);

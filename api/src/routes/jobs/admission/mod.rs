@@ -203,6 +203,8 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
         unique: entry.zip(unique.as_ref()).filter(|_| named.is_ok()).map(|(entry, unique)| (entry.name, unique.key.clone())),
     };
     let (Some(entry), Some(checked), true) = (entry, found_right, refusal.is_empty()) else { return Examined { job: Err(refusal), marks } };
+    let charges = if checked.is_metered { (entry.charges)(&payload, &tenant.manifest, owner, now) } else { Vec::new() };
+    let meter = (!charges.is_empty()).then(|| Box::new(Meter { tenant: Arc::clone(tenant), charges }));
     let remembered = tenant.manifest.idempotency(entry.name).or(entry.idempotency).unwrap_or(app.config.idempotency);
     let job = NewJob {
         id: JobId(app.clock.new_id()),
@@ -228,9 +230,7 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
             metered: checked.is_metered,
             ..Options::default()
         },
-        meter: Some(checked.charges)
-            .filter(|charges| !charges.is_empty())
-            .map(|charges| Box::new(Meter { tenant: Arc::clone(tenant), charges })),
+        meter,
     };
     Examined { job: Ok(job), marks }
 }
