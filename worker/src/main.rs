@@ -106,7 +106,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
-        sources: config.sources,
+        sources: config.sources.with_own(database.url.clone()),
         probe: config.probe,
     };
     let services = Arc::new(services);

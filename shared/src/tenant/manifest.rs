@@ -22,7 +22,7 @@ use super::{
     admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
     ai::{Ai, AiDeclaration},
     completion::Completion,
-    dataset::{Dataset, Source},
+    dataset::{Dataset, Source, built_in},
     mail::MailDeclaration,
     notification::{self, NotificationType},
     plan::{Period, Plan},
@@ -141,6 +141,12 @@ impl Manifest {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(digest::digest(&digest::SHA256, &text).as_ref());
         bytes
+    }
+
+    /// A dataset: of its own, or one that every product has.
+    #[must_use]
+    pub fn dataset(&self, name: &str) -> Option<(&str, &Dataset)> {
+        self.datasets.get_key_value(name).map(|(name, dataset)| (name.as_str(), dataset)).or_else(|| built_in(name))
     }
 
     /// How long finished jobs of a kind are kept, where `installation` holds for what the manifest leaves out.

@@ -23,7 +23,7 @@ pub use admission::NotEnabled;
 pub(crate) use ai::longest_run as ai_longest_run;
 pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Price as AiPrice, Provider, ProviderKind, Rule, Schema, Task};
 pub use completion::{Completion, Destination, KEY_VARIABLE};
-pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
+pub use dataset::{Audience, Dataset, OWN_SOURCE, Origin, Parameter, ParameterType, Source};
 pub use mail::{DkimDeclaration, MailDeclaration, Sender};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use notification::{Digest, EXPORT_FAILED, EXPORT_READY, NotificationType, Texts, Throttle, Way, text_for};

@@ -44,7 +44,7 @@ impl Workbench {
             recipient_key: config.mail.recipient_key.clone(),
             public_url: config.public_url.clone(),
             ai_keys: config.ai.keys,
-            sources: config.sources,
+            sources: config.sources.with_own(config.database.url.clone()),
             probe: config.probe,
         };
         let manifest = Manifest::from_toml(manifest).unwrap_or_else(|error| panic!("{error}"));

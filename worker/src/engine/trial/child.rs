@@ -129,7 +129,7 @@ fn services(config: WorkerConfig) -> Result<Services, ledger::LedgerError> {
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
-        sources: config.sources,
+        sources: config.sources.with_own(url.clone()),
         probe: config.probe,
     })
 }

@@ -1,6 +1,8 @@
-//! What was used and may yet be: `GET /v1/usage`. Reading it uses nothing.
+//! What was used and may yet be: `GET /v1/usage`; and what models were used for, in [`ai`]. Reading it uses nothing.
 //!
 //! What must stay true: a user finds their own alone; a backend that acts for nobody finds the product's as a whole.
+
+mod ai;
 
 use axum::{Json as Answer, Router, extract::State, routing::get};
 use chrono::{DateTime, Utc};
@@ -25,14 +27,14 @@ use crate::{
 /// The doors' part of the contract.
 #[derive(OpenApi)]
 #[openapi(
-    paths(show),
+    paths(show, ai::read, ai::tell),
     tags((name = "usage", description = "What users and the product have used, of what a plan or a budget limits")),
 )]
 pub struct Contract;
 
 /// The doors.
 pub fn routes() -> Router<App> {
-    Router::new().route("/v1/usage", get(show))
+    Router::new().route("/v1/usage", get(show)).route("/v1/ai/usage", get(ai::read).post(ai::tell))
 }
 
 /// What was used, now.
