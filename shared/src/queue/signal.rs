@@ -28,6 +28,8 @@ pub enum Signal {
     Accepted(Vec<JobId>),
     /// Owners want these running jobs cancelled.
     Cancel(Vec<JobId>),
+    /// A model said more in these jobs.
+    Said(Vec<JobId>),
 }
 
 /// Which channels to hear.
@@ -41,6 +43,8 @@ pub enum Channel {
     Accepted,
     /// [`Signal::Cancel`].
     Cancels,
+    /// [`Signal::Said`].
+    Said,
 }
 
 impl Channel {
@@ -50,6 +54,7 @@ impl Channel {
             Self::Changes => keys.changes(),
             Self::Accepted => keys.accepted(),
             Self::Cancels => keys.cancels(),
+            Self::Said => keys.said(),
         }
     }
 }
@@ -148,6 +153,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
         return Ok(false);
     }
     let (wake, cancels, accepted) = (redis.keys().wake(), redis.keys().cancels(), redis.keys().accepted());
+    let said = redis.keys().said();
     let (mut sink, mut messages) = subscription.split();
     let mut missed = false;
     loop {
@@ -169,6 +175,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
         let signal = match message.get_channel_name() {
             channel if channel == wake => std::str::from_utf8(payload).ok().and_then(Queue::from_name).map(Signal::Wake),
             channel if channel == cancels => Some(Signal::Cancel(ids())),
+            channel if channel == said => Some(Signal::Said(ids())),
             channel if channel == accepted => Some(Signal::Accepted(ids())),
             _ => Some(Signal::Changed(ids())),
         };

@@ -103,6 +103,10 @@ impl AiDeclaration {
         }
         for (name, declared) in self.tasks.iter().take(MOST_TASKS) {
             let mut wrong = Vec::new();
+            if name == "usage" {
+                // `POST /v1/ai/usage` is another door.
+                faults.push((path(&["tasks", name]), "is the name of a door, /v1/ai/usage; name the task otherwise".to_owned()));
+            }
             if let Some(task) = declared.check(&renderer, &self.providers, &mut wrong) {
                 ai.tasks.insert(name.clone(), task);
             }

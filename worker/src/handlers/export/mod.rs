@@ -22,7 +22,7 @@ use shared::{
     kinds::{ExportCreate, Selected, Violation, Wanted},
     tenant::{OWN_SOURCE, Tenant, TenantError},
 };
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use super::JobContext;
 use crate::clients::{
