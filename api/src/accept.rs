@@ -28,6 +28,7 @@ use shared::{
         push::{self, Handover},
         signal,
     },
+    usage,
 };
 use sqlx::PgPool;
 use tokio::{
@@ -81,6 +82,8 @@ struct Told {
 #[derive(Debug, Clone)]
 pub struct Acceptor {
     entries: mpsc::Sender<Entry>,
+    /// Those that are metered gather by themselves: they lock counters, and nobody else is to wait for those.
+    metered: mpsc::Sender<Entry>,
     gatherer: Arc<Gatherer>,
 }
 
@@ -90,15 +93,17 @@ impl Acceptor {
     #[must_use]
     pub fn start(pool: PgPool, redis: &Redis, clock: Clock, room: Arc<Room>) -> (Self, JoinHandle<()>) {
         let (entries, waiting) = mpsc::channel(WAITING);
+        let (metered, metered_waiting) = mpsc::channel(WAITING);
         let (tell, told) = mpsc::channel(HANDOVERS);
         let announcing = tokio::spawn(announce(redis.commands(), redis.clone(), Arc::clone(&room), told));
-        let gatherer = Arc::new(Gatherer { connections: Kept::of(pool.clone(), 1), pool, clock, room, tell });
+        let gatherer = Arc::new(Gatherer { is_metered: false, connections: Kept::of(pool.clone(), 1), pool, clock, room, tell });
+        let of_metered = Arc::new(gatherer.for_metered());
         let gathering = Arc::clone(&gatherer);
         let handle = tokio::spawn(async move {
-            gathering.run(waiting).await;
+            tokio::join!(gathering.run(waiting), of_metered.run(metered_waiting));
             let _ = announcing.await;
         });
-        (Self { entries, gatherer }, handle)
+        (Self { entries, metered, gatherer }, handle)
     }
 
     /// Stores a job durably, unless its idempotency key says that it was asked for before. `state` is decided here, and told
@@ -108,7 +113,8 @@ impl Acceptor {
     /// [`AcceptError`].
     pub async fn accept(&self, job: NewJob) -> Result<(Inserted, Arrival), AcceptError> {
         let (answer, answered) = oneshot::channel();
-        self.entries.try_send(Entry { job, answer }).map_err(|_| AcceptError::Overloaded)?;
+        let entries = if job.meter.is_some() { &self.metered } else { &self.entries };
+        entries.try_send(Entry { job, answer }).map_err(|_| AcceptError::Overloaded)?;
         match answered.await {
             Ok(answer) => answer.map_err(AcceptError::Ledger),
             // The task is gone: the process is stopping, or a batch was lost to a panic.
@@ -158,6 +164,8 @@ impl Told {
 
 #[derive(Debug)]
 struct Gatherer {
+    /// Whether its jobs reserve what they may use.
+    is_metered: bool,
     pool: PgPool,
     /// For inserts, which follow each other closely on a busy API.
     connections: Kept,
@@ -167,6 +175,12 @@ struct Gatherer {
 }
 
 impl Gatherer {
+    /// Another one beside it, for what is metered.
+    fn for_metered(&self) -> Self {
+        let (pool, clock, room, tell) = (self.pool.clone(), self.clock.clone(), Arc::clone(&self.room), self.tell.clone());
+        Self { is_metered: true, connections: Kept::of(pool.clone(), 1), pool, clock, room, tell }
+    }
+
     async fn run(self: Arc<Self>, mut waiting: mpsc::Receiver<Entry>) {
         let inserts = Arc::new(Semaphore::new(INSERTS));
         loop {
@@ -195,8 +209,15 @@ impl Gatherer {
         let (jobs, answers): (Vec<NewJob>, Vec<_>) = batch.into_iter().map(|entry| (entry.job, entry.answer)).unzip();
         metrics::histogram!("offstage_accept_batch_jobs").record(jobs.len() as f64);
         let began = Instant::now();
-        let outcomes = insert::insert(&self.connections, now, &jobs).await;
-        metrics::histogram!("offstage_accept_insert_seconds").record(began.elapsed().as_secs_f64());
+        let outcomes = if self.is_metered {
+            let outcomes = usage::accept::insert(&self.connections, now, &jobs).await;
+            metrics::histogram!("offstage_accept_metered_seconds").record(began.elapsed().as_secs_f64());
+            outcomes
+        } else {
+            let outcomes = insert::insert(&self.connections, now, &jobs).await;
+            metrics::histogram!("offstage_accept_insert_seconds").record(began.elapsed().as_secs_f64());
+            outcomes
+        };
 
         let mut told = Told { handovers: Vec::new(), wake: Vec::new(), accepted: Vec::new() };
         for ((job, outcome), answer) in jobs.iter().zip(outcomes).zip(answers) {

@@ -106,6 +106,10 @@ needs! {
     AnalyticsRead;
     /// Needs `analytics:write`.
     AnalyticsWrite;
+    /// Needs `usage:read`.
+    UsageRead;
+    /// Needs `usage:write`.
+    UsageWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

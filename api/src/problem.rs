@@ -12,7 +12,7 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use shared::{kinds::Violation, ledger::LedgerError, tenant::TenantError};
+use shared::{kinds::Violation, ledger::LedgerError, tenant::TenantError, usage::Refused};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
@@ -191,6 +191,8 @@ codes! {
     InquiryLimitExceeded = "inquiry_limit_exceeded", TOO_MANY_REQUESTS, "There have been enough inquiries";
     /// There have been enough wishes for the statistic.
     RefreshLimitExceeded = "refresh_limit_exceeded", TOO_MANY_REQUESTS, "It was refreshed often enough";
+    /// As much of something is used as may be.
+    UsageLimitExceeded = "usage_limit_exceeded", TOO_MANY_REQUESTS, "A usage limit is reached";
     /// A mistake of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
     /// More is asked at once than can be served.
@@ -214,7 +216,32 @@ struct Parts {
     errors: Vec<Violation>,
     headers: HeaderMap,
     gone_at: Option<DateTime<Utc>>,
+    over: Option<OverLimit>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+/// Which limit is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverLimit {
+    metric: String,
+    scope: &'static str,
+    period: &'static str,
+    usage: u64,
+    limit: u64,
+    resets_at: Option<DateTime<Utc>>,
+}
+
+impl From<&Refused> for OverLimit {
+    fn from(refused: &Refused) -> Self {
+        Self {
+            metric: refused.metric.clone(),
+            scope: if refused.of_product { "product" } else { "user" },
+            period: refused.period.word(),
+            usage: refused.used,
+            limit: refused.limit,
+            resets_at: refused.resets_at,
+        }
+    }
 }
 
 impl Problem {
@@ -222,7 +249,7 @@ impl Problem {
     #[must_use]
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        Self(Box::new(Parts { code, detail, errors: Vec::new(), headers: HeaderMap::new(), gone_at: None, cause: None }))
+        Self(Box::new(Parts { code, detail, errors: Vec::new(), headers: HeaderMap::new(), gone_at: None, over: None, cause: None }))
     }
 
     /// Input that says something that can't be; each violation with its place.
@@ -283,6 +310,13 @@ impl Problem {
         self
     }
 
+    /// Which limit is reached.
+    #[must_use]
+    pub fn over_limit(mut self, over: OverLimit) -> Self {
+        self.0.over = Some(over);
+        self
+    }
+
     /// What went wrong.
     #[must_use]
     pub const fn code(&self) -> Code {
@@ -304,7 +338,8 @@ impl Problem {
     /// The answer, for a request.
     #[must_use]
     pub fn answer(&self, request_id: Option<&str>) -> Response {
-        let Parts { code, detail, errors, headers, gone_at, .. } = &*self.0;
+        let Parts { code, detail, errors, headers, gone_at, over, .. } = &*self.0;
+        let over = over.as_ref();
         let body = ProblemBody {
             kind: format!("urn:offstage:problem:{}", code.word()),
             title: code.title(),
@@ -313,6 +348,12 @@ impl Problem {
             detail,
             errors,
             gone_at: *gone_at,
+            metric: over.map(|over| over.metric.as_str()),
+            scope: over.map(|over| over.scope),
+            period: over.map(|over| over.period),
+            usage: over.map(|over| over.usage),
+            limit: over.map(|over| over.limit),
+            resets_at: over.and_then(|over| over.resets_at),
             request_id,
         };
         // Strings and numbers: there is nothing in it that JSON can't hold.
@@ -402,6 +443,30 @@ pub struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     gone_at: Option<DateTime<Utc>>,
+    /// Which metric may not be used further; this and what follows with 429 `usage_limit_exceeded`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, example = "ai_enhancements")]
+    metric: Option<&'a str>,
+    /// Whose limit it is: the `user`'s, or the `product`'s for all of them together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, example = "user")]
+    scope: Option<&'static str>,
+    /// Over which period: `hour`, `day`, `month`, `total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, example = "month")]
+    period: Option<&'static str>,
+    /// What is used, jobs that have not ended included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, example = 10)]
+    usage: Option<u64>,
+    /// The most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, example = 10)]
+    limit: Option<u64>,
+    /// When the next period begins; absent where it never does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    resets_at: Option<DateTime<Utc>>,
     /// The request's id, as in the header `X-Request-Id`: tell it to the operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,

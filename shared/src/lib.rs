@@ -25,3 +25,4 @@ pub mod storage;
 pub mod telemetry;
 pub mod tenant;
 pub mod tokens;
+pub mod usage;

@@ -190,6 +190,7 @@ impl Walk {
             state,
             idempotency: None,
             options: shared::job::Options { limit, ..Default::default() },
+            meter: None,
         };
         let inserted =
             insert(&Kept::of(self.engine.clone(), 1), now, &[job]).await.remove(0).map_err(|error| Arc::try_unwrap(error).unwrap())?;
@@ -250,7 +251,7 @@ impl Walk {
         } else {
             // Before it is visible to whoever watches.
             self.redriven.fetch_add(1, Ordering::SeqCst);
-            change::retry(&mut transaction, self.tenant, job, self.now()).await?.0
+            change::retry(&mut transaction, self.tenant, job, None, self.now()).await?.change
         };
         if change == Change::Moved {
             transaction.rollback().await?;

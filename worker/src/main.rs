@@ -107,7 +107,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
         followers: Followers::new(&redis),
-        sources: config.sources,
+        sources: config.sources.with_own(database.url.clone()),
         probe: config.probe,
     };
     let services = Arc::new(services);

@@ -10,6 +10,7 @@ mod migrate;
 mod serve;
 mod switch;
 mod tenant;
+mod usage;
 
 use std::{fmt::Display, path::PathBuf};
 
@@ -65,6 +66,9 @@ enum Command {
     Throttle(hold::ThrottleArguments),
     /// Show what is paused and throttled.
     Holds(hold::HoldsArguments),
+    /// Metering: whether its books balance.
+    #[command(subcommand)]
+    Usage(usage::UsageCommand),
 }
 
 /// A command could not be done.
@@ -90,6 +94,8 @@ enum CommandError {
     NoKey(Uuid),
     #[error("tenant `{1}` has no job {0}")]
     NoJob(JobId, String),
+    #[error("the books of metering do not balance; report this with what is printed")]
+    OutOfBalance,
     #[error("{0}")]
     Argument(String),
     #[error(transparent)]
@@ -125,7 +131,7 @@ impl CommandError {
             | Self::Scope(_)
             | Self::App(_)
             | Self::Declare(DeclareError::NameTaken { .. } | DeclareError::Refused { .. }) => Exit::Settings,
-            Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Declare(DeclareError::Ledger(_)) | Self::Migrate(_) => {
+            Self::OutOfBalance | Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Declare(DeclareError::Ledger(_)) | Self::Migrate(_) => {
                 Exit::Fault
             }
         }
@@ -164,6 +170,7 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Pause(arguments) => hold::pause(arguments, &Owner::open(&variables)?).await?,
         Command::Resume(arguments) => hold::resume(arguments, &Owner::open(&variables)?).await?,
         Command::Throttle(arguments) => hold::throttle(arguments, &Owner::open(&variables)?).await?,
+        Command::Usage(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Holds(arguments) => hold::list(&arguments, &Owner::open(&variables)?).await?,
     }
     Ok(Exit::Finished)

@@ -30,6 +30,7 @@ mod summaries;
 mod suppressions;
 mod tokens;
 mod unsubscribe;
+mod usage;
 mod users;
 
 use std::time::Duration;
@@ -88,7 +89,8 @@ pub fn router(app: App) -> Router {
         .merge(unsubscribe::routes())
         .merge(hooks::routes())
         .merge(pushes::routes())
-        .merge(deliveries::routes());
+        .merge(deliveries::routes())
+        .merge(usage::routes());
     dress(routes, app, edge::DEADLINE)
 }
 

@@ -71,7 +71,8 @@ pub fn document() -> String {
         .merge_from(super::unsubscribe::Contract::openapi())
         .merge_from(super::hooks::Contract::openapi())
         .merge_from(super::pushes::Contract::openapi())
-        .merge_from(super::deliveries::Contract::openapi());
+        .merge_from(super::deliveries::Contract::openapi())
+        .merge_from(super::usage::Contract::openapi());
     // The contract's version is the API's (`/v1`), not the program's: it changes when the contract does.
     "1".clone_into(&mut document.info.version);
     // Strings and maps with string keys: there is nothing in it that JSON can't hold.

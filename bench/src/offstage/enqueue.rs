@@ -117,6 +117,7 @@ impl Offstage {
                         state: if number < STRAIGHT { Arrival::Queued } else { Arrival::Waiting(Reason::Window) },
                         idempotency: None,
                         options: shared::job::Options::default(),
+                        meter: None,
                     }
                 })
                 .collect();

@@ -169,6 +169,7 @@ fn queue_names() -> String {
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     urls: BTreeMap<String, SecretString>,
+    own: Option<SecretString>,
 }
 
 impl Sources {
@@ -182,7 +183,19 @@ impl Sources {
                     .problem(name, "is not a Postgres URL; write postgres://reader:password@host:5432/product, of a role that can't write");
             }
         }
-        Self { urls }
+        Self { urls, own: None }
+    }
+
+    /// With Offstage's own database, for datasets that every product has.
+    #[must_use]
+    pub fn with_own(self, url: SecretString) -> Self {
+        Self { own: Some(url), ..self }
+    }
+
+    /// The URL of Offstage's own database.
+    #[must_use]
+    pub const fn own(&self) -> Option<&SecretString> {
+        self.own.as_ref()
     }
 
     /// The URL that a variable holds.
@@ -194,7 +207,7 @@ impl Sources {
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Sources {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
-        Self { urls: pairs.into_iter().map(|(name, url)| (name.into(), SecretString::from(url.into()))).collect() }
+        Self { urls: pairs.into_iter().map(|(name, url)| (name.into(), SecretString::from(url.into()))).collect(), own: None }
     }
 }
 

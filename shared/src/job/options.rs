@@ -33,6 +33,9 @@ pub struct Options {
     /// What follows it when it succeeds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub then: Vec<Next>,
+    /// Whether what it uses is metered: its end is told to [`crate::usage`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub metered: bool,
 }
 
 /// Where a scheduled job comes from.

@@ -92,11 +92,17 @@ pub enum Scope {
     /// Have metrics counted anew.
     #[serde(rename = "analytics:write")]
     AnalyticsWrite,
+    /// Read what was used, and what may yet be.
+    #[serde(rename = "usage:read")]
+    UsageRead,
+    /// Tell of AI calls that were made elsewhere.
+    #[serde(rename = "usage:write")]
+    UsageWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -125,11 +131,13 @@ impl Scope {
         Self::EventsWrite,
         Self::AnalyticsRead,
         Self::AnalyticsWrite,
+        Self::UsageRead,
+        Self::UsageWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
     /// open to tokens.
-    pub const OF_TOKENS: [Self; 8] = [
+    pub const OF_TOKENS: [Self; 9] = [
         Self::JobsRead,
         Self::ExportsRead,
         Self::NotificationsRead,
@@ -138,6 +146,7 @@ impl Scope {
         Self::PushesWrite,
         Self::FeedsRead,
         Self::AnalyticsRead,
+        Self::UsageRead,
     ];
 
     /// Its word in commands, rows and answers.
@@ -172,6 +181,8 @@ impl Scope {
             Self::EventsWrite => "events:write",
             Self::AnalyticsRead => "analytics:read",
             Self::AnalyticsWrite => "analytics:write",
+            Self::UsageRead => "usage:read",
+            Self::UsageWrite => "usage:write",
         }
     }
 }

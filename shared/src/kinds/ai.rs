@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -9,8 +10,10 @@ use super::{Kind, Violation};
 use crate::{
     job::{Backoff, Policy, SnoozeBounds},
     keys::Scope,
+    notification::template::Renderer,
     queue::Queue,
     tenant::Manifest,
+    usage::{AI_COST, Charge},
 };
 
 /// The payload of `ai.run`.
@@ -63,6 +66,22 @@ impl Kind for AiRun {
                 vec![Violation::new("/task", detail)]
             }
         }
+    }
+
+    /// Each is followed by what it cost.
+    fn is_metered(&self) -> bool {
+        true
+    }
+
+    /// What the task is counted as, for a success; and the most that its first answer can cost. Each further one reserves before it is asked for.
+    fn charges(&self, tenant: &Manifest, _: Option<&str>, now: DateTime<Utc>) -> Vec<Charge> {
+        let Some(task) = tenant.ai.tasks.get(&self.task) else { return Vec::new() };
+        let counted = task.metric.as_ref().map(|metric| Charge::of(metric.clone(), 1));
+        let rendered = task.render(&Renderer::default(), &self.input);
+        // What can't be rendered was refused, or fails of that.
+        let bytes = rendered.map_or(0, |(system, prompt)| system.map_or(0, |system| system.len()) + prompt.len());
+        let cost = tenant.ai.most_of_call(task, bytes, now).map(|most| Charge::incurred(AI_COST, most));
+        counted.into_iter().chain(cost).collect()
     }
 
     fn sample() -> Self {

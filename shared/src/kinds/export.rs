@@ -105,7 +105,7 @@ impl ExportCreate {
             }
             None => return Err(self.violations()),
         };
-        let Some((name, dataset)) = manifest.datasets.get_key_value(name).filter(|(_, dataset)| open(dataset)) else {
+        let Some((name, dataset)) = manifest.dataset(name).filter(|(_, dataset)| open(dataset)) else {
             // A user is not told of datasets that are not for users.
             let known: Vec<_> = manifest.datasets.iter().filter(|(_, dataset)| open(dataset)).map(|(name, _)| name.as_str()).collect();
             let whose = if owner.is_some() { "for users, this product has" } else { "this product has" };

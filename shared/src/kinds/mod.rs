@@ -24,6 +24,7 @@ mod violation;
 
 use std::{collections::HashMap, time::Duration};
 
+use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -34,7 +35,7 @@ pub use email::{EmailSend, Mailbox};
 pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
 pub use metric::MetricRebuild;
 pub use notification::{LONGEST_NOTIFICATION, NotificationDigest, NotificationFanOut, NotificationTell, Recipients, Told};
-pub use probe::{ProbeOutcome, ProbeRun};
+pub use probe::{ProbeMeter, ProbeOutcome, ProbeRun};
 pub use push::{LONGEST_MESSAGE, PushSend, PushUrgency, a_day, is_link};
 pub use stats::StatsRefresh;
 pub use summary::SummaryRefresh;
@@ -42,7 +43,7 @@ pub use suspension::SuspensionEnd;
 pub use user::UserErase;
 pub use violation::{Violation, pointer_of_ignored, pointer_token};
 
-use crate::{job::Policy, keys::Scope, queue::Queue, tenant::Manifest};
+use crate::{job::Policy, keys::Scope, queue::Queue, tenant::Manifest, usage::Charge};
 
 /// The largest payload, in bytes of JSON (design §3).
 pub const PAYLOAD_LIMIT: usize = 256 * 1024;
@@ -96,6 +97,16 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether what this very job uses is metered.
+    fn is_metered(&self) -> bool {
+        false
+    }
+
+    /// What this very job may use at most, by metric, at the prices of a time; nothing that is metered of most kinds.
+    fn charges(&self, _tenant: &Manifest, _owner: Option<&str>, _now: DateTime<Utc>) -> Vec<Charge> {
+        Vec::new()
+    }
+
     /// A payload that uses every field, for the tests that hold all kinds to the contract.
     fn sample() -> Self;
 }
@@ -105,10 +116,15 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
 pub struct Checked {
     /// The queue the job goes to.
     pub queue: Queue,
+    /// Whether what it uses is metered.
+    pub is_metered: bool,
 }
 
 /// Checks a payload for a tenant and owner.
 type Check = fn(&Value, &Manifest, Option<&str>) -> Result<Checked, Vec<Violation>>;
+
+/// What a stored payload may use; nothing where it can't be read, and then its run fails of that.
+type Charges = fn(&str, &Manifest, Option<&str>, DateTime<Utc>) -> Vec<Charge>;
 
 /// What is known of a kind without its type.
 #[derive(Debug, Clone, Copy)]
@@ -133,6 +149,10 @@ pub struct Entry {
     pub estimate: Duration,
     /// Checks a payload as its creator sent it.
     pub check: Check,
+    /// Whether a job with this payload is metered.
+    pub is_metered: fn(&Value) -> bool,
+    /// What a job with this stored payload may use.
+    pub charges: Charges,
     /// A payload that uses every field.
     pub sample: fn() -> Value,
 }
@@ -150,6 +170,10 @@ impl Entry {
             idempotency: K::IDEMPOTENCY,
             estimate: K::ESTIMATE,
             check: check::<K>,
+            is_metered: |payload| K::deserialize(payload).is_ok_and(|payload| payload.is_metered()),
+            charges: |payload, tenant, owner, now| {
+                serde_json::from_str::<K>(payload).map(|payload| payload.charges(tenant, owner, now)).unwrap_or_default()
+            },
             sample: || serde_json::to_value(K::sample()).unwrap_or_default(),
         }
     }
@@ -238,7 +262,10 @@ fn check<K: Kind>(payload: &Value, tenant: &Manifest, owner: Option<&str>) -> Re
             if violations.is_empty() {
                 violations.extend(typed.violations_for(tenant, owner));
             }
-            if violations.is_empty() { Ok(Checked { queue: typed.queue() }) } else { Err(violations) }
+            if !violations.is_empty() {
+                return Err(violations);
+            }
+            Ok(Checked { queue: typed.queue(), is_metered: typed.is_metered() })
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Kind, Violation};
-use crate::{job::Policy, queue::Queue};
+use crate::{job::Policy, queue::Queue, tenant::Manifest, usage::Charge};
 
 /// The payload of `probe.run`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
@@ -27,9 +28,24 @@ pub struct ProbeRun {
     /// attempt, again after a crash only where nobody knows whether it arrived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback_url: Option<String>,
+    /// What it is charged for, as a kind that is metered would be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter: Option<ProbeMeter>,
     /// Ballast.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad: Option<String>,
+}
+
+/// What a probe is charged for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct ProbeMeter {
+    /// The metric.
+    pub metric: String,
+    /// How much of it is reserved.
+    pub amount: u64,
+    /// How much of it is used, whatever comes of the run; when absent it is charged as reserved, where the run succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
 }
 
 /// How a probe ends.
@@ -54,6 +70,9 @@ pub enum ProbeOutcome {
     /// It takes memory until there is none, or 4 GiB where nothing limits its process.
     Allocate,
 }
+
+/// The most that a probe may be charged.
+const MOST_METERED: u64 = 1_000_000;
 
 /// The longest a probe may sleep.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3_600);
@@ -95,7 +114,19 @@ impl Kind for ProbeRun {
         {
             violations.push(Violation::new("/callback_url", "must be an http:// or https:// address"));
         }
+        if self.meter.as_ref().is_some_and(|meter| meter.metric.is_empty() || meter.metric.len() > 63 || meter.amount > MOST_METERED) {
+            violations.push(Violation::new("/meter", "must name a metric of at most 63 bytes, and at most a million of it"));
+        }
         violations
+    }
+
+    fn is_metered(&self) -> bool {
+        self.meter.is_some()
+    }
+
+    fn charges(&self, _: &Manifest, _: Option<&str>, _: DateTime<Utc>) -> Vec<Charge> {
+        let charge = |meter: &ProbeMeter| Charge { metric: meter.metric.clone(), amount: meter.amount, incurred: meter.used.is_some() };
+        self.meter.as_ref().map(charge).into_iter().collect()
     }
 
     fn sample() -> Self {
@@ -105,6 +136,7 @@ impl Kind for ProbeRun {
             outcome: ProbeOutcome::Retry,
             timeout_ms: Some(60_000),
             callback_url: Some("http://127.0.0.1:9/".into()),
+            meter: Some(ProbeMeter { metric: "probes".into(), amount: 3, used: Some(2) }),
             pad: Some("x".into()),
         }
     }

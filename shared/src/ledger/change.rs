@@ -7,7 +7,13 @@ use uuid::Uuid;
 use super::{LedgerError, unique};
 use crate::{
     job::{JobId, State},
+    kinds::Registry,
     queue::Queue,
+    tenant::Manifest,
+    usage::{
+        Refused,
+        reserve::{self, Ensured},
+    },
 };
 
 /// What became of a wish.
@@ -23,6 +29,8 @@ pub enum Change {
     Held(JobId),
     /// Its `start_by` has passed, so it could only expire again.
     TooLate(DateTime<Utc>),
+    /// It would use more than may be used.
+    OverLimit,
     /// This tenant has no such job.
     Missing,
     /// It moved on while it was looked at. Nothing was done; roll back, which lets go of it, and ask again.
@@ -113,8 +121,34 @@ macro_rules! redriven {
 }
 pub(super) use redriven;
 
+/// What came of a wish to run a job again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retried {
+    /// What became of it.
+    pub change: Change,
+    /// The queue whose dispatcher should look.
+    pub queue: Option<Queue>,
+    /// Which limit leaves no room, with [`Change::OverLimit`].
+    pub over: Option<Refused>,
+}
+
+impl From<Change> for Retried {
+    fn from(change: Change) -> Self {
+        Self { change, queue: None, over: None }
+    }
+}
+
+/// By what it is known how much a job may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Meters<'a> {
+    /// The kinds.
+    pub kinds: &'a Registry,
+    /// What the product declares.
+    pub manifest: &'a Manifest,
+}
+
 /// Runs a failed, cancelled or expired job again with its kind's full number of attempts: it waits as due now, and the caller
-/// wakes its queue's dispatcher.
+/// wakes its queue's dispatcher. One that is metered reserves anew what it may use; without `meters` it does so when it starts.
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -122,10 +156,11 @@ pub async fn retry(
     connection: &mut PgConnection,
     tenant: i32,
     job: JobId,
+    meters: Option<Meters<'_>>,
     now: DateTime<Utc>,
-) -> Result<(Change, Option<Queue>), LedgerError> {
+) -> Result<Retried, LedgerError> {
     let Some(row) = sqlx::query(
-        "SELECT s.state, j.start_by, j.queue FROM job_state s JOIN job j ON j.id = s.job_id
+        "SELECT s.state, j.start_by, j.queue, coalesce((j.options ->> 'metered')::boolean, false) AS metered FROM job_state s JOIN job j ON j.id = s.job_id
          WHERE s.job_id = $1 AND s.tenant_id = $2 FOR UPDATE OF s",
     )
     .bind(job.0)
@@ -133,20 +168,26 @@ pub async fn retry(
     .fetch_optional(&mut *connection)
     .await?
     else {
-        return Ok((Change::Missing, None));
+        return Ok(Change::Missing.into());
     };
     let code: i16 = row.try_get("state")?;
     let state = State::from_code(code).ok_or(LedgerError::Unknown { what: "state", value: code.to_string() })?;
     let start_by: Option<DateTime<Utc>> = row.try_get("start_by")?;
     let queue: String = row.try_get("queue")?;
     if !matches!(state, State::Failed | State::Cancelled | State::Expired) {
-        return Ok((Change::NotFrom(state), None));
+        return Ok(Change::NotFrom(state).into());
     }
     if let Some(start_by) = start_by.filter(|start_by| *start_by < now) {
-        return Ok((Change::TooLate(start_by), None));
+        return Ok(Change::TooLate(start_by).into());
+    }
+    // Behind the state's row and before unique keys, as everybody takes counters.
+    if let Some(meters) = meters.filter(|_| row.try_get("metered").unwrap_or(false))
+        && let Some(over) = reserve_again(connection, tenant, job, meters, now).await?
+    {
+        return Ok(Retried { over: Some(over), ..Change::OverLimit.into() });
     }
     if let Some(holder) = unique::hold(connection, job, now).await? {
-        return Ok((Change::Held(holder), None));
+        return Ok(Change::Held(holder).into());
     }
     sqlx::query(concat!(
         "WITH again AS (
@@ -163,5 +204,29 @@ pub async fn retry(
     .execute(&mut *connection)
     .await?;
     super::limit(connection, vec![job.0], now).await?;
-    Ok((Change::Done, Queue::from_name(&queue)))
+    Ok(Retried { queue: Queue::from_name(&queue), ..Change::Done.into() })
+}
+
+/// Reserves what a job that has ended may use when it runs again; the limit that leaves no room, where one does.
+async fn reserve_again(
+    connection: &mut PgConnection,
+    tenant: i32,
+    job: JobId,
+    meters: Meters<'_>,
+    now: DateTime<Utc>,
+) -> Result<Option<Refused>, LedgerError> {
+    // What an older program left behind must not be counted twice.
+    sqlx::query("SELECT settle_usage(ARRAY[$1::uuid], $2)").bind(job.0).bind(now).execute(&mut *connection).await?;
+    let row = sqlx::query("SELECT kind, owner, payload::text AS payload FROM job WHERE id = $1 AND tenant_id = $2")
+        .bind(job.0)
+        .bind(tenant)
+        .fetch_one(&mut *connection)
+        .await?;
+    let (kind, owner, payload): (String, Option<String>, String) = (row.try_get("kind")?, row.try_get("owner")?, row.try_get("payload")?);
+    let Some(kind) = meters.kinds.find(&kind) else { return Ok(None) };
+    let charges = (kind.charges)(&payload, meters.manifest, owner.as_deref(), now);
+    match reserve::again(connection, meters.manifest, (job, tenant, owner.as_deref()), &charges, now).await? {
+        Ensured::Yes => Ok(None),
+        Ensured::No(refused) => Ok(Some(refused)),
+    }
 }

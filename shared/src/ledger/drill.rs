@@ -47,6 +47,7 @@ pub async fn put(pool: &PgPool, jobs: &[JobId], payload: &str, now: DateTime<Utc
                 state: Arrival::Waiting(Reason::Window),
                 idempotency: None,
                 options: Options::default(),
+                meter: None,
             })
             .collect();
         for inserted in insert(&connections, now, &batch).await {

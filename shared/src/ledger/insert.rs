@@ -14,6 +14,7 @@ use crate::{
     kinds::Kind,
     queue::{Queue, keys::Lane, push::Handover},
     random,
+    usage::{Refused, accept::Meter},
 };
 
 /// The largest batch of one statement.
@@ -57,6 +58,8 @@ pub struct NewJob {
     pub idempotency: Option<IdempotencyKey>,
     /// What it carries beside its payload.
     pub options: Options,
+    /// What it may use, where that is metered: then it is accepted by [`crate::usage::accept`].
+    pub meter: Option<Box<Meter>>,
 }
 
 /// How a job enters the ledger.
@@ -106,6 +109,8 @@ pub enum Inserted {
     Duplicate(JobId, DuplicateBy),
     /// Something else was asked for before under this key.
     Conflict(JobId),
+    /// It would use more than may be used. Nothing of it is stored.
+    Refused(Box<Refused>),
 }
 
 /// By what a job was found to be there already.
@@ -140,6 +145,7 @@ impl NewJob {
             state: Arrival::Waiting(Reason::Window),
             idempotency: None,
             options: Options::default(),
+            meter: None,
         }
     }
 
@@ -202,9 +208,9 @@ struct Offer {
 }
 
 impl Offer {
-    fn of(jobs: &[NewJob]) -> Self {
+    fn of<'a>(jobs: impl Iterator<Item = &'a NewJob>) -> Self {
         let mut first_of_key: HashMap<(i32, &str, &str), usize> = HashMap::new();
-        let stands_for = jobs.iter().enumerate().map(|(index, job)| match job.key() {
+        let stands_for = jobs.enumerate().map(|(index, job)| match job.key() {
             Some(key) => *first_of_key.entry(key).or_insert(index),
             None => index,
         });
@@ -220,7 +226,7 @@ impl Offer {
 /// Stores a batch and answers for each member in order. When the batch is refused for its data, it is split until the bad
 /// member fails alone.
 pub async fn insert(connections: &Kept, now: DateTime<Utc>, jobs: &[NewJob]) -> Vec<Result<Inserted, Arc<LedgerError>>> {
-    let offer = Offer::of(jobs);
+    let offer = Offer::of(jobs.iter());
     let offered = offer.offered();
 
     let mut holders: HashMap<usize, Result<Holder, Arc<LedgerError>>> = HashMap::with_capacity(offered.len());
@@ -278,9 +284,18 @@ async fn insert_patiently(connections: &Kept, now: DateTime<Utc>, members: &[&Ne
 /// # Errors
 /// [`LedgerError`]: the transaction is of no use any more.
 pub async fn insert_within(connection: &mut PgConnection, now: DateTime<Utc>, jobs: &[NewJob]) -> Result<Vec<Inserted>, LedgerError> {
-    let offer = Offer::of(jobs);
+    insert_these(connection, now, &jobs.iter().collect::<Vec<_>>()).await
+}
+
+/// As [`insert_within`], of jobs that stand apart.
+pub(crate) async fn insert_these(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    jobs: &[&NewJob],
+) -> Result<Vec<Inserted>, LedgerError> {
+    let offer = Offer::of(jobs.iter().copied());
     let offered = offer.offered();
-    let members: Vec<&NewJob> = offered.iter().filter_map(|index| jobs.get(*index)).collect();
+    let members: Vec<&NewJob> = offered.iter().filter_map(|index| jobs.get(*index).copied()).collect();
     let holders = insert_once(connection, now, &members).await?;
     let holders: HashMap<usize, Holder> = offered.into_iter().zip(holders).collect();
     let answers = jobs.iter().enumerate().zip(offer.stands_for);

@@ -84,10 +84,12 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 const TRUSTED: Duration = Duration::from_secs(1);
 
 /// Tells of jobs that are neither queued nor running any more, behind the statement that made them so and in its transaction: their
-/// limiting keys have room again, and who follows their end hears of it. Harmless for jobs without options.
+/// limiting keys have room again, who follows their end hears of it, and what they reserved and did not use is given back. Harmless for
+/// jobs without options.
 async fn leave(connection: &mut PgConnection, jobs: Vec<Uuid>, now: DateTime<Utc>) -> Result<(), LedgerError> {
     if !jobs.is_empty() {
-        sqlx::query("SELECT leave_jobs($1, $2)").bind(jobs).bind(now).execute(connection).await?;
+        // Counters before limiting keys, as those who accept jobs take them.
+        sqlx::query("SELECT settle_usage($1, $2), leave_jobs($1, $2)").bind(jobs).bind(now).execute(connection).await?;
     }
     Ok(())
 }

@@ -109,7 +109,14 @@ impl Maker<'_> {
             start_by: None,
             state: Arrival::Waiting(reason),
             idempotency: None,
-            options: Options { parent: Some(parent), then: next.then.clone(), ..Options::default() },
+            options: Options {
+                parent: Some(parent),
+                then: next.then.clone(),
+                // It reserves when it starts: nobody is here who could be told that there is no room.
+                metered: (kind.is_metered)(&next.payload),
+                ..Options::default()
+            },
+            meter: None,
         })
     }
 }

@@ -8,7 +8,7 @@ mod locale;
 mod preferences;
 mod quiet;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -17,7 +17,7 @@ pub use locale::canonical as canonical_locale;
 pub use preferences::{Preferences, Wishes};
 pub use quiet::{Minute, QuietHours};
 
-use crate::{kinds::Violation, mail, schedule::Zone};
+use crate::{kinds::Violation, mail, schedule::Zone, tenant::Plan};
 
 /// The longest address, in bytes: what fits between the brackets of SMTP's longest path (RFC 5321, section 4.5.3.1.3; RFC 3696's
 /// erratum 1690 spells it out).
@@ -28,6 +28,9 @@ const LONGEST_NAME: usize = 255;
 
 /// The most roles of one user.
 const MOST_ROLES: usize = 20;
+
+/// The most plans that are added to a user's own.
+const MOST_ADD_ONS: usize = 10;
 
 /// The longest role, in characters; as names in a manifest.
 const LONGEST_ROLE: usize = 63;
@@ -59,6 +62,14 @@ pub struct Profile {
     #[serde(default)]
     #[schema(required = false)]
     pub channels: Channels,
+    /// The plan that they are on: one of the product's manifest. Its `[usage] default_plan` when absent.
+    #[serde(default)]
+    #[schema(max_length = 63, example = "pro")]
+    pub plan: Option<String>,
+    /// Plans that were added to it, at most 10: what they say of a metric takes the place of what the plan says.
+    #[serde(default)]
+    #[schema(required = false, max_items = 10, example = json!([]))]
+    pub add_ons: Vec<String>,
 }
 
 /// Which channels a user has on at all. The inbox in the product is always there.
@@ -85,11 +96,12 @@ impl Default for Channels {
 }
 
 impl Profile {
-    /// What is wrong with it, by field. What is right is brought into its one spelling: zones and locales are found by any case.
+    /// What is wrong with it, by field, for a product with these plans. What is right is brought into its one spelling: zones and locales are
+    /// found by any case.
     ///
     /// # Errors
     /// The violations.
-    pub fn checked(mut self) -> Result<Self, Vec<Violation>> {
+    pub fn checked(mut self, plans: &BTreeMap<String, Plan>) -> Result<Self, Vec<Violation>> {
         let mut wrong = Vec::new();
         let mut add = |pointer: &str, detail: String| wrong.push(Violation::new(pointer, detail));
         if let Some(email) = &self.email
@@ -124,6 +136,17 @@ impl Profile {
                 format!("`{shown}` is not a role: a lower-case letter, then lower-case letters, digits or `_`, at most {LONGEST_ROLE}"),
             );
         }
+        if self.add_ons.len() > MOST_ADD_ONS {
+            add("/add_ons", format!("has {} plans; {MOST_ADD_ONS} are the most", self.add_ons.len()));
+        }
+        let named = self.plan.iter().map(|plan| ("/plan".to_owned(), plan));
+        let added = self.add_ons.iter().take(MOST_ADD_ONS).enumerate().map(|(place, plan)| (format!("/add_ons/{place}"), plan));
+        for (pointer, plan) in named.chain(added).filter(|(_, plan)| !plans.contains_key(*plan)) {
+            let shown: String = plan.chars().take(LONGEST_ROLE).collect();
+            let known: Vec<_> = plans.keys().map(String::as_str).collect();
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            add(&pointer, format!("`{shown}` is not a plan of this product's manifest; there are: {known}"));
+        }
         if wrong.is_empty() { Ok(self) } else { Err(wrong) }
     }
 }
@@ -143,7 +166,7 @@ mod tests {
 
     fn check(profile: Value) -> Result<Profile, Vec<String>> {
         let profile: Profile = serde_json::from_value(profile).unwrap();
-        profile.checked().map_err(|wrong| wrong.into_iter().map(|violation| violation.pointer).collect())
+        profile.checked(&BTreeMap::from([("pro".to_owned(), Plan::default())])).map_err(|wrong| wrong.into_iter().map(|violation| violation.pointer).collect())
     }
 
     #[test]
@@ -181,6 +204,9 @@ mod tests {
         }
         let many: Vec<_> = (0..21).map(|number| format!("r{number}")).collect();
         assert_eq!(check(json!({ "roles": many })), Err(vec!["/roles".to_owned()]));
+        assert_eq!(check(json!({"plan": "none", "add_ons": ["pro", "x"]})), Err(vec!["/plan".to_owned(), "/add_ons/1".to_owned()]));
+        assert!(check(json!({"plan": "pro", "add_ons": ["pro"]})).is_ok());
+        assert_eq!(check(json!({ "add_ons": vec!["pro"; 11] })), Err(vec!["/add_ons".to_owned()]));
         assert_eq!(check(json!({"email": "x", "locale": "x"})), Err(vec!["/email".to_owned(), "/locale".to_owned()]));
     }
 }

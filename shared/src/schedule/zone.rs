@@ -27,6 +27,12 @@ impl Zone {
         Some(Self { name, rules })
     }
 
+    /// The zone without offsets.
+    #[must_use]
+    pub fn utc() -> Self {
+        Self { name: "UTC".to_owned(), rules: TimeZone::UTC }
+    }
+
     /// The IANA name.
     #[must_use]
     pub fn name(&self) -> &str {

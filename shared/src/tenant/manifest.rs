@@ -9,7 +9,11 @@ mod lines;
 mod refreshes;
 mod schedule;
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
@@ -19,14 +23,15 @@ use super::{
     admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
     ai::{Ai, AiDeclaration},
     completion::Completion,
-    dataset::{Dataset, Source},
+    dataset::{Dataset, Source, built_in},
     mail::MailDeclaration,
     metric::{self, EventsDeclaration, Metric, MetricDeclaration, View},
     notification::{self, NotificationType},
-    plan::Plan,
+    plan::{Period, Plan},
     retention::{Retention, RetentionDeclaration},
     statistic::StatisticSource,
     summary::Summary,
+    usage::{Usage, UsageDeclaration},
     web::Web,
 };
 use crate::{kinds::Registry, notification::template::Renderer, schedule::Definition};
@@ -54,6 +59,8 @@ pub struct Manifest {
     pub datasets: BTreeMap<String, Dataset>,
     /// What the product's users may use, by plan.
     pub plans: BTreeMap<String, Plan>,
+    /// How what they use is metered.
+    pub usage: Usage,
     /// What it plans by the clock; of a manifest that was read from a file only, as it takes effect when that is applied.
     pub schedules: BTreeMap<String, Definition>,
     /// Where ends of jobs may be told.
@@ -151,6 +158,12 @@ impl Manifest {
         bytes
     }
 
+    /// A dataset: of its own, or one that every product has.
+    #[must_use]
+    pub fn dataset(&self, name: &str) -> Option<(&str, &Dataset)> {
+        self.datasets.get_key_value(name).map(|(name, dataset)| (name.as_str(), dataset)).or_else(|| built_in(name))
+    }
+
     /// How long finished jobs of a kind are kept, where `installation` holds for what the manifest leaves out.
     #[must_use]
     pub fn retention(&self, kind: &str, installation: Retention) -> Retention {
@@ -187,6 +200,27 @@ impl Manifest {
     #[must_use]
     pub fn idempotency(&self, kind: &str) -> Option<Duration> {
         self.declaration.kinds.get(kind)?.idempotency_hours.map(|hours| Duration::from_secs(hours * 3_600))
+    }
+
+    /// The plan that holds for a user: the one they were put on, or the default where there is none, or none of that name any more.
+    #[must_use]
+    pub fn plan_of<'a>(&'a self, plan: Option<&str>) -> Option<(&'a str, &'a Plan)> {
+        let named = |name: &str| self.plans.get_key_value(name).map(|(name, plan)| (name.as_str(), plan));
+        plan.and_then(named).or_else(|| self.usage.default_plan().and_then(named))
+    }
+
+    /// The periods over which a metric of users is counted: those that some plan limits, and always the month.
+    #[must_use]
+    pub fn periods_of(&self, metric: &str) -> BTreeSet<Period> {
+        let of_plans = self.plans.values().filter_map(|plan| plan.limits.get(metric)).flat_map(|limits| limits.keys().copied());
+        of_plans.chain(self.usage.periods_of_users(metric)).chain([Period::Month]).collect()
+    }
+
+    /// The metrics of which something is said anywhere.
+    #[must_use]
+    pub fn metrics(&self) -> BTreeSet<&str> {
+        let of_plans = self.plans.values().flat_map(|plan| plan.limits.keys().map(String::as_str));
+        of_plans.chain(self.usage.metrics()).collect()
     }
 
     fn check(declaration: Declaration, faults: &mut Vec<Fault>) -> Option<Self> {
@@ -262,11 +296,17 @@ impl Manifest {
         }
         faults.append(&mut found.0);
         let (views, events) = (declaration.views.clone(), declaration.events.unwrap_or_default());
+        for (path, detail) in declaration.usage.iter().flat_map(|usage| usage.faults(&plans)) {
+            let path = [vec!["usage".to_owned()], path].concat();
+            faults.push(Fault { path, offset: 0, detail });
+        }
+        let usage = declaration.usage.as_ref().map(UsageDeclaration::checked).unwrap_or_default();
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
             sources,
             datasets,
             plans,
+            usage,
             completion,
             web,
             mail,
@@ -338,6 +378,8 @@ struct Declaration {
     retention: Option<RetentionDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     plans: BTreeMap<String, Plan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "schedule::section")]
     schedules: BTreeMap<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,15 +17,16 @@ mod retention;
 mod statistic;
 mod store;
 mod summary;
+mod usage;
 mod user;
 mod web;
 
 pub use admission::NotEnabled;
 #[cfg(test)]
 pub(crate) use ai::longest_run as ai_longest_run;
-pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Provider, ProviderKind, Rule, Schema, Task};
+pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Price as AiPrice, Provider, ProviderKind, Rule, Schema, Task};
 pub use completion::{Completion, Destination, KEY_VARIABLE};
-pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
+pub use dataset::{Audience, Dataset, OWN_SOURCE, Origin, Parameter, ParameterType, Source};
 pub use mail::{DkimDeclaration, MailDeclaration, Sender};
 pub use manifest::{Manifest, ManifestError, ManifestProblem};
 pub use metric::{EventsDeclaration, MOST_METRICS, MOST_TOP, Metric, Panel, TOP, View};
@@ -35,5 +36,6 @@ pub use retention::{Keep, Retention};
 pub use statistic::{About, CREDENTIAL_VARIABLE, MOST_STATISTICS, StatisticSource, Vendor};
 pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, lookup, transaction};
 pub use summary::{LONGEST_TIMEOUT, Refreshed, Summary};
+pub use usage::Usage;
 pub use user::check_user;
 pub use web::Web;

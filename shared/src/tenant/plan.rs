@@ -1,4 +1,4 @@
-//! Plans: what a product's users may use, as data. Here they are declared and checked; whoever meters something reads its limit.
+//! Plans: what a product's users may use, as data. Here they are declared and checked; [`crate::usage`] meters it.
 //!
 //! ```toml
 //! [plans.free]
@@ -57,7 +57,7 @@ pub struct Price {
 }
 
 /// What a limit counts over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Period {
     /// An hour.
@@ -88,14 +88,60 @@ pub enum Unlimited {
     Unlimited,
 }
 
+impl Period {
+    /// All, from the shortest on.
+    pub const ALL: [Self; 4] = [Self::Hour, Self::Day, Self::Month, Self::Total];
+
+    /// The word in manifests and answers.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Month => "month",
+            Self::Total => "total",
+        }
+    }
+}
+
+impl Limit {
+    /// The number; `None`: there is none.
+    #[must_use]
+    pub const fn most(self) -> Option<u64> {
+        match self {
+            Self::Most(most) => Some(most),
+            Self::Unlimited(_) => None,
+        }
+    }
+}
+
+/// Whether a text can name a metric or a feature.
+pub(super) fn is_metric(name: &str) -> bool {
+    !name.is_empty() && name.len() <= LONGEST && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+/// What is wrong with limits, by metric.
+pub(super) fn limits_faults(limits: &BTreeMap<String, BTreeMap<Period, Limit>>) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    for (metric, limits) in limits {
+        if !is_metric(metric) {
+            faults.push((metric.clone(), format!("`{metric}` must have lower-case letters, digits and `_` only, at most {LONGEST}")));
+        }
+        if limits.is_empty() {
+            faults.push((metric.clone(), "says nothing; write for example { month = 10 }".to_owned()));
+        }
+        for (_, limit) in limits.iter().filter(|(_, limit)| matches!(limit, Limit::Most(most) if *most > LARGEST)) {
+            faults.push((metric.clone(), format!("{limit:?} is more than {LARGEST}; write \"unlimited\"")));
+        }
+    }
+    faults
+}
+
 impl Plan {
     /// The limit of a metric over a period; `None` where there is none.
     #[must_use]
     pub fn limit(&self, metric: &str, period: Period) -> Option<u64> {
-        match self.limits.get(metric)?.get(&period)? {
-            Limit::Most(most) => Some(*most),
-            Limit::Unlimited(_) => None,
-        }
+        self.limits.get(metric)?.get(&period)?.most()
     }
 
     /// What is wrong with it, by its place within the plan.
@@ -105,10 +151,7 @@ impl Plan {
         if self.title.chars().count() > LONGEST {
             wrong(&["title"], format!("has more than {LONGEST} characters"));
         }
-        let legal = |name: &str| {
-            !name.is_empty() && name.len() <= LONGEST && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
-        };
-        for name in self.features.iter().filter(|name| !legal(name)) {
+        for name in self.features.iter().filter(|name| !is_metric(name)) {
             wrong(&["features"], format!("`{name}` must have lower-case letters, digits and `_` only, at most {LONGEST}"));
         }
         if let Some(price) = &self.price {
@@ -121,16 +164,8 @@ impl Plan {
                 }
             }
         }
-        for (metric, limits) in &self.limits {
-            if !legal(metric) {
-                wrong(&["limits", metric], format!("`{metric}` must have lower-case letters, digits and `_` only, at most {LONGEST}"));
-            }
-            if limits.is_empty() {
-                wrong(&["limits", metric], "says nothing; write for example { month = 10 }".to_owned());
-            }
-            for (_, limit) in limits.iter().filter(|(_, limit)| matches!(limit, Limit::Most(most) if *most > LARGEST)) {
-                wrong(&["limits", metric], format!("{limit:?} is more than {LARGEST}; write \"unlimited\""));
-            }
+        for (metric, detail) in limits_faults(&self.limits) {
+            wrong(&["limits", &metric], detail);
         }
         faults
     }

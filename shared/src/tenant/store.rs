@@ -308,7 +308,7 @@ fn differences(old: &Value, new: &Value) -> Vec<Change> {
         let table = |manifest: &Map<String, Value>| manifest.get(section).and_then(Value::as_object).cloned().unwrap_or_default();
         let (old, new) = (table(old), table(new));
         // These are one thing each; every other section holds things by name.
-        if ["tenant", "retention", "limits", "completion", "web", "mail", "events"].contains(&section) {
+        if ["tenant", "retention", "limits", "completion", "web", "mail", "events", "usage"].contains(&section) {
             let fields = changed_fields(&old, &new);
             // A tenant has one from the start; a manifest may leave the other out.
             let was_there = section == "tenant" && old.is_empty();

@@ -80,6 +80,7 @@ impl Ledger {
             state: Arrival::Waiting(shared::job::Reason::Window),
             idempotency: None,
             options: shared::job::Options::default(),
+            meter: None,
         };
         assert_eq!(insert(&Kept::of(self.engine.clone(), 1), now, &[job]).await.remove(0).unwrap(), Inserted::Accepted);
         id

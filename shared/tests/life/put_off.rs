@@ -72,7 +72,7 @@ async fn a_retry_after_the_deadline_is_not_waited_for_and_a_redrive_counts_anew(
     // Redriven an hour later, it has its minute again, from then on.
     ledger.advance(3_600);
     let mut transaction = tenant::transaction(&ledger.api, ledger.tenant).await.unwrap();
-    let (change, _) = change::retry(&mut transaction, ledger.tenant, id, ledger.now()).await.unwrap();
+    let change = change::retry(&mut transaction, ledger.tenant, id, None, ledger.now()).await.unwrap().change;
     transaction.commit().await.unwrap();
     assert_eq!(change, change::Change::Done);
     let redriven_at = ledger.now();

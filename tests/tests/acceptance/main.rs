@@ -34,3 +34,4 @@ mod stats;
 mod storage;
 mod switches;
 mod uniqueness;
+mod usage;

@@ -28,6 +28,7 @@ mod intake;
 mod late;
 mod lease;
 mod limits;
+mod meter;
 mod recover;
 mod run;
 mod settle;

@@ -28,7 +28,7 @@ use tower::Service;
 use super::{
     Engine,
     credits::{Credit, Credits},
-    trial,
+    meter, trial,
 };
 use crate::handlers::{Handler, JobContext, Started};
 
@@ -208,6 +208,9 @@ impl Runner {
         };
         if let Err(pause) = paced {
             return (handler.policy, Outcome::Paced(pause));
+        }
+        if let Some(stopped) = meter::stop(&self.engine, job).await {
+            return (handler.policy, Self::outcome_for_the_job(job, stopped));
         }
         let waited = (now - job.run_at).to_std().unwrap_or_default();
         metrics::histogram!("offstage_job_wait_seconds", "queue" => self.queue.name()).record(waited.as_secs_f64());

@@ -17,6 +17,7 @@ use shared::{
         effects::{Intent, Intention, intend_all},
         timed_out,
     },
+    usage::calls::{MadeCall, record},
 };
 use sqlx::{PgConnection, PgPool};
 use tokio::{
@@ -62,6 +63,15 @@ impl Entry for Noted {
 
     async fn send(connection: &mut PgConnection, all: &[Self], now: DateTime<Utc>) -> Result<Vec<()>, LedgerError> {
         note_all(connection, all, now).await?;
+        Ok(vec![(); all.len()])
+    }
+}
+
+impl Entry for MadeCall {
+    type Answer = ();
+
+    async fn send(connection: &mut PgConnection, all: &[Self], _: DateTime<Utc>) -> Result<Vec<()>, LedgerError> {
+        record(connection, all).await?;
         Ok(vec![(); all.len()])
     }
 }

@@ -52,6 +52,7 @@ use shared::{
     queue::read::reconnect_pause,
     random,
     tenant::Tenants,
+    usage::calls::MadeCall,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -98,13 +99,15 @@ pub struct Messages {
     intentions: Gathered<Intention>,
     /// Behind each: what came of it.
     notes: Gathered<Noted>,
+    /// Behind each call of a model: what it took.
+    calls: Gathered<MadeCall>,
 }
 
 impl Messages {
     /// Starts the tasks behind it, which end with it.
     #[must_use]
     pub fn start(pool: &PgPool, clock: &Clock) -> Self {
-        Self { intentions: Gathered::start(pool.clone(), clock.clone()), notes: Gathered::start(pool.clone(), clock.clone()) }
+        Self { intentions: Gathered::start(pool.clone(), clock.clone()), notes: Gathered::start(pool.clone(), clock.clone()), calls: Gathered::start(pool.clone(), clock.clone()) }
     }
 }
 
@@ -205,6 +208,19 @@ impl JobContext {
         patiently(move || {
             let (services, noted) = (Arc::clone(&services), noted.clone());
             async move { services.gathered.notes.send(noted).await }
+        })
+        .await
+    }
+
+    /// Writes down a call of a model, as patiently as [`Self::receipt`]: it has cost what it cost.
+    ///
+    /// # Errors
+    /// As [`Self::receipt`].
+    async fn spent(&self, made: MadeCall) -> Result<(), Failure> {
+        let services = Arc::clone(&self.services);
+        patiently(move || {
+            let (services, made) = (Arc::clone(&services), made.clone());
+            async move { services.gathered.calls.send(made).await }
         })
         .await
     }

@@ -11,7 +11,8 @@ use shared::{
     config::ProbeCallbacks,
     job::{Failure, Interrupt, Success},
     kinds::{ProbeOutcome, ProbeRun},
-    ledger::effects::Intent,
+    ledger::{LedgerError, effects::Intent},
+    usage::settle,
 };
 
 use super::JobContext;
@@ -33,6 +34,10 @@ pub(super) async fn run(payload: ProbeRun, context: JobContext) -> Result<Succes
             () = tokio::time::sleep(Duration::from_millis(payload.sleep_ms)) => {}
             () = context.cancelled.cancelled() => return Err(Failure::transient("cancelled", "the probe was cancelled").into()),
         }
+    }
+    if let Some((metric, used)) = payload.meter.as_ref().and_then(|meter| Some((&meter.metric, meter.used?))) {
+        let mut connection = context.services.pool.acquire().await.map_err(LedgerError::from)?;
+        settle::used(&mut connection, context.job.id, metric, used).await?;
     }
     // The effect: once an attempt, however many runs a crash makes of it.
     tell(&payload, &context, "finished", i32::from(context.job.attempt), now()).await?;

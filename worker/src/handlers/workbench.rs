@@ -46,7 +46,7 @@ impl Workbench {
             public_url: config.public_url.clone(),
             ai_keys: config.ai.keys,
             followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix).unwrap()),
-            sources: config.sources,
+            sources: config.sources.with_own(config.database.url.clone()),
             probe: config.probe,
         };
         let manifest = Manifest::from_toml(manifest).unwrap_or_else(|error| panic!("{error}"));
@@ -78,6 +78,7 @@ impl Workbench {
             state: Arrival::Queued,
             idempotency: None,
             options: shared::job::Options::default(),
+            meter: None,
         };
         insert(&Kept::of(self.services.pool.clone(), 1), Self::noon(), &[job]).await.remove(0).unwrap();
         let job = claim(&self.services.pool, &[id], self.services.clock.new_id(), Self::noon()).await.unwrap().remove(0);

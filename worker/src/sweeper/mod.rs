@@ -5,6 +5,7 @@
 //!  effects           `object:…`, `upload:…` of gone claims     → upload aborted, object deleted, effect struck out
 //!  the store's list  of unfinished uploads, once an hour       → those of gone claims aborted
 //!  finished jobs     older, or more, than are to be kept       → removed, a tombstone left
+//!  reservations      of jobs that have ended, or are gone      → lapsed ([`shared::usage`])
 //! ```
 //!
 //! Every worker process runs it; a duty in the ledger lets one at a time do the work. Whoever repeats what another did finds
@@ -19,6 +20,7 @@ mod leftovers;
 mod published;
 mod statistics;
 mod uploads;
+mod usage;
 
 use std::{
     sync::Arc,
@@ -90,6 +92,8 @@ async fn sweep_files(services: Arc<Services>, stop: CancellationToken) {
 }
 
 async fn sweep_in_turn(services: &Services, worker: Uuid) -> Result<(), SweepError> {
+    // First: it does not need the store.
+    usage::sweep(services, worker).await?;
     let sweep = Sweep::begin(services);
     if take_duty(&services.pool, "sweep_files", worker, EVERY).await? {
         sweep.published().await?;

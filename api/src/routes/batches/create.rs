@@ -1,6 +1,6 @@
 //! `POST /v1/jobs/batch`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json as Answer,
@@ -21,6 +21,7 @@ use shared::{
         insert::{Arrival, DuplicateBy, IdempotencyKey, Inserted, NewJob as Job},
     },
     tenant::{self, Tenant},
+    usage::Refused as Over,
 };
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use utoipa::ToSchema;
@@ -35,7 +36,7 @@ use crate::{
     problem::{Code, Problem, ProblemBody},
     routes::jobs::{
         Asker, Check, Examined, KEY_RULE, NewJob, NextJob, Refusal, Wish, backlog_full, count_duplicates, examine, hash_of,
-        idempotency_key, is_key, not_accepted, tenant_of,
+        idempotency_key, is_key, not_accepted, over_limit, over_limit_in_words, tenant_of,
     },
 };
 
@@ -165,7 +166,7 @@ impl<B: DeserializeOwned> FromRequest<App> for Turn<B> {
         (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key, or a job's, was used for another request"),
         (status = 413, body = ProblemBody<'static>, description = "`body_too_large`"),
         (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field (`/jobs/17/payload/…`)"),
-        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: the product's backlog has no room for all of them; again after `Retry-After`"),
+        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: the product's backlog has no room for all of them; again after `Retry-After`. `usage_limit_exceeded`: some, or with `per_item` all, would use more than may be used"),
         (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
     ),
 )]
@@ -242,11 +243,29 @@ pub async fn create_batch(app: &App, tenant: i32, acting_user: Option<&str>, hea
             let detail = "Some jobs have idempotency keys that were used for other requests; see `errors`. Nothing was accepted.";
             Err(Problem::new(Code::IdempotencyConflict, detail).with_errors(errors.take(MOST_VIOLATIONS).collect()))
         }
+        Stored::OverLimit(over) => {
+            let errors = over.iter().map(|(place, over)| beyond(*place, over)).take(MOST_VIOLATIONS).collect();
+            // As whoever asked for that one alone is told.
+            let problem = over.first().map_or_else(Problem::unexplained, |(_, first)| over_limit(first, now));
+            Err(problem.with_errors(errors))
+        }
         Stored::Empty(outcomes) => {
+            let over = outcomes.iter().find_map(|outcome| if let Inserted::Refused(over) = outcome { Some(over.clone()) } else { None });
+            let none_else = refused.is_empty() && outcomes.iter().all(|outcome| matches!(outcome, Inserted::Refused(_)));
             for (outcome, place) in outcomes.iter().zip(&places) {
-                if let Inserted::Conflict(first) = outcome {
-                    refused.insert(*place, (Code::IdempotencyConflict, vec![contradiction(*place, *first)]));
+                match outcome {
+                    Inserted::Conflict(first) => {
+                        refused.insert(*place, (Code::IdempotencyConflict, vec![contradiction(*place, *first)]));
+                    }
+                    Inserted::Refused(over) => {
+                        refused.insert(*place, (Code::UsageLimitExceeded, vec![beyond(*place, over)]));
+                    }
+                    Inserted::Accepted | Inserted::Duplicate(..) => {}
                 }
+            }
+            if let Some(over) = over.filter(|_| none_else) {
+                let errors = refused.into_values().flat_map(|(_, errors)| errors).take(MOST_VIOLATIONS).collect();
+                return Err(over_limit(&over, now).with_errors(errors));
             }
             Err(all_refused(refused.iter(), asked, mode))
         }
@@ -268,7 +287,7 @@ struct Looked {
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     app: &'a App,
-    tenant: &'a Tenant,
+    tenant: &'a Arc<Tenant>,
     acting_user: Option<&'a str>,
 }
 
@@ -365,6 +384,7 @@ fn items(jobs: &[Job], outcomes: &[Inserted], places: &[usize], refused: Refused
         Inserted::Accepted => Item::job(*place, ItemOutcome::Accepted, job.id, None),
         Inserted::Duplicate(first, by) => Item::job(*place, ItemOutcome::Duplicate, *first, Some(*by)),
         Inserted::Conflict(first) => Item::refused(*place, Code::IdempotencyConflict, vec![contradiction(*place, *first)]),
+        Inserted::Refused(over) => Item::refused(*place, Code::UsageLimitExceeded, vec![beyond(*place, over)]),
     });
     let mut items: Vec<Item> =
         stored.chain(refused.into_iter().map(|(place, (code, errors))| Item::refused(place, code, errors))).collect();
@@ -380,6 +400,10 @@ fn contradiction(place: usize, first: JobId) -> Violation {
         format!("/jobs/{place}/idempotency_key"),
         format!("was used for another request, which made the job {first}; use a new key"),
     )
+}
+
+fn beyond(place: usize, over: &Over) -> Violation {
+    Violation::new(format!("/jobs/{place}"), over_limit_in_words(over))
 }
 
 fn conflict(first: Uuid) -> Problem {

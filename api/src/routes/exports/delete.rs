@@ -52,7 +52,7 @@ pub async fn delete(State(app): State<App>, caller: Caller<ExportsWrite>, id: Id
             find::remove(&mut transaction, asked, now).await?;
             StatusCode::OK
         }
-        Change::Done | Change::NotFrom(_) | Change::TooLate(_) | Change::Held(_) => StatusCode::OK,
+        Change::Done | Change::NotFrom(_) | Change::TooLate(_) | Change::Held(_) | Change::OverLimit => StatusCode::OK,
     };
     let found = look_up(&mut transaction, asked).await?;
     transaction.commit().await?;

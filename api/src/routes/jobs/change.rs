@@ -16,16 +16,17 @@ use shared::{
     kinds::Violation,
     ledger::{
         LedgerError,
-        change::{self, Change},
+        change::{self, Change, Meters, Retried},
         find::{self, FoundJob},
     },
     queue::Queue,
     random, tenant,
+    usage::Refused,
 };
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Asked, IdOfPath, missing, not_found,
+    Asked, IdOfPath, missing, not_found, over_limit,
     view::{Job, Reader},
     view_of,
 };
@@ -73,7 +74,7 @@ pub async fn cancel(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfP
             return Err(Problem::new(Code::JobNotCancellable, detail));
         }
         Change::Moved => return Err(restless()),
-        Change::TooLate(_) | Change::Held(_) | Change::Missing => return Err(missing(&app, asked).await),
+        Change::TooLate(_) | Change::Held(_) | Change::OverLimit | Change::Missing => return Err(missing(&app, asked).await),
     }
     let status = if change == Change::Asked { StatusCode::ACCEPTED } else { StatusCode::OK };
     answer(&app, asked, status, found)
@@ -92,7 +93,7 @@ async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
     match changed.change {
         Change::Done => app.follow.tell(asked.id, Call::Nothing),
         Change::Asked => app.follow.tell(asked.id, Call::Stop),
-        Change::NotFrom(_) | Change::TooLate(_) | Change::Held(_) | Change::Missing | Change::Moved => {}
+        Change::NotFrom(_) | Change::TooLate(_) | Change::Held(_) | Change::OverLimit | Change::Missing | Change::Moved => {}
     }
     Ok(changed)
 }
@@ -109,11 +110,12 @@ async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
         (status = 404, body = ProblemBody<'static>, description = "`job_not_found`"),
         (status = 409, body = ProblemBody<'static>, description = "`job_not_retryable`: it has not ended, has succeeded, is past its `start_by`, or another job holds its unique key"),
         (status = 410, body = ProblemBody<'static>, description = "`job_gone`: it was removed at `gone_at`"),
+        (status = 429, body = ProblemBody<'static>, description = "`usage_limit_exceeded`: it would use more than may be used, with `usage`, `limit` and `resets_at`"),
     ),
 )]
 pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {
     let asked = Asked { tenant: caller.tenant, owner: caller.acting_user.as_deref(), id: id.job()? };
-    let Changed { change, queue, found } = change(&app, asked, Wish::Retry).await?;
+    let Changed { change, queue, over, found } = change(&app, asked, Wish::Retry).await?;
     let refused = |detail: String| Err(Problem::new(Code::JobNotRetryable, detail));
     match change {
         Change::Done => {
@@ -131,6 +133,7 @@ pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPa
             return refused(format!("The job was to be started by {}, which has passed. Ask for a new job.", start_by.format("%FT%TZ")));
         }
         Change::Moved => return Err(restless()),
+        Change::OverLimit => return Err(over.map_or_else(Problem::unexplained, |over| over_limit(&over, app.clock.now()))),
         Change::Asked | Change::Missing => return Err(missing(&app, asked).await),
     }
     answer(&app, asked, StatusCode::ACCEPTED, found)
@@ -164,6 +167,8 @@ struct Changed {
     change: Change,
     /// The queue whose dispatcher should look.
     queue: Option<Queue>,
+    /// Which limit leaves no room.
+    over: Option<Refused>,
     found: Option<FoundJob>,
 }
 
@@ -188,21 +193,26 @@ async fn change(app: &App, asked: Asked<'_>, wish: Wish) -> Result<Changed, Ledg
 
 async fn change_once(app: &App, asked: Asked<'_>, wish: Wish, now: DateTime<Utc>) -> Result<Changed, LedgerError> {
     let Asked { tenant, owner, id } = asked;
+    let product = app.tenants.get(tenant).await.ok().flatten();
     let mut transaction = tenant::transaction(&app.pool, tenant).await?;
     // Whose a job is never changes, so it may be asked before anything is locked.
     if owner.is_some() && find::version(&mut transaction, tenant, owner, id).await?.is_none() {
-        return Ok(Changed { change: Change::Missing, queue: None, found: None });
+        return Ok(Changed { change: Change::Missing, queue: None, over: None, found: None });
     }
-    let (change, queue) = match wish {
-        Wish::Cancel => (change::cancel(&mut transaction, tenant, id, now).await?, None),
-        Wish::Retry => change::retry(&mut transaction, tenant, id, now).await?,
+    let Retried { change, queue, over } = match wish {
+        Wish::Cancel => change::cancel(&mut transaction, tenant, id, now).await?.into(),
+        Wish::Retry => {
+            // Whose manifest can't be read now reserves when it starts.
+            let meters = product.as_ref().map(|product| Meters { kinds: &app.kinds, manifest: &product.manifest });
+            change::retry(&mut transaction, tenant, id, meters, now).await?
+        }
     };
-    if change == Change::Moved {
-        return Ok(Changed { change, queue: None, found: None });
+    if [Change::Moved, Change::OverLimit].contains(&change) {
+        return Ok(Changed { change, queue: None, over, found: None });
     }
     let found = find::job(&mut transaction, tenant, owner, id).await?;
     transaction.commit().await?;
-    Ok(Changed { change, queue, found })
+    Ok(Changed { change, queue, over, found })
 }
 
 fn answer(app: &App, asked: Asked<'_>, status: StatusCode, found: Option<FoundJob>) -> Result<Response, Problem> {

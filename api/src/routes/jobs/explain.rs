@@ -17,6 +17,7 @@ use shared::{
     },
     queue::Queue,
     tenant,
+    usage::read::{self, OfJob},
 };
 use utoipa::ToSchema;
 
@@ -43,6 +44,40 @@ pub struct Explanation {
     expected_at: Option<DateTime<Utc>>,
     /// Live workers that serve its queue.
     workers: i64,
+    /// What it has reserved or was charged, by metric; absent where nothing of it is metered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    usage: Vec<JobUsage>,
+}
+
+/// What a job uses of a metric.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobUsage {
+    /// The metric.
+    #[schema(example = "ai_enhancements")]
+    metric: String,
+    /// What is reserved, while it has not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    reserved: Option<u64>,
+    /// What is known to have been used so far, while it has not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    used: Option<u64>,
+    /// What it was charged, each time that it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    charged: Option<u64>,
+}
+
+impl From<OfJob> for JobUsage {
+    fn from(OfJob { metric, reserved, used, is_charged }: OfJob) -> Self {
+        if is_charged {
+            Self { metric, reserved: None, used: None, charged: Some(used) }
+        } else {
+            Self { metric, reserved: Some(reserved), used: Some(used), charged: None }
+        }
+    }
 }
 
 /// A reason why a job does not run.
@@ -118,10 +153,12 @@ pub async fn explain(State(app): State<App>, caller: Caller<JobsRead>, id: IdOfP
         return Err(missing(&app, asked).await);
     };
     let around = explain::surroundings(&mut transaction, asked.tenant, &job).await?;
+    let usage = read::of_job(&mut transaction, asked.tenant, asked.id).await?;
     drop(transaction);
     let estimate = app.kinds.find(&job.kind).map_or(Duration::ZERO, |entry| entry.estimate);
     let reader = Reader::acting_for(asked.owner);
-    Ok(Answer(Explanation::of(&job, &around, caller.tenant, estimate, app.clock.now(), reader)))
+    let explanation = Explanation::of(&job, &around, caller.tenant, estimate, app.clock.now(), reader);
+    Ok(Answer(Explanation { usage: usage.into_iter().map(JobUsage::from).collect(), ..explanation }))
 }
 
 fn shown(at: DateTime<Utc>) -> String {
@@ -147,7 +184,7 @@ impl Explanation {
             }
             Standing::Failed => failed(job, reader),
         };
-        Self { id: job.id, state: job.state, summary, reasons, expected_at, workers: around.workers }
+        Self { id: job.id, state: job.state, summary, reasons, expected_at, workers: around.workers, usage: Vec::new() }
     }
 }
 

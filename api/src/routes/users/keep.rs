@@ -24,6 +24,7 @@ use crate::{
     auth::{Backend, UsersRead, UsersWrite},
     extract::Json,
     problem::{Problem, ProblemBody},
+    routes::jobs::tenant_of,
 };
 
 /// The most that a request may say of a user, in bytes.
@@ -72,7 +73,8 @@ pub async fn put(
     UserOfPath(id): UserOfPath,
     Json(profile): Json<Profile, BODY_LIMIT>,
 ) -> Result<Response, Problem> {
-    let profile = profile.checked().map_err(Problem::invalid)?;
+    let product = tenant_of(&app, caller.tenant).await?;
+    let profile = profile.checked(&product.manifest.plans).map_err(Problem::invalid)?;
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
     let kept = keep::put(&mut transaction, caller.tenant, &id, profile, app.clock.now()).await?;
     transaction.commit().await?;

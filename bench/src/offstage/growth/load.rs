@@ -121,6 +121,7 @@ impl Offstage {
                 state: Arrival::Waiting(shared::job::Reason::Window),
                 idempotency: None,
                 options: Options::default(),
+                meter: None,
             })
             .collect();
         for outcome in insert::insert(&Kept::of(pool.clone(), 1), now, &batch).await {

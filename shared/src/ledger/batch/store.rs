@@ -14,6 +14,10 @@ use crate::{
         timed_out,
     },
     random, tenant,
+    usage::{
+        Refused,
+        accept::{Learned, Tried, insert_once},
+    },
 };
 
 /// The longest that storing a batch may take.
@@ -57,6 +61,8 @@ pub enum Stored {
     Conflict(Uuid),
     /// Nothing was stored: these jobs, by their places, contradict their idempotency keys, which made others.
     Contradicted(Vec<(usize, JobId)>),
+    /// Nothing was stored: these jobs, by their places, would use more than may be used.
+    OverLimit(Vec<(usize, Refused)>),
     /// Nothing was stored: no job is left that the batch could have.
     Empty(Vec<Inserted>),
 }
@@ -73,9 +79,17 @@ pub fn key_of(key: &str) -> String {
 /// [`LedgerError`]. After one that is transient nobody knows whether it is stored.
 pub async fn store(pool: &PgPool, now: DateTime<Utc>, batch: &NewBatch, jobs: &[NewJob], places: &[usize]) -> Result<Stored, LedgerError> {
     let mut tries = 1;
+    let mut learned = Learned::default();
     loop {
-        let once = tokio::time::timeout(STORE_DEADLINE, store_once(pool, now, batch, jobs, places));
+        let once = tokio::time::timeout(STORE_DEADLINE, store_once(pool, now, batch, jobs, places, learned.clone()));
         match once.await.unwrap_or_else(|_| Err(timed_out())) {
+            Ok(Err(more)) if tries < TRIES => {
+                tries += 1;
+                learned = more;
+            }
+            // Keys that come and go all the time; nothing was stored.
+            Ok(Err(_)) => return Err(timed_out()),
+            Ok(Ok(stored)) => return Ok(stored),
             // Only what Postgres itself rolled back.
             Err(LedgerError::Unavailable(sqlx::Error::Database(error)))
                 if tries < TRIES && error.code().is_some_and(|code| code.starts_with("40")) =>
@@ -83,43 +97,73 @@ pub async fn store(pool: &PgPool, now: DateTime<Utc>, batch: &NewBatch, jobs: &[
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(20).mul_f64(random::fraction())).await;
             }
-            other => return other,
+            Err(error) => return Err(error),
         }
     }
 }
 
-async fn store_once(pool: &PgPool, now: DateTime<Utc>, batch: &NewBatch, jobs: &[NewJob], places: &[usize]) -> Result<Stored, LedgerError> {
+/// What one try came to; or what was learned by it, and nothing was stored.
+type Once = Result<Stored, Learned>;
+
+async fn store_once(
+    pool: &PgPool,
+    now: DateTime<Utc>,
+    batch: &NewBatch,
+    jobs: &[NewJob],
+    places: &[usize],
+    learned: Learned,
+) -> Result<Once, LedgerError> {
     let mut transaction = tenant::transaction(pool, batch.tenant).await?;
     if let Some(key) = &batch.idempotency
         && let Some(before) = take_key(&mut transaction, now, batch, key).await?
     {
-        return Ok(before);
+        return Ok(Ok(before));
     }
-    let inserted = insert_within(&mut transaction, now, jobs).await?;
+    let inserted = if jobs.iter().any(|job| job.meter.is_some()) {
+        let all: Vec<&NewJob> = jobs.iter().collect();
+        match insert_once(&mut transaction, now, &all, learned).await? {
+            Tried::Done(inserted) => inserted,
+            Tried::Again(learned) => {
+                transaction.rollback().await?;
+                return Ok(Err(learned));
+            }
+        }
+    } else {
+        insert_within(&mut transaction, now, jobs).await?
+    };
     if batch.all_or_nothing {
+        let over = inserted.iter().zip(places).filter_map(|(inserted, place)| match inserted {
+            Inserted::Refused(refused) => Some((*place, (**refused).clone())),
+            _ => None,
+        });
+        let over: Vec<_> = over.collect();
+        if !over.is_empty() {
+            transaction.rollback().await?;
+            return Ok(Ok(Stored::OverLimit(over)));
+        }
         let contradicted = inserted.iter().zip(places).filter_map(|(inserted, place)| match inserted {
             Inserted::Conflict(first) => Some((*place, *first)),
-            Inserted::Accepted | Inserted::Duplicate(..) => None,
+            Inserted::Accepted | Inserted::Duplicate(..) | Inserted::Refused(_) => None,
         });
         let contradicted: Vec<_> = contradicted.collect();
         if !contradicted.is_empty() {
             transaction.rollback().await?;
-            return Ok(Stored::Contradicted(contradicted));
+            return Ok(Ok(Stored::Contradicted(contradicted)));
         }
     }
     let members = jobs.iter().zip(&inserted).zip(places).filter_map(|((job, inserted), place)| match inserted {
         Inserted::Accepted => Some((job.id, *place, false)),
         Inserted::Duplicate(first, _) => Some((*first, *place, true)),
-        Inserted::Conflict(_) => None,
+        Inserted::Conflict(_) | Inserted::Refused(_) => None,
     });
     let members: Vec<(JobId, usize, bool)> = members.collect();
     if members.is_empty() {
         transaction.rollback().await?;
-        return Ok(Stored::Empty(inserted));
+        return Ok(Ok(Stored::Empty(inserted)));
     }
     write(&mut transaction, batch, &members, now).await?;
     transaction.commit().await?;
-    Ok(Stored::Accepted(inserted))
+    Ok(Ok(Stored::Accepted(inserted)))
 }
 
 /// Takes the batch's idempotency key; answers what it led to before, if it did.

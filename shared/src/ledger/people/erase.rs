@@ -75,6 +75,12 @@ const BY_NAME: &[(&str, Erased, &str)] = &[
     ("event", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     // What all came to stays, it names nobody; in sets of uniques a hash stays, by which nobody is found.
     ("metric_day", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
+    ("ai_usage_day", Erased::Deleted, "tenant_id = $1 AND scope = $2"),
+    // What was paid for stays in the product's books; whose it was does not.
+    ("ai_call", Erased::Set("owner = NULL, job_id = NULL, step = NULL"), "tenant_id = $1 AND owner = $2"),
+    ("usage_counter", Erased::Deleted, "tenant_id = $1 AND scope = $2"),
+    ("usage_reservation", Erased::Deleted, "tenant_id = $1 AND scope = $2"),
+    ("usage_charge", Erased::Deleted, "tenant_id = $1 AND scope = $2"),
     // That a job was there may be told to the backend, whose it was not.
     ("job_tombstone", Erased::Set("owner = NULL"), "tenant_id = $1 AND owner = $2"),
 ];
@@ -109,7 +115,7 @@ pub async fn request(connection: &mut PgConnection, tenant: i32, user: &str, clo
         match code.map(State::from_code) {
             // It failed, or somebody cancelled it: it goes on where it stopped.
             Some(Some(State::Failed | State::Cancelled | State::Expired)) => {
-                change::retry(connection, tenant, held, now).await?;
+                change::retry(connection, tenant, held, None, now).await?;
                 return Ok(held);
             }
             Some(_) => return Ok(held),

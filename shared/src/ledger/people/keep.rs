@@ -52,11 +52,11 @@ pub async fn put(connection: &mut PgConnection, tenant: i32, id: &str, profile: 
         return Ok(Kept::BeingErased);
     }
     let row = sqlx::query(
-        "INSERT INTO end_user AS u (tenant_id, id, email, name, time_zone, locale, push, mail, created_at, updated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+        "INSERT INTO end_user AS u (tenant_id, id, email, name, time_zone, locale, push, mail, created_at, updated_at, plan, add_ons)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9, $10, nullif($11, '{}'::text[]))
          ON CONFLICT (tenant_id, id) DO UPDATE
             SET email = excluded.email, name = excluded.name, time_zone = excluded.time_zone, locale = excluded.locale,
-                push = excluded.push, mail = excluded.mail, updated_at = excluded.updated_at
+                push = excluded.push, mail = excluded.mail, updated_at = excluded.updated_at, plan = excluded.plan, add_ons = excluded.add_ons
          RETURNING created_at, updated_at, xmax = 0 AS created",
     )
     .bind(tenant)
@@ -68,6 +68,8 @@ pub async fn put(connection: &mut PgConnection, tenant: i32, id: &str, profile: 
     .bind(profile.channels.push)
     .bind(profile.channels.email)
     .bind(now)
+    .bind(profile.plan.as_deref())
+    .bind(&profile.add_ons)
     .fetch_one(&mut *connection)
     .await?;
     let roles: Vec<&str> = profile.roles.iter().map(String::as_str).collect();
@@ -90,7 +92,7 @@ pub async fn put(connection: &mut PgConnection, tenant: i32, id: &str, profile: 
 /// The columns that [`EndUser`] reads, from `u`.
 macro_rules! user_columns {
     () => {
-        "u.id, u.email, u.name, u.time_zone, u.locale, u.push, u.mail, u.created_at, u.updated_at,
+        "u.id, u.email, u.name, u.time_zone, u.locale, u.push, u.mail, u.created_at, u.updated_at, u.plan, coalesce(u.add_ons, '{}') AS add_ons,
          ARRAY (SELECT r.role FROM end_user_role r WHERE r.tenant_id = u.tenant_id AND r.user_id = u.id) AS roles"
     };
 }
@@ -120,6 +122,8 @@ pub(super) fn found(row: &PgRow) -> Result<EndUser, LedgerError> {
             locale: row.try_get("locale")?,
             roles: roles.into_iter().collect(),
             channels: Channels { push: row.try_get("push")?, email: row.try_get("mail")? },
+            plan: row.try_get("plan")?,
+            add_ons: row.try_get("add_ons")?,
         },
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,

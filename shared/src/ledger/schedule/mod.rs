@@ -125,8 +125,11 @@ impl FoundSchedule {
             idempotency: None,
             options: Options {
                 schedule: Some(ScheduledBy { id: self.id, name: self.name.clone(), due_at: tick.due }),
+                // It reserves when it starts: nobody is here who could be told that there is no room.
+                metered: checked.is_metered,
                 ..Options::default()
             },
+            meter: None,
         })
     }
 

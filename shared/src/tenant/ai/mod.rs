@@ -6,6 +6,7 @@
 //! call cost money or time has a most.
 
 mod level;
+mod price;
 mod provider;
 mod rules;
 mod schema;
@@ -13,15 +14,18 @@ mod task;
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use level::{Level, Levels};
+pub use price::Price;
 pub use provider::{AI_VARIABLE, Provider, ProviderKind};
 pub use rules::Rule;
 pub use schema::Schema;
 pub use task::{Cache, Gate, ModelChoice, Task};
 
 use crate::notification::template::Renderer;
+use price::PriceDeclaration;
 use provider::ProviderDeclaration;
 use task::TaskDeclaration;
 
@@ -38,6 +42,10 @@ pub struct Ai {
     pub providers: BTreeMap<String, Provider>,
     /// What it asks them.
     pub tasks: BTreeMap<String, Task>,
+    /// What they cost.
+    pub prices: Vec<Price>,
+    /// In which currency.
+    pub currency: String,
 }
 
 /// The same as it is written and stored.
@@ -47,7 +55,14 @@ pub(super) struct AiDeclaration {
     providers: BTreeMap<String, ProviderDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     tasks: BTreeMap<String, TaskDeclaration>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    prices: Vec<PriceDeclaration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    currency: Option<String>,
 }
+
+/// What a provider may put around a question, in tokens.
+const FRAME: usize = 256;
 
 /// What is wrong, by the path of its field.
 pub(super) type Faults = Vec<(Vec<String>, String)>;
@@ -88,11 +103,52 @@ impl AiDeclaration {
         }
         for (name, declared) in self.tasks.iter().take(MOST_TASKS) {
             let mut wrong = Vec::new();
+            if name == "usage" {
+                // `POST /v1/ai/usage` is another door.
+                faults.push((path(&["tasks", name]), "is the name of a door, /v1/ai/usage; name the task otherwise".to_owned()));
+            }
             if let Some(task) = declared.check(&renderer, &self.providers, &mut wrong) {
                 ai.tasks.insert(name.clone(), task);
             }
             faults.extend(wrong.into_iter().map(|(field, detail)| ([path(&["tasks", name]), field].concat(), detail)));
         }
+        self.check_prices(&mut ai, faults);
         ai
+    }
+
+    fn check_prices(&self, ai: &mut Ai, faults: &mut Faults) {
+        if self.prices.len() > price::MOST {
+            faults.push((path(&["prices"]), format!("has {}; {} are the most", self.prices.len(), price::MOST)));
+        }
+        for (place, declared) in self.prices.iter().take(price::MOST).enumerate() {
+            match declared.check(|name| self.providers.contains_key(name)) {
+                Ok(price) => ai.prices.push(price),
+                Err(detail) => faults.push((path(&["prices"]), format!("number {}: {detail}", place + 1))),
+            }
+        }
+        // ISO 4217.
+        ai.currency = self.currency.clone().unwrap_or_else(|| "USD".to_owned());
+        if ai.currency.len() != 3 || !ai.currency.bytes().all(|byte| byte.is_ascii_uppercase()) {
+            faults.push((path(&["currency"]), format!("`{}` must be a currency's three letters, as in \"USD\"", ai.currency)));
+        }
+    }
+}
+
+impl Ai {
+    /// What a model costs at a time; `None`: nobody said.
+    #[must_use]
+    pub fn price(&self, provider: &str, model: &str, at: DateTime<Utc>) -> Option<&Price> {
+        price::find(&self.prices, provider, model, at)
+    }
+
+    /// The most that one call of a task can cost at a time, for a question of so many bytes: by the dearest of its models. `None` where no price
+    /// is known of any.
+    #[must_use]
+    pub fn most_of_call(&self, task: &Task, question_bytes: usize, at: DateTime<Utc>) -> Option<u64> {
+        let schema = task.output.as_ref().map_or(0, |schema| schema.value().to_string().len());
+        // A token is a byte at least, in every vocabulary there is; what a provider puts around a question is small beside that.
+        let input = u64::try_from(question_bytes.saturating_add(schema).saturating_add(FRAME)).unwrap_or(u64::MAX);
+        let prices = task.models.iter().filter_map(|choice| self.price(&choice.provider, &choice.model, at));
+        prices.map(|price| price.of(input, task.max_tokens.into())).max()
     }
 }

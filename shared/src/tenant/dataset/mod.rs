@@ -5,6 +5,7 @@
 //! from reading another's rows. A dataset without one shows everybody's rows, so it is the backend's alone
 //! ([`Audience`]) unless the manifest says otherwise.
 
+mod built_in;
 mod sql;
 mod value;
 
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use built_in::{OWN_SOURCE, built_in};
 pub(super) use sql::SqlFault;
 pub use value::ParameterType;
 

@@ -137,11 +137,12 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/push/subscriptions", Walk::Own, "pushes:write"),
     ("delete", "/v1/push/subscriptions", Walk::Own, "pushes:write"),
     ("get", "/v1/deliveries", Walk::List, "jobs:read"),
+    ("get", "/v1/usage", Walk::List, "usage:read"),
     ("get", "/d/{token}", Walk::Address, ""),
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-pub const SCOPES: [&str; 27] = [
+pub const SCOPES: [&str; 29] = [
     "jobs:read",
     "jobs:write",
     "exports:read",
@@ -169,6 +170,8 @@ pub const SCOPES: [&str; 27] = [
     "events:write",
     "analytics:read",
     "analytics:write",
+    "usage:read",
+    "usage:write",
 ];
 
 /// A request to a door, about the job or export `id` where it is about one.

@@ -75,6 +75,8 @@ pub struct Source<'a> {
     pub url: &'a SecretString,
     /// The longest one statement may run there.
     pub statement_timeout: Duration,
+    /// Of our own database: whose rows are read.
+    pub tenant: Option<i32>,
 }
 
 /// The sources of this process, by the variable that holds the URL. Operators declare those, so their number is bounded.
@@ -112,11 +114,14 @@ impl Sources {
             name: source.name.to_owned(),
             statement_timeout: source.statement_timeout,
             taken_at: String::new(),
+            tenant: source.tenant,
             opened: false,
             _slot: slot,
         };
         snapshot.begin().await?;
-        self.examine(source, &mut snapshot).await?;
+        if source.tenant.is_none() {
+            self.examine(source, &mut snapshot).await?;
+        }
         Ok(snapshot)
     }
 
@@ -153,6 +158,7 @@ pub struct Snapshot {
     statement_timeout: Duration,
     /// The server's time when the snapshot was taken.
     taken_at: String,
+    tenant: Option<i32>,
     /// Whether a cursor was opened before.
     opened: bool,
     _slot: Option<OwnedSemaphorePermit>,
@@ -161,10 +167,11 @@ pub struct Snapshot {
 impl Snapshot {
     async fn begin(&mut self) -> Result<(), SourceError> {
         let (timeout, idle) = (self.statement_timeout.as_millis(), IDLE.as_millis());
+        let tenant = self.tenant.map_or_else(String::new, |tenant| format!("SET LOCAL offstage.tenant = '{tenant}'; "));
         // Numbers and constants of ours: nothing in here can be more than a number.
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = {timeout}; \
-             SET LOCAL idle_in_transaction_session_timeout = {idle}; {SETTINGS}"
+             SET LOCAL idle_in_transaction_session_timeout = {idle}; {tenant}{SETTINGS}"
         );
         let ran = tokio::time::timeout(CONNECT_WITHIN, self.connection.fetch_all(sqlx::raw_sql(AssertSqlSafe(begin)))).await;
         let answers = ran.map_err(|_| SourceError::silent(&self.name, CONNECT_WITHIN))?.map_err(|error| self.fault(Step::Begin, error))?;

@@ -51,7 +51,7 @@ impl World {
 }
 
 fn source(url: &SecretString, statement_timeout: Duration) -> Source<'_> {
-    Source { name: "main", variable: "OFFSTAGE_SOURCE_TEST", url, statement_timeout }
+    Source { name: "main", variable: "OFFSTAGE_SOURCE_TEST", url, statement_timeout, tenant: None }
 }
 
 async fn all(cursor: &mut Cursor<'_>) -> Result<Vec<Vec<Option<String>>>, SourceError> {

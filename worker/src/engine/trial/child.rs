@@ -131,7 +131,7 @@ fn services(config: WorkerConfig) -> Result<Services, Box<dyn std::error::Error 
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
         followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix)?),
-        sources: config.sources,
+        sources: config.sources.with_own(url.clone()),
         probe: config.probe,
     })
 }

@@ -19,6 +19,7 @@ mod answer;
 mod call;
 mod credential;
 mod kept;
+mod spend;
 mod words;
 
 use std::time::Duration;
@@ -31,6 +32,7 @@ use shared::{
     ledger::effects::Intent,
     notification::template::Renderer,
     tenant::{Ai, Task},
+    usage::settle,
 };
 
 use super::{JobContext, export};
@@ -39,6 +41,7 @@ use answer::Wrong;
 use call::{Call, Called, call};
 use credential::credential;
 use kept::Key;
+use spend::{Books, Item};
 pub use words::Followers;
 use words::Speaking;
 
@@ -62,9 +65,12 @@ pub(super) async fn run(payload: AiRun, context: JobContext) -> Result<Success, 
     if let Some(key) = &key
         && let Some(result) = key.find(&context).await?
     {
+        // Somebody else's question paid for it.
+        settle::used_nothing(&context.services.pool, context.job.id).await?;
         return Ok(Success::with(result));
     }
-    let mut asking = Asking { context: &context, ai, task, system, is_streamed: payload.stream, made: 0, calls: Vec::new() };
+    let books = Books { context: &context, manifest: &tenant.manifest, task_name: &payload.task, task };
+    let mut asking = Asking { context: &context, ai, task, books, system, is_streamed: payload.stream, made: 0, calls: Vec::new() };
     let answered = asking.rounds(prompt).await?;
     let result = answered.result(&asking.calls);
     if result.to_string().len() > LONGEST_RESULT {
@@ -166,6 +172,7 @@ struct Asking<'a> {
     context: &'a JobContext,
     ai: &'a Ai,
     task: &'a Task,
+    books: Books<'a>,
     system: Option<String>,
     is_streamed: bool,
     /// Calls that this run made.
@@ -238,6 +245,9 @@ impl Asking<'_> {
                 }
             };
             by_user = credential.is_of_user();
+            let question = self.question(choice, turns);
+            let item = Item { step: key, provider: &choice.provider, question: &question, credential: &credential };
+            self.books.reserve(item).await?;
             let intent = json!({ "provider": choice.provider, "model": choice.model });
             match self.context.intend_outward(key, &intent).await? {
                 Intent::Done { receipt } => {
@@ -245,10 +255,12 @@ impl Asking<'_> {
                         return Ok(record);
                     }
                 }
-                Intent::Unknown => is_listed = true,
+                Intent::Unknown => {
+                    self.books.record_lost(item).await?;
+                    is_listed = true;
+                }
                 Intent::New | Intent::Fenced | Intent::SwitchedOff => {}
             }
-            let question = self.question(choice, turns);
             let about = Call { name: &choice.provider, provider, credential: &credential, question: &question, within: self.task.timeout };
             self.made += 1;
             let stream = if self.is_streamed { format!("{}-{}", self.context.job.runs, self.made) } else { String::new() };
@@ -256,6 +268,7 @@ impl Asking<'_> {
             let listener = speaking.as_mut().map(|speaking| speaking as &mut dyn Listener);
             let Called { answer, took } = call(self.context, about, listener).await;
             drop(speaking);
+            self.books.record(item, &answer, took).await?;
             match answer {
                 Ok(reply) => {
                     let record = Record::of(&choice.provider, &choice.model, reply, took, stream);

@@ -20,7 +20,7 @@ use serde_json::json;
 use shared::{
     job::{Failure, FailureClass, PublishedFile, Success},
     kinds::{ExportCreate, Selected, Violation, Wanted},
-    tenant::{Tenant, TenantError},
+    tenant::{OWN_SOURCE, Tenant, TenantError},
 };
 use std::sync::Arc;
 
@@ -33,6 +33,9 @@ use draft::Draft;
 use format::{Document, Part, Style, Unwritable};
 use progress::{Pace, Progress, report};
 use trail::{BEGIN_ANEW, Trail};
+
+/// The longest one statement may run on our own database, for a dataset that every product has.
+const OWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// R11: how long a file is kept after its export is done.
 const KEPT: TimeDelta = TimeDelta::days(7);
@@ -119,7 +122,7 @@ impl<'a> Export<'a> {
         let manifest = &tenant.manifest;
         let owner = context.job.owner.as_deref();
         // A user's export reads what is for users, also when that changed since the job was accepted.
-        let is_open = |name: &str| manifest.datasets.get(name).is_some_and(|dataset| dataset.is_open_to(owner));
+        let is_open = |name: &str| manifest.dataset(name).is_some_and(|(_, dataset)| dataset.is_open_to(owner));
         if let Some(Wanted::Dataset(name)) = payload.wanted()
             && !is_open(name)
         {
@@ -136,13 +139,22 @@ impl<'a> Export<'a> {
                 group.push(one);
                 continue;
             }
+            if name == OWN_SOURCE {
+                let url = context.services.sources.own().ok_or_else(|| {
+                    Failure::permanent("source_unknown", "this worker reads no datasets of its own database")
+                })?;
+                let variable = "OFFSTAGE_ENGINE_DATABASE_URL";
+                let source = Source { name, variable, url, statement_timeout: OWN_TIMEOUT, tenant: Some(context.job.tenant) };
+                groups.push((source, vec![one]));
+                continue;
+            }
             let source = manifest.sources.get(name).ok_or_else(|| {
                 let message =
                     format!("the dataset `{}` names the source `{name}`, which the product's manifest does not declare", one.name);
                 Failure::permanent("source_unknown", message)
             })?;
             let url = context.services.sources.url(&source.url_env).ok_or_else(|| SourceError::address(name, &source.url_env))?;
-            let source = Source { name, variable: &source.url_env, url, statement_timeout: source.statement_timeout };
+            let source = Source { name, variable: &source.url_env, url, statement_timeout: source.statement_timeout, tenant: None };
             groups.push((source, vec![one]));
         }
         Ok(Self { payload, groups, context })

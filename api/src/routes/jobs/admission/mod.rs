@@ -21,9 +21,10 @@ use shared::{
         unique,
     },
     tenant::{self, Tenant},
+    usage::accept::Meter,
 };
 
-pub use refusal::{Refusal, backlog_full, not_accepted};
+pub use refusal::{Refusal, backlog_full, not_accepted, over_limit, over_limit_in_words};
 pub use shared::status::Duplicate;
 pub use wish::{KEY_RULE, UniqueWish, Wish, idempotency_key, is_key, owner, unknown_kind};
 
@@ -67,7 +68,7 @@ pub struct Examined {
 #[derive(Debug, Clone, Copy)]
 pub struct Asker<'a> {
     /// The tenant.
-    pub tenant: &'a Tenant,
+    pub tenant: &'a Arc<Tenant>,
     /// The user that a backend acts for.
     pub acting_user: Option<&'a str>,
     /// The time.
@@ -131,6 +132,7 @@ pub async fn admit(app: &App, tenant: i32, acting_user: Option<&str>, headers: &
             Ok(Admitted::Before(Duplicate { first, by }))
         }
         Ok((Inserted::Conflict(first), _)) => Err(conflict(first)),
+        Ok((Inserted::Refused(refused), _)) => Err(over_limit(&refused, now)),
         Err(error) => Err(not_accepted(error, has_key)),
     }
 }
@@ -163,7 +165,7 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
     let unique = wish.unique.as_ref().and_then(|unique| unique.check(&wish.payload, &mut refusal.violations));
     let then = next::Check::new(app, tenant, acting_user, &mut refusal).all(&wish.then, owner, "/then");
     let entry = app.kinds.find(&wish.kind);
-    let mut queue = None;
+    let mut found_right = None;
     match entry {
         None => refusal.violations.push(unknown_kind(app, &wish.kind)),
         Some(entry) => {
@@ -171,7 +173,7 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
                 refusal.not_enabled(entry.name, why, if wish.payload_at.is_empty() { "" } else { "/kind" });
             }
             match (entry.check)(&wish.payload, &tenant.manifest, owner) {
-                Ok(checked) => queue = Some(checked.queue),
+                Ok(checked) => found_right = Some(checked),
                 Err(violations) => {
                     let placed = |violation: Violation| Violation { pointer: wish.payload_at.to_owned() + &violation.pointer, ..violation };
                     refusal.violations.extend(violations.into_iter().map(placed));
@@ -200,7 +202,9 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
         key: key.filter(|_| named.is_ok()).zip(hash).map(|(key, hash)| (key.to_owned(), hash)),
         unique: entry.zip(unique.as_ref()).filter(|_| named.is_ok()).map(|(entry, unique)| (entry.name, unique.key.clone())),
     };
-    let (Some(entry), Some(queue), true) = (entry, queue, refusal.is_empty()) else { return Examined { job: Err(refusal), marks } };
+    let (Some(entry), Some(checked), true) = (entry, found_right, refusal.is_empty()) else { return Examined { job: Err(refusal), marks } };
+    let charges = if checked.is_metered { (entry.charges)(&payload, &tenant.manifest, owner, now) } else { Vec::new() };
+    let meter = (!charges.is_empty()).then(|| Box::new(Meter { tenant: Arc::clone(tenant), charges }));
     let remembered = tenant.manifest.idempotency(entry.name).or(entry.idempotency).unwrap_or(app.config.idempotency);
     let job = NewJob {
         id: JobId(app.clock.new_id()),
@@ -208,7 +212,7 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
         owner: owner.map(str::to_owned),
         subject: owner.map(str::to_owned),
         kind: entry.name,
-        queue,
+        queue: checked.queue,
         priority,
         payload,
         attempts: entry.policy.attempts,
@@ -218,7 +222,15 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
         start_by: wish.start_by,
         state: Arrival::Queued,
         idempotency: marks.key.clone().map(|(key, body_hash)| IdempotencyKey { key, body_hash, expires_at: now + remembered }),
-        options: Options { limit: wish.limit, completion_url: wish.completion_url, unique, then, ..Options::default() },
+        options: Options {
+            limit: wish.limit,
+            completion_url: wish.completion_url,
+            unique,
+            then,
+            metered: checked.is_metered,
+            ..Options::default()
+        },
+        meter,
     };
     Examined { job: Ok(job), marks }
 }

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use axum::http::{HeaderValue, header};
+use chrono::{DateTime, Utc};
 use shared::{
     job::JobId,
     kinds::{PAYLOAD_LIMIT, Violation},
     tenant::NotEnabled,
+    usage::Refused,
 };
 
 use crate::{
     accept::AcceptError,
     backlog::Full,
-    problem::{Code, Problem},
+    problem::{Code, OverLimit, Problem},
 };
 
 /// When those who met a full house should come again.
@@ -105,6 +107,22 @@ pub(super) fn conflict(first: JobId) -> Problem {
         Ok(location) => problem.with_header(header::LOCATION, location),
         Err(_) => problem,
     }
+}
+
+/// It would use more than may be used.
+pub fn over_limit(refused: &Refused, now: DateTime<Utc>) -> Problem {
+    metrics::counter!("offstage_usage_refused_total", "metric" => refused.metric.clone(), "period" => refused.period.word()).increment(1);
+    let problem = Problem::new(Code::UsageLimitExceeded, over_limit_in_words(refused)).over_limit(OverLimit::from(refused));
+    match refused.resets_at.and_then(|at| (at - now).to_std().ok()) {
+        // Of what would never fit there is no use in coming again.
+        Some(pause) if refused.amount <= refused.limit => problem.retry_after(pause.max(COME_AGAIN)),
+        _ => problem,
+    }
+}
+
+/// Which limit, how much of it is used, and when that begins anew.
+pub fn over_limit_in_words(refused: &Refused) -> String {
+    format!("Nothing was accepted: {refused}")
 }
 
 /// What could not be stored.

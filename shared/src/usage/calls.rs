@@ -1,0 +1,228 @@
+//! Calls of models, written down one by one and added up by day; and what they cost, noted beside the reservation of their job. Those that
+//! were made elsewhere are told to us, and count in no limit: they have been made.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
+use uuid::Uuid;
+
+use super::{PRODUCT, amount_of};
+use crate::{job::JobId, ledger::LedgerError, schedule::Zone};
+
+/// How long single calls are kept; their days are kept for longer.
+const CALLS_KEPT: TimeDelta = TimeDelta::days(90);
+
+/// How long days are kept.
+const DAYS_KEPT: TimeDelta = TimeDelta::days(400);
+
+/// Rows that one statement forgets.
+const PAGE: i64 = 5_000;
+
+/// By whose key a call was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payer {
+    /// The product's: what it costs counts in budgets.
+    Product,
+    /// One that the user brought.
+    User,
+    /// Nobody's here: it was made outside of our workers.
+    Elsewhere,
+}
+
+impl Payer {
+    /// The word in rows and answers.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Product => "product",
+            Self::User => "user",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+/// The outcome of a call that was answered; others have their error's code.
+pub const ANSWERED: &str = "answered";
+
+/// A call that was made.
+#[derive(Debug, Clone)]
+pub struct MadeCall {
+    /// Its id, made by the writer's clock.
+    pub id: Uuid,
+    /// Whose product.
+    pub tenant: i32,
+    /// For which job.
+    pub job: Option<JobId>,
+    /// For which user.
+    pub owner: Option<String>,
+    /// Which of its job's calls, by the key of its effect.
+    pub step: Option<String>,
+    /// For which task.
+    pub task: Option<String>,
+    /// Whose model.
+    pub provider: String,
+    /// Which model.
+    pub model: String,
+    /// By whose key.
+    pub payer: Payer,
+    /// [`ANSWERED`], or why not.
+    pub outcome: String,
+    /// Tokens of the question.
+    pub input_tokens: u64,
+    /// Tokens of the answer.
+    pub output_tokens: u64,
+    /// Whether the tokens are an estimate.
+    pub estimated: bool,
+    /// How long it took, in milliseconds.
+    pub took_ms: Option<u64>,
+    /// What it cost, in millionths of the product's currency; `None`: nobody knows.
+    pub cost: Option<u64>,
+    /// When it was answered.
+    pub at: DateTime<Utc>,
+    /// The day by the product's clocks.
+    pub day: NaiveDate,
+    /// The teller's own id for it.
+    pub reported: Option<String>,
+}
+
+/// The day that a moment is in, by a zone's clocks.
+#[must_use]
+pub fn day_of(zone: &Zone, at: DateTime<Utc>) -> NaiveDate {
+    zone.local(at).date_naive()
+}
+
+/// Writes some down in one statement; answers which of them are new: whose id, or whose teller's id, is not known.
+///
+/// # Errors
+/// [`LedgerError`]: nothing of it is written.
+pub async fn record(executor: impl PgExecutor<'_>, calls: &[MadeCall]) -> Result<HashSet<Uuid>, LedgerError> {
+    fn column<'a, T>(calls: &'a [MadeCall], value: impl Fn(&'a MadeCall) -> T) -> Vec<T> {
+        calls.iter().map(value).collect()
+    }
+    let new: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM record_ai_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) AS new (id)",
+    )
+    .bind(column(calls, |call| call.id))
+    .bind(column(calls, |call| call.tenant))
+    .bind(column(calls, |call| call.job.map(|job| job.0)))
+    .bind(column(calls, |call| call.owner.as_deref()))
+    .bind(column(calls, |call| call.step.as_deref()))
+    .bind(column(calls, |call| call.task.as_deref()))
+    .bind(column(calls, |call| call.provider.as_str()))
+    .bind(column(calls, |call| call.model.as_str()))
+    .bind(column(calls, |call| call.payer.word()))
+    .bind(column(calls, |call| call.outcome.as_str()))
+    .bind(column(calls, |call| amount_of(call.input_tokens)))
+    .bind(column(calls, |call| amount_of(call.output_tokens)))
+    .bind(column(calls, |call| call.estimated))
+    .bind(column(calls, |call| call.took_ms.map(amount_of)))
+    .bind(column(calls, |call| call.cost.map(amount_of)))
+    .bind(column(calls, |call| call.at))
+    .bind(column(calls, |call| call.day))
+    .bind(column(calls, |call| call.reported.as_deref()))
+    .bind(column(calls, |call| call.payer == Payer::Product))
+    .fetch_all(executor)
+    .await?;
+    Ok(new.into_iter().collect())
+}
+
+/// Whether a call of this step of a job was written down.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn is_known(pool: &PgPool, job: JobId, step: &str) -> Result<bool, LedgerError> {
+    let known = sqlx::query_scalar("SELECT EXISTS (SELECT FROM ai_call WHERE job_id = $1 AND step = $2)");
+    Ok(known.bind(job.0).bind(step).fetch_one(pool).await?)
+}
+
+/// What a model was used for on a day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DayOfModel {
+    /// The day, by the product's clocks.
+    pub day: NaiveDate,
+    /// Whose model.
+    pub provider: String,
+    /// Which one.
+    pub model: String,
+    /// By whose key: see [`Payer::word`].
+    pub credential: String,
+    /// Calls.
+    pub calls: i64,
+    /// Those that were answered.
+    pub answered: i64,
+    /// Those whose tokens are an estimate.
+    pub estimated: i64,
+    /// Those of which nobody knows what they cost.
+    pub unpriced: i64,
+    /// Tokens of questions.
+    pub input_tokens: i64,
+    /// Tokens of answers.
+    pub output_tokens: i64,
+    /// What the others cost.
+    pub cost: i64,
+}
+
+/// The last `days` days up to today, of a user or of the product as a whole; the newest first.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn by_day(
+    connection: &mut PgConnection,
+    tenant: i32,
+    owner: Option<&str>,
+    today: NaiveDate,
+    days: u32,
+) -> Result<Vec<DayOfModel>, LedgerError> {
+    let from = today.checked_sub_days(Days::new(u64::from(days.saturating_sub(1)))).unwrap_or(today);
+    let rows = sqlx::query(
+        "SELECT day, provider, model, credential, calls, answered, estimated, unpriced, input_tokens, output_tokens, cost
+         FROM ai_usage_day WHERE tenant_id = $1 AND scope = $2 AND day >= $3 AND day <= $4
+         ORDER BY day DESC, provider, model, credential LIMIT 10000",
+    )
+    .persistent(false)
+    .bind(tenant)
+    .bind(owner.unwrap_or(PRODUCT))
+    .bind(from)
+    .bind(today)
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(DayOfModel {
+                day: row.try_get("day")?,
+                provider: row.try_get("provider")?,
+                model: row.try_get("model")?,
+                credential: row.try_get("credential")?,
+                calls: row.try_get("calls")?,
+                answered: row.try_get("answered")?,
+                estimated: row.try_get("estimated")?,
+                unpriced: row.try_get("unpriced")?,
+                input_tokens: row.try_get("input_tokens")?,
+                output_tokens: row.try_get("output_tokens")?,
+                cost: row.try_get("cost")?,
+            })
+        })
+        .collect()
+}
+
+/// Forgets calls, and days, that are old; answers how many: call again until none.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn forget(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, LedgerError> {
+    let calls = sqlx::query("DELETE FROM ai_call WHERE id = ANY (ARRAY (SELECT id FROM ai_call WHERE at < $1 ORDER BY at LIMIT $2))")
+        .bind(now - CALLS_KEPT)
+        .bind(PAGE)
+        .execute(pool)
+        .await?;
+    // By day alone there is no index: there are few rows, and this is rare.
+    let days = sqlx::query(
+        "DELETE FROM ai_usage_day WHERE ctid = ANY (ARRAY (SELECT ctid FROM ai_usage_day WHERE day < $1 LIMIT $2))",
+    )
+    .bind((now - DAYS_KEPT).date_naive())
+    .bind(PAGE)
+    .execute(pool)
+    .await?;
+    Ok(calls.rows_affected() + days.rows_affected())
+}

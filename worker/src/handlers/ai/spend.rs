@@ -1,0 +1,125 @@
+//! What calls cost: written down behind each, whatever came of it; and reserved before each that was not foreseen when the job was accepted.
+//!
+//! What must stay true: no call is made by the product's key for which a budget has no room; a call of which the provider did not say what
+//! it took is charged an estimate, marked so, that is not below what it can have taken.
+
+use std::time::Duration;
+
+use shared::{
+    job::{Failure, Interrupt},
+    ledger::LedgerError,
+    tenant::{Manifest, Task},
+    usage::{
+        AI_COST, Charge,
+        calls::{ANSWERED, MadeCall, Payer, day_of, is_known},
+        reserve::{Ensured, extend},
+    },
+};
+
+use super::{FOR_OWNER, credential::Credential};
+use crate::{
+    clients::ai::{AiError, Question, Reply, Usage},
+    handlers::JobContext,
+};
+
+/// Who pays, and by which prices.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Books<'a> {
+    pub(super) context: &'a JobContext,
+    pub(super) manifest: &'a Manifest,
+    pub(super) task_name: &'a str,
+    pub(super) task: &'a Task,
+}
+
+/// A call, as the books see it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Item<'a> {
+    /// The key of its effect.
+    pub(super) step: &'a str,
+    /// The provider's name in the manifest.
+    pub(super) provider: &'a str,
+    pub(super) question: &'a Question,
+    pub(super) credential: &'a Credential,
+}
+
+impl Books<'_> {
+    /// Reserves what a call can cost, where the job has not reserved so much yet. The first call of a first run was reserved when the job
+    /// was accepted.
+    pub(super) async fn reserve(&self, item: Item<'_>) -> Result<(), Interrupt> {
+        if item.credential.is_of_user() {
+            return Ok(());
+        }
+        let services = &self.context.services;
+        let now = services.clock.now();
+        let Question { system, turns, .. } = item.question;
+        let bytes = system.as_ref().map_or(0, String::len) + turns.iter().map(|turn| turn.text.len() + 64).sum::<usize>();
+        let Some(most) = self.manifest.ai.most_of_call(self.task, bytes, now) else { return Ok(()) };
+        let job = &self.context.job;
+        let whose = (job.id, job.tenant, job.owner.as_deref());
+        match extend(&services.pool, self.manifest, whose, &Charge::incurred(AI_COST, most), now).await? {
+            Ensured::Yes => Ok(()),
+            Ensured::No(refused) => {
+                let words = format!("another call was needed and may not be made: {refused}");
+                Err(Failure::permanent("usage_limit_exceeded", words).for_owner(FOR_OWNER).into())
+            }
+        }
+    }
+
+    /// Writes a call down. Where the provider said nothing of what it took, an estimate; where it was not made, nothing was taken.
+    pub(super) async fn record(&self, item: Item<'_>, answer: &Result<Reply, AiError>, took: Duration) -> Result<(), Failure> {
+        let (outcome, usage) = match answer {
+            Ok(reply) => (ANSWERED, reply.usage),
+            Err(error) => (error.code(), used_by(error, item.question)),
+        };
+        self.context.spent(self.made(item, outcome, usage, Some(took))).await
+    }
+
+    /// Writes down a call that an earlier run began and nobody knows the end of, as if it had taken all that it could.
+    pub(super) async fn record_lost(&self, item: Item<'_>) -> Result<(), Failure> {
+        if is_known(&self.context.services.pool, self.context.job.id, item.step).await.map_err(|error: LedgerError| Failure::from(error))? {
+            return Ok(());
+        }
+        self.context.spent(self.made(item, "lost", worst(item.question), None)).await
+    }
+
+    fn made(&self, item: Item<'_>, outcome: &str, usage: Usage, took: Option<Duration>) -> MadeCall {
+        let services = &self.context.services;
+        let at = services.clock.now();
+        let price = self.manifest.ai.price(item.provider, &item.question.model, at);
+        MadeCall {
+            id: services.clock.new_id(),
+            tenant: self.context.job.tenant,
+            job: Some(self.context.job.id),
+            owner: self.context.job.owner.clone(),
+            step: Some(item.step.to_owned()),
+            task: Some(self.task_name.to_owned()),
+            provider: item.provider.to_owned(),
+            model: item.question.model.clone(),
+            payer: if item.credential.is_of_user() { Payer::User } else { Payer::Product },
+            outcome: outcome.to_owned(),
+            input_tokens: usage.input_tokens,
+            output_tokens: usage.output_tokens,
+            estimated: usage.estimated,
+            took_ms: took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            cost: price.map(|price| price.of(usage.input_tokens, usage.output_tokens)),
+            at,
+            day: day_of(&self.manifest.usage.zone(), at),
+            reported: None,
+        }
+    }
+}
+
+/// What a call without an answer took.
+fn used_by(error: &AiError, question: &Question) -> Usage {
+    match error {
+        AiError::Cut { heard: Some(heard) } | AiError::Late { heard: Some(heard), .. } => heard.usage,
+        error if error.may_have_arrived() => worst(question),
+        // It was refused, or never arrived.
+        _ => Usage::default(),
+    }
+}
+
+/// All that a call can have taken of which nobody said anything: its question as we count it, and as long an answer as was allowed.
+fn worst(question: &Question) -> Usage {
+    Usage { output_tokens: question.max_tokens.into(), estimated: true, ..Usage::estimate(question, "") }
+}
