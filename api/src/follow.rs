@@ -312,7 +312,7 @@ async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, inboxes: Arc<Inbox
                 streams.missed();
             }
             Signal::Accepted(jobs) => streams.changed(&jobs),
-            Signal::Wake(_) | Signal::Cancel(_) => {}
+            Signal::Wake(_) | Signal::Cancel(_) | Signal::Breaker(_) => {}
         }
     }
 }

@@ -3,6 +3,7 @@
 //! What a command was asked for goes to standard output, everything else to standard error. Exit codes are
 //! [`Exit`]'s: 0 done, 1 failed (trying again may help), 2 the command line, the settings or the manifest are wrong.
 
+mod breaker;
 mod hold;
 mod jobs;
 mod key;
@@ -57,6 +58,9 @@ enum Command {
     /// Outward effects (mails, pushes, calls that cost money): stop them, let them go on.
     #[command(subcommand)]
     Switch(switch::SwitchCommand),
+    /// Circuit breakers of providers: show them, keep them open, let them stop nothing.
+    #[command(subcommand)]
+    Breaker(breaker::BreakerCommand),
     /// Keep jobs from starting: all, or those of a queue, a tenant, a kind. What runs goes on.
     Pause(hold::PauseArguments),
     /// Let paused jobs start again.
@@ -161,6 +165,7 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Key(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Jobs(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Switch(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Breaker(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Pause(arguments) => hold::pause(arguments, &Owner::open(&variables)?).await?,
         Command::Resume(arguments) => hold::resume(arguments, &Owner::open(&variables)?).await?,
         Command::Throttle(arguments) => hold::throttle(arguments, &Owner::open(&variables)?).await?,

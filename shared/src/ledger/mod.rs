@@ -12,6 +12,7 @@
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
 pub mod batch;
+pub mod breakers;
 pub mod browsers;
 pub mod change;
 pub mod checkpoint;

@@ -28,6 +28,8 @@ pub enum Signal {
     Accepted(Vec<JobId>),
     /// Owners want these running jobs cancelled.
     Cancel(Vec<JobId>),
+    /// This circuit breaker changed.
+    Breaker(String),
 }
 
 /// Which channels to hear.
@@ -41,6 +43,8 @@ pub enum Channel {
     Accepted,
     /// [`Signal::Cancel`].
     Cancels,
+    /// [`Signal::Breaker`].
+    Breakers,
 }
 
 impl Channel {
@@ -50,6 +54,7 @@ impl Channel {
             Self::Changes => keys.changes(),
             Self::Accepted => keys.accepted(),
             Self::Cancels => keys.cancels(),
+            Self::Breakers => keys.breakers(),
         }
     }
 }
@@ -148,6 +153,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
         return Ok(false);
     }
     let (wake, cancels, accepted) = (redis.keys().wake(), redis.keys().cancels(), redis.keys().accepted());
+    let breakers = redis.keys().breakers();
     let (mut sink, mut messages) = subscription.split();
     let mut missed = false;
     loop {
@@ -169,6 +175,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
         let signal = match message.get_channel_name() {
             channel if channel == wake => std::str::from_utf8(payload).ok().and_then(Queue::from_name).map(Signal::Wake),
             channel if channel == cancels => Some(Signal::Cancel(ids())),
+            channel if channel == breakers => std::str::from_utf8(payload).ok().map(|name| Signal::Breaker(name.to_owned())),
             channel if channel == accepted => Some(Signal::Accepted(ids())),
             _ => Some(Signal::Changed(ids())),
         };

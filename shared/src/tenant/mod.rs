@@ -5,6 +5,7 @@
 //! it holds no secret; and a statement of the API sees one tenant's rows, because it runs in [`transaction`].
 
 mod admission;
+mod breaker;
 mod completion;
 mod dataset;
 mod mail;
@@ -17,6 +18,7 @@ mod user;
 mod web;
 
 pub use admission::NotEnabled;
+pub use breaker::BreakerSettings;
 pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};
 pub use mail::{DkimDeclaration, MailDeclaration, Sender};

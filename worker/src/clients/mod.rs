@@ -1,6 +1,7 @@
 //! The outside world, as handlers reach it: one concrete client each, with its own deadlines, and with errors that classify
 //! themselves. Clients know nothing of jobs.
 
+pub mod breaker;
 pub mod callback;
 mod cause;
 pub mod mail;
@@ -12,8 +13,9 @@ pub mod webhook;
 
 use std::sync::Arc;
 
-use shared::{config::WorkerConfig, storage::Storage};
+use shared::{config::WorkerConfig, queue::Redis, storage::Storage};
 
+use breaker::Breakers;
 use callback::Callback;
 use mail::Mailer;
 use outbound::Outbound;
@@ -36,6 +38,8 @@ pub struct Clients {
     pub mail: Mailer,
     /// Users' browsers.
     pub push: Push,
+    /// Which providers are left alone for now.
+    pub breakers: Breakers,
 }
 
 impl Clients {
@@ -50,6 +54,8 @@ impl Clients {
             webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
             mail: Mailer::new(&config.mail),
             push: Push::new(config.push.keys.clone(), config.push.contact.clone(), outbound),
+            // An address that is none keeps the worker from starting, where it is read.
+            breakers: Breakers::new(Redis::new(&config.redis.url, &config.redis.prefix).ok()),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use shared::{
     kinds::Registry,
-    ledger::{LedgerError, dispatch, switches},
+    ledger::{LedgerError, breakers, dispatch, switches},
     queue::{Commands, Queue, push},
     schedule::TickOutcome,
 };
@@ -21,6 +21,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// knows (a kind) begin with it.
 const FROM_THE_START: &[&str] = &[
     "offstage_announcements_dropped_total",
+    "offstage_breaker_redis_failures_total",
     "offstage_batches_finished_total",
     "offstage_claims_given_back_total",
     "offstage_ends_followed_total",
@@ -47,6 +48,7 @@ const FROM_THE_START: &[&str] = &[
 
 /// Counters of a queue that are there from the start.
 const FROM_THE_START_BY_QUEUE: &[&str] = &[
+    "offstage_breaker_jobs_released_total",
     "offstage_claims_lost_total",
     "offstage_dispatched_total",
     "offstage_entries_abandoned_total",
@@ -124,5 +126,7 @@ async fn backlog(engine: &Engine, queue: Queue) -> Result<(), LedgerError> {
     metrics::gauge!("offstage_queue_oldest_due_seconds", "queue" => queue.name()).set(backlog.oldest_due.as_secs_f64());
     let held = switches::held(&engine.services.pool, queue).await?;
     metrics::gauge!("offstage_queue_switched_off_jobs", "queue" => queue.name()).set(held as f64);
+    let held = breakers::held(&engine.services.pool, queue).await?;
+    metrics::gauge!("offstage_queue_breaker_jobs", "queue" => queue.name()).set(held as f64);
     Ok(())
 }
