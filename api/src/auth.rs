@@ -94,6 +94,10 @@ needs! {
     FeedsRead;
     /// Needs `feeds:write`.
     FeedsWrite;
+    /// Needs `byok:read`.
+    ByokRead;
+    /// Needs `byok:write`.
+    ByokWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

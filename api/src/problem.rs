@@ -127,6 +127,10 @@ codes! {
     NotificationNotFound = "notification_not_found", NOT_FOUND, "There is no such notification";
     /// There is no such suppression, or it is another's.
     SuppressionNotFound = "suppression_not_found", NOT_FOUND, "There is no such suppression";
+    /// There is no such provider of whom keys could be brought.
+    ByokProviderUnknown = "byok_provider_unknown", NOT_FOUND, "There is no such provider";
+    /// The user has brought no key for this provider.
+    ByokKeyNotFound = "byok_key_not_found", NOT_FOUND, "There is no such key";
     /// The user has no such browser.
     SubscriptionNotFound = "subscription_not_found", NOT_FOUND, "There is no such subscription";
     /// An address that shows a job leads nowhere, or nowhere any more.
@@ -175,6 +179,8 @@ codes! {
     BacklogFull = "backlog_full", TOO_MANY_REQUESTS, "The backlog is full";
     /// There have been enough inquiries of the address.
     InquiryLimitExceeded = "inquiry_limit_exceeded", TOO_MANY_REQUESTS, "There have been enough inquiries";
+    /// The user's keys were checked as often as they may.
+    ByokLimitExceeded = "byok_limit_exceeded", TOO_MANY_REQUESTS, "Keys were checked often enough";
     /// A mistake of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
     /// More is asked at once than can be served.

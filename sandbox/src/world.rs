@@ -129,6 +129,7 @@ impl Sandbox {
         let mut sending = push::environment(&secrets.push_key);
         sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key);
         sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key);
+        sending.insert("OFFSTAGE_VAULT_KEYS".to_owned(), secrets.vault_key);
         Ok(Self { postgres, redis, s3, mail: Box::new(mail), push: Box::new(push), sending, pool, fleet, host, directory })
     }
 

@@ -1,6 +1,7 @@
 //! What the API and the worker must agree on: the contract of every job kind, the ledger in Postgres, the queues in Redis,
 //! and the settings both read. A module enters here when both sides need it; nothing here knows HTTP or a handler.
 
+pub mod byok;
 pub mod clock;
 pub mod config;
 pub mod content;
@@ -23,3 +24,4 @@ pub mod storage;
 pub mod telemetry;
 pub mod tenant;
 pub mod tokens;
+pub mod vault;

@@ -11,6 +11,7 @@ mod migrate;
 mod serve;
 mod switch;
 mod tenant;
+mod vault;
 
 use std::{fmt::Display, path::PathBuf};
 
@@ -24,6 +25,7 @@ use shared::{
     shutdown::Exit,
     telemetry::{self, TelemetryError},
     tenant::ManifestError,
+    vault::VaultKeys,
 };
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -61,6 +63,9 @@ enum Command {
     /// Circuit breakers of providers: show them, keep them open, let them stop nothing.
     #[command(subcommand)]
     Breaker(breaker::BreakerCommand),
+    /// What users entrusted to us: wrap it by a new key.
+    #[command(subcommand)]
+    Vault(vault::VaultCommand),
     /// Keep jobs from starting: all, or those of a queue, a tenant, a kind. What runs goes on.
     Pause(hold::PauseArguments),
     /// Let paused jobs start again.
@@ -166,6 +171,7 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Jobs(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Switch(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Breaker(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Vault(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Pause(arguments) => hold::pause(arguments, &Owner::open(&variables)?).await?,
         Command::Resume(arguments) => hold::resume(arguments, &Owner::open(&variables)?).await?,
         Command::Throttle(arguments) => hold::throttle(arguments, &Owner::open(&variables)?).await?,
@@ -178,6 +184,7 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
 struct Owner {
     pool: PgPool,
     clock: Clock,
+    vault_keys: Option<VaultKeys>,
 }
 
 impl Owner {
@@ -188,7 +195,7 @@ impl Owner {
             tracing::warn!("{warning}");
         }
         let pool = ledger::pool("OFFSTAGE_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
-        Ok(Self { pool, clock: config.clock })
+        Ok(Self { pool, clock: config.clock, vault_keys: config.vault_keys })
     }
 
     async fn tenant(&self, name: &str) -> Result<i32, CommandError> {

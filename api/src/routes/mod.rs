@@ -1,6 +1,7 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
 mod batches;
+mod byok;
 mod conditional;
 mod content;
 mod deliveries;
@@ -73,6 +74,7 @@ pub fn router(app: App) -> Router {
         .merge(inquiries::routes())
         .merge(moderation::routes())
         .merge(feeds::routes())
+        .merge(byok::routes())
         .merge(suppressions::routes())
         .merge(unsubscribe::routes())
         .merge(hooks::routes())

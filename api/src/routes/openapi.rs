@@ -62,6 +62,7 @@ pub fn document() -> String {
         .merge_from(super::inquiries::Contract::openapi())
         .merge_from(super::moderation::Contract::openapi())
         .merge_from(super::feeds::Contract::openapi())
+        .merge_from(super::byok::Contract::openapi())
         .merge_from(super::suppressions::Contract::openapi())
         .merge_from(super::unsubscribe::Contract::openapi())
         .merge_from(super::hooks::Contract::openapi())

@@ -74,11 +74,17 @@ pub enum Scope {
     /// Tell what users did.
     #[serde(rename = "feeds:write")]
     FeedsWrite,
+    /// Read which keys users have brought.
+    #[serde(rename = "byok:read")]
+    ByokRead,
+    /// Put, test and delete keys of users.
+    #[serde(rename = "byok:write")]
+    ByokWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -101,11 +107,13 @@ impl Scope {
         Self::ModerationWrite,
         Self::FeedsRead,
         Self::FeedsWrite,
+        Self::ByokRead,
+        Self::ByokWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
     /// open to tokens.
-    pub const OF_TOKENS: [Self; 7] = [
+    pub const OF_TOKENS: [Self; 9] = [
         Self::JobsRead,
         Self::ExportsRead,
         Self::NotificationsRead,
@@ -113,6 +121,8 @@ impl Scope {
         Self::PushesRead,
         Self::PushesWrite,
         Self::FeedsRead,
+        Self::ByokRead,
+        Self::ByokWrite,
     ];
 
     /// Its word in commands, rows and answers.

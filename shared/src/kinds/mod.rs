@@ -8,6 +8,7 @@
 //! To add a kind: its file, a `mod` line and a line in [`Registry::new`]; then its handler (a test fails without it).
 
 mod activity;
+mod byok;
 mod completion;
 mod email;
 mod export;
@@ -24,6 +25,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub use activity::ActivityFanOut;
+pub use byok::ByokCheck;
 pub use completion::CompletionNotify;
 pub use email::{EmailSend, Mailbox};
 pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
@@ -160,6 +162,7 @@ impl Registry {
     pub fn new(probe: bool) -> Self {
         let mut entries = vec![
             Entry::of::<ActivityFanOut>(),
+            Entry::of::<ByokCheck>(),
             Entry::of::<CompletionNotify>(),
             Entry::of::<EmailSend>(),
             Entry::of::<ExportCreate>(),

@@ -39,6 +39,7 @@ pub mod links;
 pub mod moderation;
 pub mod next;
 pub mod notifications;
+pub mod own_keys;
 pub mod people;
 pub mod recover;
 pub mod repeat;
