@@ -98,6 +98,8 @@ needs! {
     ByokRead;
     /// Needs `byok:write`.
     ByokWrite;
+    /// Needs `ai:write`.
+    AiWrite;
 }
 
 /// Who calls, with the scope `N`. A handler that takes one is closed to everybody else.

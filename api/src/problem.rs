@@ -113,6 +113,8 @@ codes! {
     JobNotFound = "job_not_found", NOT_FOUND, "There is no such job";
     /// There is no such batch, or it is another's.
     BatchNotFound = "batch_not_found", NOT_FOUND, "There is no such batch";
+    /// The product has no such task for models.
+    AiTaskNotFound = "ai_task_not_found", NOT_FOUND, "There is no such task";
     /// There is no such queue.
     QueueNotFound = "queue_not_found", NOT_FOUND, "There is no such queue";
     /// There is no such export, or it is another's.

@@ -19,7 +19,9 @@ use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::process::{Event, Process};
 use crate::programs::{Launch, Programs};
+use crate::random;
 use crate::secrets::Secrets;
+use crate::services::ai::AiServer;
 use crate::services::mail::MailServer;
 use crate::services::postgres::{Durability, Postgres};
 use crate::services::push::{self, PushService};
@@ -81,6 +83,8 @@ pub struct Sandbox {
     pub mail: Box<MailServer>,
     /// The push service, and the browsers behind it.
     pub push: Box<PushService>,
+    /// The server of models.
+    pub ai: Box<AiServer>,
     /// By which mails and pushes are sent.
     sending: BTreeMap<String, String>,
     pool: PgPool,
@@ -111,13 +115,15 @@ impl Sandbox {
         let secrets = Secrets::kept_in(&directory.path().join("secrets.json"))?;
         let durability = options.durability;
         let migrations = options.migrated.then_some(&programs);
-        let (postgres, redis, s3, mail, push) = tokio::try_join!(
+        let ai_key = format!("sk-sandbox-{}", random::characters(32)?);
+        let (postgres, redis, s3, mail, push, ai) = tokio::try_join!(
             Postgres::open(&directory, durability, &cache, &host, migrations),
             Redis::open(&directory, durability, &secrets.redis, &host),
             S3::open(&directory, &secrets.s3_key_id, &secrets.s3_secret, host.runtime()?.clone()),
             // Boxed, or every test that holds a sandbox would be a large future.
             Box::pin(MailServer::open(&directory, host.runtime()?.clone())),
             Box::pin(PushService::open(host.runtime()?.clone())),
+            Box::pin(AiServer::open(ai_key, host.runtime()?.clone())),
         )?;
         if options.migrated && durability == Durability::Lasting {
             programs.migrate(&host, &postgres.owner_url(), &directory.log("migrate")).await?;
@@ -130,7 +136,7 @@ impl Sandbox {
         sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key);
         sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key);
         sending.insert("OFFSTAGE_VAULT_KEYS".to_owned(), secrets.vault_key);
-        Ok(Self { postgres, redis, s3, mail: Box::new(mail), push: Box::new(push), sending, pool, fleet, host, directory })
+        Ok(Self { postgres, redis, s3, mail: Box::new(mail), push: Box::new(push), ai: Box::new(ai), sending, pool, fleet, host, directory })
     }
 
     /// One `api serve`, ready; restarted when it dies.
@@ -243,6 +249,7 @@ impl Sandbox {
         environment.extend(self.redis.environment());
         environment.extend(self.s3.environment());
         environment.extend(self.mail.environment());
+        environment.extend(self.ai.environment());
         environment.extend(self.sending.clone());
         environment.insert("OFFSTAGE_PROBE".to_owned(), "on".to_owned());
         environment.insert("OFFSTAGE_PROBE_CALLBACKS".to_owned(), "loopback".to_owned());
@@ -287,6 +294,7 @@ impl Sandbox {
         self.s3.stop();
         self.mail.stop();
         self.push.stop();
+        self.ai.stop();
         postgres.and(redis).map(drop)
     }
 }

@@ -1,5 +1,6 @@
 //! The doors, one file a resource, and the table that says which address leads where.
 
+mod ai;
 mod batches;
 mod byok;
 mod conditional;
@@ -71,6 +72,7 @@ pub fn router(app: App) -> Router {
         .merge(queues::routes())
         .merge(downloads::routes())
         .merge(emails::routes())
+        .merge(ai::routes())
         .merge(inquiries::routes())
         .merge(moderation::routes())
         .merge(feeds::routes())

@@ -59,6 +59,7 @@ pub fn document() -> String {
         .merge_from(super::queues::Contract::openapi())
         .merge_from(super::downloads::Contract::openapi())
         .merge_from(super::emails::Contract::openapi())
+        .merge_from(super::ai::Contract::openapi())
         .merge_from(super::inquiries::Contract::openapi())
         .merge_from(super::moderation::Contract::openapi())
         .merge_from(super::feeds::Contract::openapi())

@@ -7,12 +7,14 @@
 //!
 //! A variable that is set to nothing counts as not set, which is how compose files and manifests leave one out.
 
+mod ai;
 mod mail;
 mod process;
 mod push;
 mod stores;
 mod variables;
 
+pub use ai::Ai;
 pub use mail::Mail;
 pub use process::{Listen, Log, LogFormat, Probe, ProbeCallbacks, Queues, Sources, Streams};
 pub use push::Push;
@@ -154,6 +156,8 @@ pub struct WorkerConfig {
     pub outbound: Guard,
     /// Mail.
     pub mail: Mail,
+    /// Calls of models.
+    pub ai: Ai,
     /// Under which address people reach the API (`OFFSTAGE_PUBLIC_URL`): mails name it for unsubscribing.
     pub public_url: Option<Url>,
     /// Web push.
@@ -192,6 +196,7 @@ impl WorkerConfig {
         let sources = Sources::read(&mut reader);
         let outbound = process::outbound(&mut reader);
         let mail = Mail::read(&mut reader);
+        let ai = Ai::read(&mut reader);
         let public_url = stores::endpoint(&mut reader, "OFFSTAGE_PUBLIC_URL");
         let push = Push::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
@@ -217,6 +222,7 @@ impl WorkerConfig {
             sources,
             outbound,
             mail,
+            ai,
             public_url,
             push,
             signing_keys,

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use crate::{
     mail::{DKIM_VARIABLE, HOOK_VARIABLE, SERVER_VARIABLE},
-    tenant::KEY_VARIABLE,
+    tenant::{AI_VARIABLE, KEY_VARIABLE},
 };
 
 /// All that some program of Offstage reads. A program is started with the others' variables too, so these are never
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
 
 /// Names that look like ours and are nobody's: mostly typing mistakes, which would otherwise act as defaults, silently.
 fn unknown_names(variables: &Variables) -> Vec<String> {
-    let families = [SOURCE_PREFIX, KEY_VARIABLE, SERVER_VARIABLE, DKIM_VARIABLE, HOOK_VARIABLE];
+    let families = [AI_VARIABLE, SOURCE_PREFIX, KEY_VARIABLE, SERVER_VARIABLE, DKIM_VARIABLE, HOOK_VARIABLE];
     let names = variables.values.keys();
     let names = names.filter(|name| name.starts_with("OFFSTAGE_") && !families.iter().any(|family| name.starts_with(family)));
     names

@@ -80,11 +80,14 @@ pub enum Scope {
     /// Put, test and delete keys of users.
     #[serde(rename = "byok:write")]
     ByokWrite,
+    /// Put tasks to models.
+    #[serde(rename = "ai:write")]
+    AiWrite,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -109,6 +112,7 @@ impl Scope {
         Self::FeedsWrite,
         Self::ByokRead,
         Self::ByokWrite,
+        Self::AiWrite,
     ];
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
@@ -151,6 +155,7 @@ impl Scope {
             Self::ModerationWrite => "moderation:write",
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
+            Self::AiWrite => "ai:write",
         }
     }
 }

@@ -8,6 +8,7 @@
 //! To add a kind: its file, a `mod` line and a line in [`Registry::new`]; then its handler (a test fails without it).
 
 mod activity;
+mod ai;
 mod byok;
 mod completion;
 mod email;
@@ -25,6 +26,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub use activity::ActivityFanOut;
+pub use ai::AiRun;
 pub use byok::ByokCheck;
 pub use completion::CompletionNotify;
 pub use email::{EmailSend, Mailbox};
@@ -162,6 +164,7 @@ impl Registry {
     pub fn new(probe: bool) -> Self {
         let mut entries = vec![
             Entry::of::<ActivityFanOut>(),
+            Entry::of::<AiRun>(),
             Entry::of::<ByokCheck>(),
             Entry::of::<CompletionNotify>(),
             Entry::of::<EmailSend>(),
@@ -287,6 +290,7 @@ mod tests {
             }
         }
         survives::<ActivityFanOut>();
+        survives::<AiRun>();
         survives::<CompletionNotify>();
         survives::<EmailSend>();
         survives::<ExportCreate>();

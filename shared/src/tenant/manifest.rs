@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::{
     admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
+    ai::{Ai, AiDeclaration},
     completion::Completion,
     dataset::{Dataset, Source},
     mail::MailDeclaration,
@@ -59,6 +60,8 @@ pub struct Manifest {
     pub mail: Option<MailDeclaration>,
     /// What it tells its users, by type.
     pub notifications: BTreeMap<String, NotificationType>,
+    /// What it asks of models.
+    pub ai: Ai,
     declaration: Declaration,
 }
 
@@ -227,6 +230,7 @@ impl Manifest {
         let mail = declaration.mail.clone();
         let notifications = declaration.notifications.clone();
         check_notifications(&notifications, faults);
+        let ai = check_ai(declaration.ai.as_ref(), faults);
         let plans = declaration.plans.clone();
         (datasets.len() == declaration.datasets.len()).then_some(Self {
             name,
@@ -237,10 +241,23 @@ impl Manifest {
             web,
             mail,
             notifications,
+            ai,
             schedules: BTreeMap::new(),
             declaration,
         })
     }
+}
+
+fn check_ai(declared: Option<&AiDeclaration>, faults: &mut Vec<Fault>) -> Ai {
+    let Some(declared) = declared else { return Ai::default() };
+    for (name, path) in declared.names() {
+        check_name(name, &path, faults);
+    }
+    let mut wrong = Vec::new();
+    let ai = declared.check(&mut wrong);
+    let placed = |(path, detail): (Vec<String>, String)| Fault { path: [vec!["ai".to_owned()], path].concat(), offset: 0, detail };
+    faults.extend(wrong.into_iter().map(placed));
+    ai
 }
 
 fn check_notifications(notifications: &BTreeMap<String, NotificationType>, faults: &mut Vec<Fault>) {
@@ -296,6 +313,8 @@ struct Declaration {
     mail: Option<MailDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     notifications: BTreeMap<String, NotificationType>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ai: Option<AiDeclaration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

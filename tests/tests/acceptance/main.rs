@@ -2,6 +2,7 @@
 
 mod access;
 mod admission;
+mod ai;
 mod batches;
 mod chains;
 mod client;

@@ -1,6 +1,7 @@
 //! The outside world, as handlers reach it: one concrete client each, with its own deadlines, and with errors that classify
 //! themselves. Clients know nothing of jobs.
 
+pub mod ai;
 pub mod breaker;
 pub mod callback;
 mod cause;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use shared::{config::WorkerConfig, queue::Redis, storage::Storage};
 
+use ai::Models;
 use breaker::Breakers;
 use callback::Callback;
 use mail::Mailer;
@@ -40,6 +42,8 @@ pub struct Clients {
     pub push: Push,
     /// Which providers are left alone for now.
     pub breakers: Breakers,
+    /// Models.
+    pub models: Models,
 }
 
 impl Clients {
@@ -53,9 +57,10 @@ impl Clients {
             callback: Callback::new(Arc::clone(&outbound)),
             webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
             mail: Mailer::new(&config.mail),
-            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), outbound),
             // An address that is none keeps the worker from starting, where it is read.
             breakers: Breakers::new(Redis::new(&config.redis.url, &config.redis.prefix).ok()),
+            push: Push::new(config.push.keys.clone(), config.push.contact.clone(), Arc::clone(&outbound)),
+            models: Models::new(outbound),
         }
     }
 }

@@ -7,6 +7,8 @@
 //! handler just uses `?`.
 
 mod activity;
+mod ai;
+mod byok;
 mod completion;
 mod email;
 mod export;
@@ -20,20 +22,21 @@ mod user;
 pub(crate) mod workbench;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::TryFutureExt;
+use secrecy::SecretString;
 use serde_json::Value;
 use shared::{
     clock::Clock,
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
-        ActivityFanOut, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
+        ActivityFanOut, ByokCheck, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
         ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
     },
     ledger::{
@@ -47,6 +50,7 @@ use shared::{
     queue::read::reconnect_pause,
     random,
     tenant::Tenants,
+    vault::VaultKeys,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -71,10 +75,14 @@ pub struct Services {
     pub tenants: Tenants,
     /// The outside world.
     pub clients: Clients,
+    /// The keys that wrap what users entrusted to us.
+    pub vault_keys: Option<VaultKeys>,
     /// By which recipients of mail are known.
     pub recipient_key: Option<RecipientKey>,
     /// Under which address people reach the API.
     pub public_url: Option<Url>,
+    /// The product's keys for models, by the variables that hold them.
+    pub ai_keys: BTreeMap<String, SecretString>,
     /// Addresses of the sources that datasets read.
     pub sources: Sources,
     /// What probes may do.
@@ -349,6 +357,8 @@ impl Handlers {
     pub fn new(probe: bool) -> Self {
         let mut handlers = vec![
             Handler::of::<ActivityFanOut, _, _>(activity::run),
+            Handler::of::<AiRun, _, _>(ai::run),
+            Handler::of::<ByokCheck, _, _>(byok::run),
             Handler::of::<CompletionNotify, _, _>(completion::run),
             Handler::of::<EmailSend, _, _>(email::run),
             Handler::of::<ExportCreate, _, _>(export::run),

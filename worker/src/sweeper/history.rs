@@ -12,7 +12,7 @@ use std::{
 use shared::{
     kinds::Registry,
     ledger::{
-        LedgerError, deliveries, feeds, inquiries, own_keys, notifications,
+        LedgerError, deliveries, feeds, inquiries, notifications, own_keys,
         recover::{give_up_duty, take_duty},
         retention::{self, Cut},
         unique,

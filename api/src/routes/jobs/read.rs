@@ -10,6 +10,7 @@ use axum::{
 };
 use serde::Deserialize;
 use shared::{
+    job::JobId,
     ledger::{
         LedgerError,
         find::{self, FoundJob},

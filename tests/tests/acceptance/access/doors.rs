@@ -100,6 +100,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/notifications/{id}/clicked", Walk::Notification, "notifications:write"),
     ("post", "/v1/notifications/{id}/archived", Walk::Notification, "notifications:write"),
     ("post", "/v1/emails", Walk::Make, "emails:write"),
+    ("post", "/v1/ai/{task}", Walk::Make, "ai:write"),
     ("post", "/v1/inquiries", Walk::Own, "emails:write"),
     ("post", "/v1/reports", Walk::Own, "reports:write"),
     ("get", "/v1/reports", Walk::Backend, "moderation:read"),
@@ -125,7 +126,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-pub const SCOPES: [&str; 21] = [
+pub const SCOPES: [&str; 22] = [
     "jobs:read",
     "jobs:write",
     "exports:read",
@@ -147,12 +148,13 @@ pub const SCOPES: [&str; 21] = [
     "moderation:write",
     "feeds:read",
     "feeds:write",
+    "ai:write",
 ];
 
 /// A request to a door, about the job or export `id` where it is about one.
 pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
     let address =
-        path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media").replace("{other}", "eve").replace("{tenant}", "acme");
+        path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media").replace("{other}", "eve").replace("{tenant}", "acme").replace("{task}", "walk");
     let address = match (method, path) {
         ("get", "/v1/suppressions") => format!("{address}?email=walk@example.com"),
         (_, "/v1/deliveries") => format!("{address}?job={id}"),
@@ -180,6 +182,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
         (Walk::Make, "/v1/emails") => request.json(&json!({
             "to": {"email": "walk@example.com"}, "subject": "Walk", "text": "A walk.", "category": "walk",
         })),
+        (Walk::Make, "/v1/ai/{task}") => request.json(&json!({"input": {}})),
         (Walk::Make, "/v1/pushes") => request.json(&json!({"user": client.acting_user().unwrap_or("ada"), "title": "Walk"})),
         (Walk::Backend, "/v1/suppressions") if method == "post" => request.json(&json!({"email": "walk@example.com", "category": "none"})),
         (Walk::Own, "/v1/push/subscriptions") => request.json(&json!({"endpoint": "https://push.example.net/walk"})),

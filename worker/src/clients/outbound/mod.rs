@@ -96,6 +96,59 @@ pub struct Answer {
     pub is_cut: bool,
 }
 
+/// An answer whose body is still to come, under the deadline of its call.
+#[derive(Debug)]
+pub struct Opened {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    answer: reqwest::Response,
+    deadline: Instant,
+}
+
+/// A piece of a body, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// More of it.
+    More(Bytes),
+    /// It ended as it should.
+    End,
+    /// The connection was cut.
+    Cut,
+    /// The call's deadline has passed.
+    Late,
+}
+
+impl Opened {
+    /// The next piece of the body.
+    pub async fn next(&mut self) -> Piece {
+        match timeout_at(self.deadline, self.answer.chunk()).await {
+            Ok(Ok(Some(chunk))) => Piece::More(chunk),
+            Ok(Ok(None)) => Piece::End,
+            Ok(Err(_)) => Piece::Cut,
+            Err(_) => Piece::Late,
+        }
+    }
+
+    /// The whole of it, as far as `keep` bytes. The status is known, so a body that fails is no failure of the call.
+    pub async fn read(mut self, keep: usize) -> Answer {
+        let (mut body, mut is_cut) = (Vec::new(), keep == 0);
+        while !is_cut {
+            match self.next().await {
+                Piece::More(chunk) => {
+                    let room = keep - body.len();
+                    is_cut = chunk.len() > room;
+                    body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
+                }
+                Piece::End => break,
+                Piece::Cut | Piece::Late => is_cut = true,
+            }
+        }
+        Answer { status: self.status, headers: self.headers, body: body.into(), is_cut }
+    }
+}
+
 impl Answer {
     /// When the other side wants to be asked again: seconds or a date (RFC 9110, section 10.2.3), at most a day.
     #[must_use]
@@ -130,6 +183,17 @@ impl Outbound {
     /// # Errors
     /// [`OutboundError`], where there was none.
     pub async fn send(&self, call: Call) -> Result<Answer, OutboundError> {
+        let (keep, keep_of_refusal) = (call.keep, call.keep_of_refusal);
+        let opened = self.open(call).await?;
+        let keep = if opened.status.is_success() { keep } else { keep_of_refusal };
+        Ok(opened.read(keep).await)
+    }
+
+    /// Makes a call whose answer's body is read piece by piece.
+    ///
+    /// # Errors
+    /// [`OutboundError`], where there was no answer.
+    pub async fn open(&self, call: Call) -> Result<Opened, OutboundError> {
         let deadline = Instant::now() + call.within;
         let host = call.url.host_str().unwrap_or_default().to_owned();
         self.guard.url(&call.url, call.reach).map_err(|why| OutboundError::NotAllowed { host: host.clone(), why })?;
@@ -139,22 +203,7 @@ impl Outbound {
             Ok(Err(error)) => return Err(OutboundError::of(host, error)),
             Err(_) => return Err(OutboundError::Late { host, within: call.within }),
         };
-        let status = answer.status();
-        let keep = if status.is_success() { call.keep } else { call.keep_of_refusal };
-        let (mut body, mut is_cut) = (Vec::new(), keep == 0);
-        // The status is known, so a body that fails is no failure of the call.
-        while !is_cut {
-            match timeout_at(deadline, answer.chunk()).await {
-                Ok(Ok(Some(chunk))) => {
-                    let room = keep - body.len();
-                    is_cut = chunk.len() > room;
-                    body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
-                }
-                Ok(Ok(None)) => break,
-                Ok(Err(_)) | Err(_) => is_cut = true,
-            }
-        }
-        Ok(Answer { status, headers: std::mem::take(answer.headers_mut()), body: body.into(), is_cut })
+        Ok(Opened { status: answer.status(), headers: std::mem::take(answer.headers_mut()), answer, deadline })
     }
 
     fn client(&self, reach: Reach) -> Result<&Client, OutboundError> {

@@ -1,0 +1,319 @@
+//! `ai.run`: one task of a product put to a model (R40 to R43).
+//!
+//! A task is answered in rounds (one, unless its gate asks for more); a round is an answer and, where that is not what the schema says, one
+//! repair; each of them is one call, made by the first of the task's models that answers.
+//!
+//! What must stay true: each call is written down in the effect ledger before it is made and its answer after it, so that a rerun goes on
+//! where the last one stopped, does not pay for an answer twice that it has, and lists those as unknown of which nobody knows; only a whole
+//! answer that is what its schema says is a success; nothing waits in here for a provider to have time: the job does, in Postgres.
+//!
+//! | the call ([`crate::clients::ai`]) | the effect | the next model | the job, when none answers |
+//! |---|---|---|---|
+//! | its provider's circuit breaker is open | none | at once | waits for that, no attempt used |
+//! | not made: no connection, 5xx | struck out | at once | waits, no attempt used, as often as `call` says; then tried again |
+//! | too many (429, 529) with a time | struck out | at once | waits for that time, no attempt used |
+//! | cut, late, unreadable | unknown, for good | at once | tried again |
+//! | key refused, no quota | struck out | at once | fails |
+//! | question refused (other 4xx) | struck out | no | fails |
+
+mod answer;
+mod call;
+mod credential;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use shared::{
+    job::{Failure, FailureClass, Interrupt, Success},
+    kinds::AiRun,
+    ledger::effects::Intent,
+    notification::template::Renderer,
+    tenant::{Ai, Task},
+};
+
+use super::{JobContext, export};
+use crate::clients::{
+    ai::{AiError, Finish, Question, Reply, Role, Turn, Usage},
+    breaker::Refused,
+};
+use answer::Wrong;
+use call::{Call, Called, admit, call, interrupt};
+use credential::credential;
+
+/// What the job's owner is told, who knows nothing of models.
+const FOR_OWNER: &str = "No answer could be made for this.";
+
+/// The largest result, in bytes of JSON: below what a job's may have.
+const LONGEST_RESULT: usize = 60 * 1024;
+
+/// Puts a task to a model.
+pub(super) async fn run(payload: AiRun, context: JobContext) -> Result<Success, Interrupt> {
+    let tenant = export::tenant(&context).await?;
+    let ai = &tenant.manifest.ai;
+    let task = ai.tasks.get(&payload.task).ok_or_else(|| {
+        Failure::permanent("ai_task_unknown", "the product's manifest does not have this task any more").for_owner(FOR_OWNER)
+    })?;
+    let (system, prompt) = task.render(&Renderer::default(), &payload.input).map_err(|error| {
+        Failure::permanent("ai_prompt_invalid", format!("the task's words can't be put together for this input: {error}"))
+    })?;
+    let mut asking = Asking { context: &context, ai, task, system, calls: Vec::new() };
+    let answered = asking.rounds(prompt).await?;
+    let result = answered.result(&asking.calls);
+    if result.to_string().len() > LONGEST_RESULT {
+        let message = format!("the answer has more than {LONGEST_RESULT} bytes as JSON, which is more than a result may have; lower the task's max_tokens");
+        return Err(Failure::permanent("ai_too_long", message).for_owner(FOR_OWNER).into());
+    }
+    Ok(Success::with(result))
+}
+
+/// One call that was made, by this run or an earlier one; as the ledger keeps it, and, without its text, the job's result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    provider: String,
+    model: String,
+    #[serde(flatten)]
+    usage: Usage,
+    /// How long the provider took, in milliseconds.
+    response_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+    finish: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    text: String,
+}
+
+/// The words by which the ledger keeps how an answer ended.
+const FINISHES: [(&str, Finish); 4] =
+    [("complete", Finish::Complete), ("length", Finish::Length), ("content_filter", Finish::ContentFilter), ("refusal", Finish::Refusal)];
+
+impl Record {
+    fn finish(&self) -> Finish {
+        FINISHES.iter().find(|(word, _)| *word == self.finish).map_or(Finish::Unknown, |(_, finish)| finish.clone())
+    }
+
+    fn of(provider: &str, model: &str, reply: Reply, took: Duration) -> Self {
+        let finish = FINISHES.iter().find(|(_, finish)| *finish == reply.finish).map_or("unknown", |(word, _)| word);
+        Self {
+            provider: provider.to_owned(),
+            model: model.to_owned(),
+            usage: reply.usage,
+            response_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            request_id: reply.request_id,
+            finish: finish.to_owned(),
+            text: reply.text,
+        }
+    }
+}
+
+/// The answer to a task.
+struct Answered {
+    output: Value,
+    rounds: u8,
+    passed: Option<bool>,
+    repaired: bool,
+    provider: String,
+    model: String,
+}
+
+impl Answered {
+    /// What the client reads.
+    fn result(self, calls: &[Record]) -> Value {
+        let sum = |of: fn(&Record) -> u64| calls.iter().map(of).fold(0, u64::saturating_add);
+        let told: Vec<Value> = calls
+            .iter()
+            .map(|call| serde_json::to_value(Record { text: String::new(), ..call.clone() }).unwrap_or_default())
+            .collect();
+        let mut result = json!({
+            "output": self.output,
+            "provider": self.provider,
+            "model": self.model,
+            "usage": {
+                "input_tokens": sum(|call| call.usage.input_tokens),
+                "output_tokens": sum(|call| call.usage.output_tokens),
+                "estimated": calls.iter().any(|call| call.usage.estimated),
+            },
+            "response_ms": sum(|call| call.response_ms),
+            "repaired": self.repaired,
+            "cached": false,
+            "calls": told,
+        });
+        if let (Some(passed), Some(fields)) = (self.passed, result.as_object_mut()) {
+            fields.insert("gate".to_owned(), json!({ "passed": passed, "rounds": self.rounds }));
+        }
+        result
+    }
+}
+
+/// A task that is being put to models.
+struct Asking<'a> {
+    context: &'a JobContext,
+    ai: &'a Ai,
+    task: &'a Task,
+    system: Option<String>,
+    /// The calls whose answers came.
+    calls: Vec<Record>,
+}
+
+impl Asking<'_> {
+    /// Asks until the answer is good enough, or the rounds are over: then the best one is the answer, and says that it did not pass.
+    async fn rounds(&mut self, prompt: String) -> Result<Answered, Interrupt> {
+        let mut turns = vec![Turn { role: Role::User, text: prompt }];
+        let mut best: Option<(f64, Answered)> = None;
+        for round in 1..=self.task.rounds() {
+            let mut answered = self.round(round, &mut turns).await?;
+            let Some(gate) = &self.task.gate else { return Ok(answered) };
+            let Some(score) = answer::score(gate, &answered.output) else {
+                let wrong = Wrong::Invalid(format!("- /{}: must be a number", gate.field));
+                return Err(wrong.into_failure().into());
+            };
+            let passed = score >= gate.at_least;
+            answered.passed = Some(passed);
+            turns.push(Turn { role: Role::User, text: answer::another_round(gate, score) });
+            if passed {
+                return Ok(answered);
+            }
+            match &mut best {
+                Some((highest, kept)) if score <= *highest => kept.rounds = round,
+                best => *best = Some((score, answered)),
+            }
+        }
+        // There is one round at least, and each has left an answer.
+        best.map(|(_, answered)| answered).ok_or_else(|| Failure::permanent("ai_output_invalid", "the task asks for no round").into())
+    }
+
+    /// One answer that is what its schema says, repaired once where it was not. What was said stays in `turns`.
+    async fn round(&mut self, round: u8, turns: &mut Vec<Turn>) -> Result<Answered, Interrupt> {
+        let mut repaired = false;
+        loop {
+            let key = if repaired { format!("ai:{round}:repair") } else { format!("ai:{round}") };
+            let record = self.ask(&key, turns).await?;
+            let read = answer::read(self.task, &record.finish(), &record.text);
+            turns.push(Turn { role: Role::Assistant, text: record.text.clone() });
+            let (provider, model) = (record.provider.clone(), record.model.clone());
+            self.calls.push(record);
+            match (read, &self.task.output) {
+                (Ok(output), _) => return Ok(Answered { output, rounds: round, passed: None, repaired, provider, model }),
+                (Err(Wrong::Invalid(faults)), Some(schema)) if !repaired => {
+                    turns.push(Turn { role: Role::User, text: answer::repair(&faults, schema.value()) });
+                    repaired = true;
+                }
+                (Err(wrong), _) => return Err(wrong.into_failure().into()),
+            }
+        }
+    }
+
+    /// One answer: of an earlier run, or by the first of the task's models that gives one.
+    async fn ask(&self, key: &str, turns: &[Turn]) -> Result<Record, Interrupt> {
+        let mut failed: Vec<Interrupt> = Vec::new();
+        let mut held: Vec<Refused> = Vec::new();
+        let (mut by_user, mut is_listed) = (false, false);
+        for choice in &self.task.models {
+            let Some(provider) = self.ai.providers.get(&choice.provider) else { continue };
+            let credential = match credential(self.context, &choice.provider, provider, self.task.own_keys).await {
+                // What a user's key could not do is not done at the product's expense.
+                Ok(credential) if by_user && !credential.is_of_user() => continue,
+                Ok(credential) => credential,
+                Err(failure) => {
+                    // A user's own key is no affair of others: who has none that works is told so, and nobody else pays.
+                    if failure.code.starts_with("ai_own_key") {
+                        return Err(failure.into());
+                    }
+                    failed.push(failure.for_owner(FOR_OWNER).into());
+                    continue;
+                }
+            };
+            by_user = credential.is_of_user();
+            let permit = match admit(self.context, &choice.provider, provider, &credential, self.task.timeout).await {
+                Ok(permit) => permit,
+                // The next model is asked at once.
+                Err(refused) => {
+                    held.push(refused);
+                    continue;
+                }
+            };
+            let intent = json!({ "provider": choice.provider, "model": choice.model });
+            match self.context.intend_outward(key, &intent).await? {
+                Intent::Done { receipt } => {
+                    if let Ok(record) = serde_json::from_value(receipt) {
+                        return Ok(record);
+                    }
+                }
+                Intent::Unknown => is_listed = true,
+                Intent::New | Intent::Fenced | Intent::SwitchedOff => {}
+            }
+            let question = self.question(choice, turns);
+            let about = Call { name: &choice.provider, provider, credential: &credential, question: &question, within: self.task.timeout };
+            let Called { answer, took, refused } = call(self.context, about, permit, None).await;
+            match answer {
+                Ok(reply) => {
+                    let record = Record::of(&choice.provider, &choice.model, reply, took);
+                    self.context.receipt(key, &serde_json::to_value(&record).unwrap_or_default()).await?;
+                    return Ok(record);
+                }
+                Err(error) => {
+                    let helps = self.failed(key, is_listed, &choice.provider, &error).await?;
+                    credential::refused(self.context, &credential, &error).await?;
+                    match refused {
+                        Some(refused) => held.push(refused),
+                        None => failed.push(interrupt(self.context, error)),
+                    }
+                    if !helps {
+                        break;
+                    }
+                }
+            }
+        }
+        // Of several breakers the one that tries again soonest; one that an operator keeps open does so last.
+        let soonest = held.into_iter().min_by_key(|refused| refused.again_in.unwrap_or(Duration::MAX));
+        failed.extend(soonest.map(|refused| Interrupt::BreakerOpen(refused.breaker)));
+        Err(most_hopeful(failed))
+    }
+
+    /// Writes down that a call has no answer; whether another model may be asked. What was listed as unknown before stays so.
+    async fn failed(&self, key: &str, is_listed: bool, provider: &str, error: &AiError) -> Result<bool, Interrupt> {
+        if error.may_have_arrived() {
+            self.context.unknown(key).await?;
+        } else if !is_listed {
+            self.context.forget_effect(key).await?;
+        }
+        if error.is_of_the_key() {
+            tracing::error!(tenant = self.context.job.tenant, provider, error = %error, "a provider does not take its key");
+        }
+        Ok(error.another_may_help())
+    }
+
+    fn question(&self, choice: &shared::tenant::ModelChoice, turns: &[Turn]) -> Question {
+        let schema = self.task.output.as_ref().map(shared::tenant::Schema::value);
+        let in_words = schema.filter(|_| !choice.structured).map(answer::schema_in_words);
+        let system = match (&self.system, in_words) {
+            (Some(system), Some(words)) => Some(format!("{system}\n\n{words}")),
+            (system, words) => words.or_else(|| system.clone()),
+        };
+        Question {
+            model: choice.model.clone(),
+            system,
+            turns: turns.to_vec(),
+            schema: schema.filter(|_| choice.structured).cloned(),
+            max_tokens: self.task.max_tokens,
+            temperature: self.task.temperature,
+        }
+    }
+}
+
+/// Of several models' troubles the one that may pass soonest: a pause that is known, then a circuit breaker, which uses no attempt, then what
+/// may pass by itself, then the rest.
+fn most_hopeful(failed: Vec<Interrupt>) -> Interrupt {
+    let rank = |interrupt: &Interrupt| match interrupt {
+        Interrupt::Snoozed(pause) => (0, *pause),
+        Interrupt::BreakerOpen(_) => (1, Duration::ZERO),
+        Interrupt::Failed(Failure { class: FailureClass::Transient | FailureClass::Limited, retry_after, .. }) => (2, retry_after.unwrap_or_default()),
+        Interrupt::Failed(_) | Interrupt::SwitchedOff | Interrupt::Paused => (3, Duration::ZERO),
+    };
+    let best = failed.into_iter().min_by_key(rank);
+    match best {
+        Some(Interrupt::Failed(failure)) => Interrupt::Failed(failure.for_owner(FOR_OWNER)),
+        Some(interrupt) => interrupt,
+        None => Failure::permanent("ai_no_model", "none of the task's providers stands in the manifest any more").for_owner(FOR_OWNER).into(),
+    }
+}
