@@ -155,6 +155,8 @@ impl Scope {
             Self::ModerationWrite => "moderation:write",
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
+            Self::ByokRead => "byok:read",
+            Self::ByokWrite => "byok:write",
             Self::AiWrite => "ai:write",
         }
     }

@@ -112,11 +112,11 @@ impl VaultKeys {
     /// [`VaultError::Broken`]: of none is known.
     pub fn seal(&self, binding: &Binding<'_>, secret: &SecretString) -> Result<Vec<u8>, VaultError> {
         let data_key = Zeroizing::new(random::bytes::<KEY>());
-        let mut sealed = self.wrap(binding, &data_key)?;
+        let mut sealed = self.wrap(binding, data_key.as_slice())?;
         let nonce = random::bytes::<NONCE_LEN>();
         sealed.extend(nonce);
         let mut data = Zeroizing::new(secret.expose_secret().as_bytes().to_vec());
-        let tag = cipher(&*data_key)?
+        let tag = cipher(data_key.as_slice())?
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(bound(Layer::Data, binding)), data.as_mut_slice())
             .map_err(|_| VaultError::Broken)?;
         sealed.extend_from_slice(&data);
