@@ -136,7 +136,19 @@ impl Sandbox {
         sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key);
         sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key);
         sending.insert("OFFSTAGE_VAULT_KEYS".to_owned(), secrets.vault_key);
-        Ok(Self { postgres, redis, s3, mail: Box::new(mail), push: Box::new(push), ai: Box::new(ai), sending, pool, fleet, host, directory })
+        Ok(Self {
+            postgres,
+            redis,
+            s3,
+            mail: Box::new(mail),
+            push: Box::new(push),
+            ai: Box::new(ai),
+            sending,
+            pool,
+            fleet,
+            host,
+            directory,
+        })
     }
 
     /// One `api serve`, ready; restarted when it dies.

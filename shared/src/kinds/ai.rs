@@ -44,7 +44,11 @@ impl Kind for AiRun {
     const ESTIMATE: Duration = Duration::from_secs(15);
 
     fn violations(&self) -> Vec<Violation> {
-        if self.input.is_object() { Vec::new() } else { vec![Violation::new("/input", "must be an object, as the task's input schema has it")] }
+        if self.input.is_object() {
+            Vec::new()
+        } else {
+            vec![Violation::new("/input", "must be an object, as the task's input schema has it")]
+        }
     }
 
     fn violations_for(&self, tenant: &Manifest, _: Option<&str>) -> Vec<Violation> {

@@ -19,9 +19,9 @@ mod user;
 mod web;
 
 pub use admission::NotEnabled;
-pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Provider, ProviderKind, Rule, Schema, Task};
 #[cfg(test)]
 pub(crate) use ai::longest_run as ai_longest_run;
+pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Provider, ProviderKind, Rule, Schema, Task};
 pub use breaker::BreakerSettings;
 pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, Origin, Parameter, ParameterType, Source};

@@ -20,7 +20,9 @@ async fn exporting_tenant(world: &World, name: &str) -> Client {
     let manifest = format!(
         "[tenant]\nname = \"{name}\"\n[sources.main]\nurl_env = \"OFFSTAGE_SOURCE_PROMPTLOCKR_URL\"\n\
          [datasets.words]\nsource = \"main\"\naudience = \"users\"\nsql = \"SELECT 'a' AS word\"\n\
-         [mail]\nserver_env = \"OFFSTAGE_SMTP_URL\"\nfrom = {{ email = \"no-reply@{name}.example\" }}\n"
+         [mail]\nserver_env = \"OFFSTAGE_SMTP_URL\"\nfrom = {{ email = \"no-reply@{name}.example\" }}\n\
+         [ai.providers.main]\nkind = \"openai\"\nbase_url = \"https://models.invalid/v1\"\n\
+         [ai.tasks.walk]\nmodels = [{{ provider = \"main\", model = \"m\" }}]\nprompt = \"Walk.\"\ninput = {{ type = \"object\" }}\n"
     );
     world.tenant_of(name, &manifest).await
 }

@@ -6,8 +6,23 @@ use super::{Question, Said};
 
 /// The parameters that there are.
 const FIELDS: [&str; 17] = [
-    "model", "messages", "max_tokens", "system", "temperature", "top_p", "top_k", "stop_sequences", "stream", "metadata", "tools", "tool_choice",
-    "thinking", "output_config", "service_tier", "container", "cache_control",
+    "model",
+    "messages",
+    "max_tokens",
+    "system",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stop_sequences",
+    "stream",
+    "metadata",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+    "service_tier",
+    "container",
+    "cache_control",
 ];
 
 /// Reads a question as the vendor does; in its words what is wrong.
@@ -18,7 +33,8 @@ pub(super) fn question(body: &Value) -> Result<Question, String> {
     }
     let model = body["model"].as_str().filter(|model| !model.is_empty()).ok_or("model: Field required")?;
     body["max_tokens"].as_u64().filter(|tokens| *tokens > 0).ok_or("max_tokens: Field required")?;
-    let messages = body["messages"].as_array().filter(|messages| !messages.is_empty()).ok_or("messages: at least one message is required")?;
+    let messages =
+        body["messages"].as_array().filter(|messages| !messages.is_empty()).ok_or("messages: at least one message is required")?;
     if body["temperature"].as_f64().is_some_and(|temperature| !(0.0..=1.0).contains(&temperature)) {
         return Err("temperature: range: 0..1".to_owned());
     }

@@ -54,7 +54,10 @@ fn object(root: &Value, schema: &Value, depth: usize) -> Value {
 /// Near the top of what is allowed: a score passes most gates.
 fn number(schema: &Value) -> f64 {
     let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
-    let (least, most) = (bound("minimum").or(bound("exclusiveMinimum").map(|least| least + 1.0)), bound("maximum").or(bound("exclusiveMaximum").map(|most| most - 1.0)));
+    let (least, most) = (
+        bound("minimum").or(bound("exclusiveMinimum").map(|least| least + 1.0)),
+        bound("maximum").or(bound("exclusiveMaximum").map(|most| most - 1.0)),
+    );
     match (least, most) {
         (Some(least), Some(most)) => least + (0.9 * (most - least)).floor(),
         (Some(least), None) => least,
@@ -70,7 +73,9 @@ fn text(schema: &Value, name: &str) -> String {
         Some("uri") => return "https://example.com/".to_owned(),
         _ => {}
     }
-    let length = |key: &str, default: usize| schema.get(key).and_then(Value::as_u64).and_then(|length| usize::try_from(length).ok()).unwrap_or(default);
+    let length = |key: &str, default: usize| {
+        schema.get(key).and_then(Value::as_u64).and_then(|length| usize::try_from(length).ok()).unwrap_or(default)
+    };
     let most = length("maxLength", 1_000);
     let mut text: String = format!("A sandbox {}", if name.is_empty() { "text" } else { name }).chars().take(most).collect();
     while text.chars().count() < length("minLength", 0).min(most) {

@@ -6,9 +6,36 @@ use super::{Question, Said};
 
 /// The parameters that there are, of those that can be sent to models of text.
 const FIELDS: [&str; 30] = [
-    "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stream", "stream_options", "stop", "presence_penalty",
-    "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "user", "seed", "tools", "tool_choice", "parallel_tool_calls", "response_format",
-    "reasoning_effort", "metadata", "store", "service_tier", "modalities", "prediction", "verbosity", "safety_identifier", "prompt_cache_key",
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "n",
+    "stream",
+    "stream_options",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "user",
+    "seed",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "reasoning_effort",
+    "metadata",
+    "store",
+    "service_tier",
+    "modalities",
+    "prediction",
+    "verbosity",
+    "safety_identifier",
+    "prompt_cache_key",
 ];
 
 /// Reads a question as the vendor does; in its words what is wrong.
@@ -23,7 +50,9 @@ pub(super) fn question(body: &Value) -> Result<Question, String> {
     for message in messages {
         let role = message["role"].as_str().unwrap_or_default();
         if !["system", "developer", "user", "assistant", "tool"].contains(&role) {
-            return Err(format!("Invalid value: '{role}'. Supported values are: 'system', 'assistant', 'user', 'function', 'tool', and 'developer'."));
+            return Err(format!(
+                "Invalid value: '{role}'. Supported values are: 'system', 'assistant', 'user', 'function', 'tool', and 'developer'."
+            ));
         }
         let text = text_of(&message["content"]);
         question.size += text.len();
@@ -98,7 +127,8 @@ pub(super) fn events(number: usize, created: u64, question: &Question, said: &Sa
         }
         format!("data: {chunk}\n\n")
     };
-    let one = |delta: Value, finish: Value| chunk(json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]), Value::Null);
+    let one =
+        |delta: Value, finish: Value| chunk(json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}]), Value::Null);
     let begin = vec![one(json!({"role": "assistant", "content": "", "refusal": null}), Value::Null)];
     let field = if said.refusal { "refusal" } else { "content" };
     let words = said.words().into_iter().map(|word| one(json!({field: word}), Value::Null)).collect();
@@ -125,6 +155,7 @@ pub(super) fn error(status: u16, code: Option<&str>, message: &str) -> Value {
 
 /// The models.
 pub(super) fn models(names: &[&str]) -> Value {
-    let data: Vec<_> = names.iter().map(|name| json!({"id": name, "object": "model", "created": 1_763_596_800, "owned_by": "sandbox"})).collect();
+    let data: Vec<_> =
+        names.iter().map(|name| json!({"id": name, "object": "model", "created": 1_763_596_800, "owned_by": "sandbox"})).collect();
     json!({"object": "list", "data": data})
 }

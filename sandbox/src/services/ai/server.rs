@@ -97,7 +97,14 @@ impl Server {
         }
     }
 
-    async fn decided(self, operation: &'static str, dialect: Dialect, headers: &HeaderMap, body: Option<Bytes>, fault: Option<Fault>) -> Answered {
+    async fn decided(
+        self,
+        operation: &'static str,
+        dialect: Dialect,
+        headers: &HeaderMap,
+        body: Option<Bytes>,
+        fault: Option<Fault>,
+    ) -> Answered {
         match fault {
             Some(Fault::Status(status) | Fault::Reply { code: status, .. }) => return dialect.refusal(status, None, "told so", &[]),
             Some(Fault::Busy { status, retry_after }) => {
@@ -184,7 +191,10 @@ impl Server {
                 // Half of it, and then no more.
                 let half = text.get(..text.len() / 2).unwrap_or_default().to_owned();
                 let pieces = stream::iter([Ok(Frame::data(Bytes::from(half))), Err(std::io::Error::other("cut by a script"))]);
-                Response::builder().header("content-type", "application/json").body(Box::pin(StreamBody::new(pieces)) as Body).map_err(std::io::Error::other)
+                Response::builder()
+                    .header("content-type", "application/json")
+                    .body(Box::pin(StreamBody::new(pieces)) as Body)
+                    .map_err(std::io::Error::other)
             }
             Some(Trouble::Stall { .. }) => {
                 let faults = self.faults.clone();
@@ -192,7 +202,10 @@ impl Server {
                     let _ = tokio::time::timeout(LONGEST_WAIT, faults.hang()).await;
                     Err::<Frame<Bytes>, _>(std::io::Error::other("let go after a stall"))
                 });
-                Response::builder().header("content-type", "application/json").body(Box::pin(StreamBody::new(pieces)) as Body).map_err(std::io::Error::other)
+                Response::builder()
+                    .header("content-type", "application/json")
+                    .body(Box::pin(StreamBody::new(pieces)) as Body)
+                    .map_err(std::io::Error::other)
             }
             _ => {
                 self.ended(number);
@@ -215,7 +228,8 @@ impl Server {
         if let Some(cut) = cut {
             words.truncate(cut);
         }
-        let pieces: Vec<(String, bool)> = begin.into_iter().map(|piece| (piece, false)).chain(words.into_iter().map(|piece| (piece, true))).collect();
+        let pieces: Vec<(String, bool)> =
+            begin.into_iter().map(|piece| (piece, false)).chain(words.into_iter().map(|piece| (piece, true))).collect();
         let state = (pieces.into_iter(), Some((end, last)), self.clone(), said.answer.word_ms);
         let body = stream::unfold(state, move |(mut pieces, mut rest, server, word_ms)| async move {
             if let Some((piece, is_word)) = pieces.next() {
@@ -237,12 +251,19 @@ impl Server {
                 }
                 Last::Error => {
                     let error = dialect.error(529, None, "overloaded within the stream");
-                    Ok(if dialect == Dialect::Anthropic { format!("event: error\ndata: {error}\n\n") } else { format!("data: {error}\n\n") })
+                    Ok(if dialect == Dialect::Anthropic {
+                        format!("event: error\ndata: {error}\n\n")
+                    } else {
+                        format!("data: {error}\n\n")
+                    })
                 }
             };
             Some((item.map(|text| Frame::data(Bytes::from(text))), (pieces, rest, server, word_ms)))
         });
-        Response::builder().header("content-type", "text/event-stream").body(Box::pin(StreamBody::new(body)) as Body).map_err(std::io::Error::other)
+        Response::builder()
+            .header("content-type", "text/event-stream")
+            .body(Box::pin(StreamBody::new(body)) as Body)
+            .map_err(std::io::Error::other)
     }
 }
 

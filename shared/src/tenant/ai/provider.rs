@@ -64,8 +64,9 @@ pub(super) struct ProviderDeclaration {
 impl ProviderDeclaration {
     pub(super) fn check(&self, faults: &mut Vec<(&'static str, String)>) -> Option<Provider> {
         let legal = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
-        let is_variable =
-            |name: &str| name.strip_prefix(AI_VARIABLE).is_some_and(|rest| !rest.is_empty() && rest.len() <= 100 && rest.bytes().all(legal));
+        let is_variable = |name: &str| {
+            name.strip_prefix(AI_VARIABLE).is_some_and(|rest| !rest.is_empty() && rest.len() <= 100 && rest.bytes().all(legal))
+        };
         if self.key_env.as_deref().is_some_and(|name| !is_variable(name)) {
             // Not repeated: it may be the key itself.
             let detail = format!(

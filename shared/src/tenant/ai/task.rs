@@ -327,7 +327,10 @@ mod tests {
             ("temperature = 3", "temperature"),
             ("gate = { field = \"score\", at_least = 80 }", "gate.field"),
             ("output = { type = \"object\" }\ngate = { field = \"score\", at_least = 80, rounds = 6 }", "gate.rounds"),
-            ("output = { type = \"object\" }\ntimeout_seconds = 900\ngate = { field = \"score\", at_least = 80, rounds = 3 }", "timeout_seconds"),
+            (
+                "output = { type = \"object\" }\ntimeout_seconds = 900\ngate = { field = \"score\", at_least = 80, rounds = 3 }",
+                "timeout_seconds",
+            ),
             ("output = { type = \"string\" }", "output"),
             ("levels = { of = \"a\", into = \"b\", steps = [], else = \"c\" }", "levels"),
             ("cache = { ttl_seconds = 0 }", "cache.ttl_seconds"),

@@ -153,8 +153,13 @@ pub const SCOPES: [&str; 22] = [
 
 /// A request to a door, about the job or export `id` where it is about one.
 pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) -> RequestBuilder {
-    let address =
-        path.replace("{id}", id).replace("{token}", id).replace("{queue}", "media").replace("{other}", "eve").replace("{tenant}", "acme").replace("{task}", "walk");
+    let address = path
+        .replace("{id}", id)
+        .replace("{token}", id)
+        .replace("{queue}", "media")
+        .replace("{other}", "eve")
+        .replace("{tenant}", "acme")
+        .replace("{task}", "walk");
     let address = match (method, path) {
         ("get", "/v1/suppressions") => format!("{address}?email=walk@example.com"),
         (_, "/v1/deliveries") => format!("{address}?job={id}"),

@@ -103,7 +103,9 @@ fn said(words: Option<&str>) -> String {
 /// What to do about a refusal of our own.
 fn advice(error: &OutboundError) -> &'static str {
     match error {
-        OutboundError::NotAllowed { .. } => "; a server of one's own needs `private = true` at its provider in the manifest, or OFFSTAGE_OUTBOUND_ALLOW",
+        OutboundError::NotAllowed { .. } => {
+            "; a server of one's own needs `private = true` at its provider in the manifest, or OFFSTAGE_OUTBOUND_ALLOW"
+        }
         _ => "",
     }
 }

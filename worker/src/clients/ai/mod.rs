@@ -203,7 +203,11 @@ impl Models {
         if !opened.status.is_success() {
             return Err(AiError::refused(&opened.read(REFUSAL).await, key, now));
         }
-        let is_stream = opened.headers.get("content-type").and_then(|value| value.to_str().ok()).is_some_and(|kind| kind.starts_with("text/event-stream"));
+        let is_stream = opened
+            .headers
+            .get("content-type")
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|kind| kind.starts_with("text/event-stream"));
         let mut reply = match listener {
             // A server that does not stream although it was asked to is read as it answers.
             Some(listener) if is_stream => read_stream(provider.kind, opened, question, listener, within).await?,

@@ -51,7 +51,9 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_they_are_cut() {
-        let stream = "event: a\ndata: {\"x\": \"grüße\"}\n\n: comment\r\ndata:one\r\ndata: two\r\n\r\nid: 7\n\ndata: [DONE]\n\ndata: never ended".as_bytes();
+        let stream =
+            "event: a\ndata: {\"x\": \"grüße\"}\n\n: comment\r\ndata:one\r\ndata: two\r\n\r\nid: 7\n\ndata: [DONE]\n\ndata: never ended"
+                .as_bytes();
         let expected = ["{\"x\": \"grüße\"}", "one\ntwo", "[DONE]"];
         for size in 1..stream.len() {
             let mut events = Events::default();

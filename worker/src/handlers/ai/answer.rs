@@ -53,7 +53,8 @@ pub(super) fn read(task: &Task, finish: &Finish, text: &str) -> Result<Value, Wr
         serde_json::from_str(bare(text)).map_err(|error| Wrong::Invalid(format!("It is not one JSON object: {error}.")))?;
     let faults = schema.violations(&answer, "");
     if !faults.is_empty() {
-        let told = faults.iter().map(|fault| format!("- {}: {}", if fault.pointer.is_empty() { "/" } else { &fault.pointer }, fault.detail));
+        let told =
+            faults.iter().map(|fault| format!("- {}: {}", if fault.pointer.is_empty() { "/" } else { &fault.pointer }, fault.detail));
         return Err(Wrong::Invalid(told.collect::<Vec<_>>().join("\n").chars().take(LONGEST_FAULTS).collect()));
     }
     if let Some(levels) = &task.levels
@@ -89,7 +90,10 @@ pub(super) fn repair(faults: &str, schema: &Value) -> String {
 
 /// What a model is told whose answer was not good enough.
 pub(super) fn another_round(gate: &Gate, score: f64) -> String {
-    format!("`{}` of your answer is {score}; at least {} is asked for. Answer again, in the same form, and better.", gate.field, gate.at_least)
+    format!(
+        "`{}` of your answer is {score}; at least {} is asked for. Answer again, in the same form, and better.",
+        gate.field, gate.at_least
+    )
 }
 
 #[cfg(test)]

@@ -61,7 +61,9 @@ pub(super) async fn run(payload: AiRun, context: JobContext) -> Result<Success, 
     let answered = asking.rounds(prompt).await?;
     let result = answered.result(&asking.calls);
     if result.to_string().len() > LONGEST_RESULT {
-        let message = format!("the answer has more than {LONGEST_RESULT} bytes as JSON, which is more than a result may have; lower the task's max_tokens");
+        let message = format!(
+            "the answer has more than {LONGEST_RESULT} bytes as JSON, which is more than a result may have; lower the task's max_tokens"
+        );
         return Err(Failure::permanent("ai_too_long", message).for_owner(FOR_OWNER).into());
     }
     Ok(Success::with(result))
@@ -120,10 +122,8 @@ impl Answered {
     /// What the client reads.
     fn result(self, calls: &[Record]) -> Value {
         let sum = |of: fn(&Record) -> u64| calls.iter().map(of).fold(0, u64::saturating_add);
-        let told: Vec<Value> = calls
-            .iter()
-            .map(|call| serde_json::to_value(Record { text: String::new(), ..call.clone() }).unwrap_or_default())
-            .collect();
+        let told: Vec<Value> =
+            calls.iter().map(|call| serde_json::to_value(Record { text: String::new(), ..call.clone() }).unwrap_or_default()).collect();
         let mut result = json!({
             "output": self.output,
             "provider": self.provider,
@@ -307,13 +307,17 @@ fn most_hopeful(failed: Vec<Interrupt>) -> Interrupt {
     let rank = |interrupt: &Interrupt| match interrupt {
         Interrupt::Snoozed(pause) => (0, *pause),
         Interrupt::BreakerOpen(_) => (1, Duration::ZERO),
-        Interrupt::Failed(Failure { class: FailureClass::Transient | FailureClass::Limited, retry_after, .. }) => (2, retry_after.unwrap_or_default()),
+        Interrupt::Failed(Failure { class: FailureClass::Transient | FailureClass::Limited, retry_after, .. }) => {
+            (2, retry_after.unwrap_or_default())
+        }
         Interrupt::Failed(_) | Interrupt::SwitchedOff | Interrupt::Paused => (3, Duration::ZERO),
     };
     let best = failed.into_iter().min_by_key(rank);
     match best {
         Some(Interrupt::Failed(failure)) => Interrupt::Failed(failure.for_owner(FOR_OWNER)),
         Some(interrupt) => interrupt,
-        None => Failure::permanent("ai_no_model", "none of the task's providers stands in the manifest any more").for_owner(FOR_OWNER).into(),
+        None => {
+            Failure::permanent("ai_no_model", "none of the task's providers stands in the manifest any more").for_owner(FOR_OWNER).into()
+        }
     }
 }
