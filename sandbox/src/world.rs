@@ -207,6 +207,21 @@ impl Sandbox {
         self.fleet.run_api(&self.host, self.env(), arguments).await
     }
 
+    /// As [`Sandbox::run_api`], with these settings in the place of the sandbox' own.
+    ///
+    /// # Errors
+    /// When it ends with another code than 0; with what it printed.
+    pub async fn run_api_with<'a>(
+        &self,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Output> {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let mut environment = self.env();
+        environment.extend(settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
+        self.fleet.run_api(&self.host, environment, arguments).await
+    }
+
     /// `api tenant apply MANIFEST`.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ mod access;
 mod admission;
 mod ai;
 mod batches;
+mod byok;
 mod chains;
 mod client;
 mod completions;

@@ -101,6 +101,11 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/notifications/{id}/archived", Walk::Notification, "notifications:write"),
     ("post", "/v1/emails", Walk::Make, "emails:write"),
     ("post", "/v1/ai/{task}", Walk::Make, "ai:write"),
+    ("get", "/v1/byok", Walk::Own, "byok:read"),
+    ("get", "/v1/byok/{provider}", Walk::Own, "byok:read"),
+    ("put", "/v1/byok/{provider}", Walk::Own, "byok:write"),
+    ("delete", "/v1/byok/{provider}", Walk::Own, "byok:write"),
+    ("post", "/v1/byok/{provider}/test", Walk::Own, "byok:write"),
     ("post", "/v1/inquiries", Walk::Own, "emails:write"),
     ("post", "/v1/reports", Walk::Own, "reports:write"),
     ("get", "/v1/reports", Walk::Backend, "moderation:read"),
@@ -126,7 +131,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-pub const SCOPES: [&str; 22] = [
+pub const SCOPES: [&str; 24] = [
     "jobs:read",
     "jobs:write",
     "exports:read",
@@ -149,6 +154,8 @@ pub const SCOPES: [&str; 22] = [
     "feeds:read",
     "feeds:write",
     "ai:write",
+    "byok:read",
+    "byok:write",
 ];
 
 /// A request to a door, about the job or export `id` where it is about one.
@@ -159,6 +166,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
         .replace("{queue}", "media")
         .replace("{other}", "eve")
         .replace("{tenant}", "acme")
+        .replace("{provider}", "openai")
         .replace("{task}", "walk");
     let address = match (method, path) {
         ("get", "/v1/suppressions") => format!("{address}?email=walk@example.com"),
