@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use shared::{
+    byok::Vendor,
     kinds::Registry,
     ledger::{LedgerError, breakers, dispatch, switches},
     queue::{Commands, Queue, push},
@@ -73,6 +74,21 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
     }
     for outcome in clients::mail::OUTCOMES {
         metrics::counter!("offstage_mails_total", "outcome" => outcome).increment(0);
+    }
+    // Providers are known with their first call; until then these have none.
+    for credential in ["platform", "own"] {
+        for outcome in clients::breaker::OUTCOMES {
+            metrics::counter!("offstage_breaker_calls_total", "provider" => "", "credential" => credential, "outcome" => outcome).increment(0);
+        }
+        for to in clients::breaker::Phase::ALL {
+            metrics::counter!("offstage_breaker_transitions_total", "provider" => "", "credential" => credential, "to" => to.word()).increment(0);
+        }
+    }
+    for vendor in Vendor::ALL {
+        metrics::counter!("offstage_byok_keys_refused_total", "provider" => vendor.word()).increment(0);
+        for status in ["active", "invalid"] {
+            metrics::counter!("offstage_byok_checks_total", "provider" => vendor.word(), "status" => status).increment(0);
+        }
     }
     for queue in queues {
         for name in FROM_THE_START_BY_QUEUE {
