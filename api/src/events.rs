@@ -13,6 +13,7 @@
 //! | `snapshot` | many only: a mark | `{"unfinished", "complete"}`: those told before it are all that is unfinished |
 
 mod inbox;
+mod words;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -51,6 +52,7 @@ use crate::{
 };
 
 pub use inbox::of_inbox;
+pub use words::{had as words_had, of_words};
 
 /// Between two comments that keep an idle connection from looking dead; below the 30 to 60 s of most proxies.
 const BEAT_EVERY: Duration = Duration::from_secs(15);

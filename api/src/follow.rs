@@ -15,6 +15,7 @@
 mod inboxes;
 mod places;
 mod streams;
+mod words;
 
 use std::{
     collections::HashMap,
@@ -46,6 +47,7 @@ use uuid::Uuid;
 
 pub use inboxes::{Inboxes, Listener};
 pub use streams::{Following, Interest, Latest, Listening, Seen, Streams};
+pub use words::{Hearing, Words};
 
 use crate::{accept::Room, server::MOST_CONNECTIONS};
 use places::Places;
@@ -77,6 +79,7 @@ pub struct Follow {
     registry: Arc<Registry>,
     streams: Arc<Streams>,
     inboxes: Arc<Inboxes>,
+    words: Arc<Words>,
     tell: mpsc::Sender<Telling>,
 }
 
@@ -112,14 +115,23 @@ impl Follow {
         tokio::spawn(hear(Arc::clone(&registry), Arc::clone(&streams), Arc::clone(&inboxes), room, signals));
         tokio::spawn(Arc::clone(&inboxes).run(stop.clone()));
         tokio::spawn(Arc::clone(&streams).run(stop.clone()));
+        let said = signal::listen(redis.clone(), &[Channel::Said], stop.clone());
+        let words = Arc::new(Words::new(redis));
+        tokio::spawn(Arc::clone(&words).hear(said));
         tokio::spawn(look(Arc::clone(&registry), Arc::clone(&streams), pool, stop));
-        Self { registry, streams, inboxes, tell }
+        Self { registry, streams, inboxes, words, tell }
     }
 
     /// The streams of events.
     #[must_use]
     pub const fn streams(&self) -> &Arc<Streams> {
         &self.streams
+    }
+
+    /// What models say.
+    #[must_use]
+    pub const fn words(&self) -> &Arc<Words> {
+        &self.words
     }
 
     /// The streams of notifications.
@@ -312,7 +324,7 @@ async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, inboxes: Arc<Inbox
                 streams.missed();
             }
             Signal::Accepted(jobs) => streams.changed(&jobs),
-            Signal::Wake(_) | Signal::Cancel(_) | Signal::Breaker(_) => {}
+            Signal::Wake(_) | Signal::Cancel(_) | Signal::Breaker(_) | Signal::Said(_) => {}
         }
     }
 }

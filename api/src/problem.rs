@@ -115,6 +115,8 @@ codes! {
     BatchNotFound = "batch_not_found", NOT_FOUND, "There is no such batch";
     /// The product has no such task for models.
     AiTaskNotFound = "ai_task_not_found", NOT_FOUND, "There is no such task";
+    /// No model speaks in the job.
+    StreamNotFound = "stream_not_found", NOT_FOUND, "There are no words to follow";
     /// There is no such queue.
     QueueNotFound = "queue_not_found", NOT_FOUND, "There is no such queue";
     /// There is no such export, or it is another's.

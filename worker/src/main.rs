@@ -20,7 +20,7 @@ use worker::{
     clients::Clients,
     drill,
     engine::{self, Parts, health::Health},
-    handlers::{Handlers, Messages, Services},
+    handlers::{Followers, Handlers, Messages, Services},
     scheduler, sweeper,
 };
 
@@ -107,6 +107,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
+        followers: Followers::new(&redis),
         sources: config.sources,
         probe: config.probe,
     };

@@ -11,6 +11,7 @@
 //! A job is in `job_waiting` exactly while it waits (never due there while a switch holds it, see [`switches`]), in `job_dispatched` exactly while it is queued or running.
 //! Business time comes in as a parameter; who is alive is judged by Postgres' clock alone.
 
+pub mod ai;
 pub mod batch;
 pub mod breakers;
 pub mod browsers;

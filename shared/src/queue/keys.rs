@@ -10,11 +10,16 @@
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
 //! | `prefix:accepted` | channel: these jobs are new (16 bytes each) | listeners to all jobs take a new picture every half minute |
 //! | `prefix:breakers` | channel: this circuit breaker changed (its name) | who uses it looks every 2 s |
+//! | `prefix:words:<job>` | stream of what a model says in a job; expires ten minutes after the last word | who follows gets the whole at the end |
+//! | `prefix:said` | channel: words were added (a job's 16 bytes) | followers look every second |
 //! | `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
 //!
 //! The braces make one Cluster slot of a queue's streams, so one command may read them all.
 
-use crate::{job::Priority, queue::Queue};
+use crate::{
+    job::{JobId, Priority},
+    queue::Queue,
+};
 
 /// The consumer group that all workers of a queue read as.
 pub const GROUP: &str = "workers";
@@ -126,6 +131,18 @@ impl Keys {
     #[must_use]
     pub fn accepted(&self) -> String {
         format!("{}:accepted", self.prefix)
+    }
+
+    /// What a model says in a job.
+    #[must_use]
+    pub fn words(&self, job: JobId) -> String {
+        format!("{}:words:{job}", self.prefix)
+    }
+
+    /// The channel that tells that words were added.
+    #[must_use]
+    pub fn said(&self) -> String {
+        format!("{}:said", self.prefix)
     }
 
     /// The channel that tells of running jobs to cancel.

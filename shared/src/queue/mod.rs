@@ -13,6 +13,7 @@ pub mod pace;
 pub mod push;
 pub mod read;
 pub mod signal;
+pub mod words;
 
 use std::{fmt, time::Duration};
 

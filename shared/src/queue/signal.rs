@@ -30,6 +30,8 @@ pub enum Signal {
     Cancel(Vec<JobId>),
     /// This circuit breaker changed.
     Breaker(String),
+    /// A model said more in these jobs.
+    Said(Vec<JobId>),
 }
 
 /// Which channels to hear.
@@ -45,6 +47,8 @@ pub enum Channel {
     Cancels,
     /// [`Signal::Breaker`].
     Breakers,
+    /// [`Signal::Said`].
+    Said,
 }
 
 impl Channel {
@@ -55,6 +59,7 @@ impl Channel {
             Self::Accepted => keys.accepted(),
             Self::Cancels => keys.cancels(),
             Self::Breakers => keys.breakers(),
+            Self::Said => keys.said(),
         }
     }
 }
@@ -154,6 +159,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
     }
     let (wake, cancels, accepted) = (redis.keys().wake(), redis.keys().cancels(), redis.keys().accepted());
     let breakers = redis.keys().breakers();
+    let said = redis.keys().said();
     let (mut sink, mut messages) = subscription.split();
     let mut missed = false;
     loop {
@@ -176,6 +182,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
             channel if channel == wake => std::str::from_utf8(payload).ok().and_then(Queue::from_name).map(Signal::Wake),
             channel if channel == cancels => Some(Signal::Cancel(ids())),
             channel if channel == breakers => std::str::from_utf8(payload).ok().map(|name| Signal::Breaker(name.to_owned())),
+            channel if channel == said => Some(Signal::Said(ids())),
             channel if channel == accepted => Some(Signal::Accepted(ids())),
             _ => Some(Signal::Changed(ids())),
         };

@@ -57,6 +57,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::clients::Clients;
+pub use ai::Followers;
 use gathered::Gathered;
 
 /// How long a receipt is offered to a ledger that does not answer: longer than a restart or a failover of Postgres.
@@ -83,6 +84,8 @@ pub struct Services {
     pub public_url: Option<Url>,
     /// The product's keys for models, by the variables that hold them.
     pub ai_keys: BTreeMap<String, SecretString>,
+    /// The way of models' words to who follows them.
+    pub followers: Followers,
     /// Addresses of the sources that datasets read.
     pub sources: Sources,
     /// What probes may do.

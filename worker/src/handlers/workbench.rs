@@ -14,11 +14,12 @@ use shared::{
         claim::{ClaimedJob, claim},
         insert::{Arrival, NewJob, insert},
     },
+    queue::Redis,
     tenant::{Manifest, Tenants, apply},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{JobContext, Messages, Services};
+use super::{Followers, JobContext, Messages, Services};
 use crate::clients::Clients;
 
 /// A sandbox with a worker's services in this very process.
@@ -45,6 +46,7 @@ impl Workbench {
             recipient_key: config.mail.recipient_key.clone(),
             public_url: config.public_url.clone(),
             ai_keys: config.ai.keys,
+            followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix).unwrap()),
             sources: config.sources,
             probe: config.probe,
         };

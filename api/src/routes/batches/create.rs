@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use shared::{
     job::JobId,
@@ -34,8 +34,8 @@ use crate::{
     extract::{Json, read_value},
     problem::{Code, Problem, ProblemBody},
     routes::jobs::{
-        Asker, Check, Examined, KEY_RULE, NewJob, NextJob, Refusal, backlog_full, count_duplicates, examine, hash_of, idempotency_key,
-        is_key, not_accepted, tenant_of,
+        Asker, Check, Examined, KEY_RULE, NewJob, NextJob, Refusal, Wish, backlog_full, count_duplicates, examine, hash_of,
+        idempotency_key, is_key, not_accepted, tenant_of,
     },
 };
 
@@ -68,22 +68,30 @@ const AT_ONCE: usize = 100;
 pub struct NewBatch {
     /// The jobs, 1 to 5,000, each as `POST /v1/jobs` takes it; the body may have 16 MiB.
     #[schema(value_type = Vec<NewJob>, min_items = 1, max_items = 5_000)]
-    jobs: Vec<Value>,
+    pub(in crate::routes) jobs: Vec<Value>,
     /// What is to happen when some of them can't be accepted; `all_or_nothing` when absent.
     #[serde(default)]
-    mode: Mode,
+    pub(in crate::routes) mode: Mode,
     /// A name for people.
     #[schema(min_length = 1, max_length = 200)]
-    name: Option<String>,
+    pub(in crate::routes) name: Option<String>,
     /// Jobs to be made once when all of the batch's jobs have ended, however they ended, at most 10; nested at most 5 deep, 50 in all.
     /// Not when the batch is cancelled.
     #[serde(default)]
     #[schema(required = false, max_items = 10)]
-    then: Vec<NextJob>,
+    pub(in crate::routes) then: Vec<NextJob>,
     /// Makes a repeated request harmless: the same key and request lead to the same batch for a day. 1 to 255 visible ASCII characters.
     /// The header `Idempotency-Key` does the same. Each job may have one of its own besides.
     #[schema(min_length = 1, max_length = 255)]
-    idempotency_key: Option<String>,
+    pub(in crate::routes) idempotency_key: Option<String>,
+    /// Where a payload's fields stand in each job, as the beginning of a pointer.
+    #[serde(skip, default = "of_payload")]
+    #[schema(ignore)]
+    pub(in crate::routes) payload_at: &'static str,
+}
+
+const fn of_payload() -> &'static str {
+    "/payload"
 }
 
 /// The kinds of a job and of all that follow it, as far as they are named.
@@ -115,12 +123,19 @@ impl Mode {
 
 /// The body, read in its turn: each may take some ten times its size in memory while it is looked at.
 #[derive(Debug)]
-pub struct Turn {
-    body: NewBatch,
-    _permit: OwnedSemaphorePermit,
+pub struct Turn<B = NewBatch> {
+    pub(in crate::routes) body: B,
+    permit: OwnedSemaphorePermit,
 }
 
-impl FromRequest<App> for Turn {
+impl<B> Turn<B> {
+    /// The same turn, its body read as something else.
+    pub(in crate::routes) fn map<T>(self, to: impl FnOnce(B) -> T) -> Turn<T> {
+        Turn { body: to(self.body), permit: self.permit }
+    }
+}
+
+impl<B: DeserializeOwned> FromRequest<App> for Turn<B> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
@@ -128,8 +143,8 @@ impl FromRequest<App> for Turn {
             let detail = "Many batches are arriving at once. Nothing was accepted; send the same request again in a moment.";
             return Err(Problem::new(Code::Overloaded, detail).retry_after(COME_AGAIN));
         };
-        let Json(body) = Json::<NewBatch, LARGEST>::from_request(request, app).await?;
-        Ok(Self { body, _permit: permit })
+        let Json(body) = Json::<B, LARGEST>::from_request(request, app).await?;
+        Ok(Self { body, permit })
     }
 }
 
@@ -155,19 +170,27 @@ impl FromRequest<App> for Turn {
     ),
 )]
 pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: HeaderMap, turn: Turn) -> Result<Response, Problem> {
-    let Turn { body, _permit } = turn;
-    caller.may_make(&app.kinds, body.jobs.iter().flat_map(kinds).chain(body.then.iter().flat_map(NextJob::kinds)))?;
-    let acting_user = caller.acting_user.as_deref();
-    let key = idempotency_key(&headers, body.idempotency_key.as_deref())?.map(str::to_owned);
-    let tenant = tenant_of(&app, caller.tenant).await?;
+    caller.may_make(&app.kinds, turn.body.jobs.iter().flat_map(kinds).chain(turn.body.then.iter().flat_map(NextJob::kinds)))?;
+    create_batch(&app, caller.tenant, caller.acting_user.as_deref(), &headers, turn).await
+}
+
+/// Stores a batch, and answers with it; whoever asks may make the kinds in it.
+///
+/// # Errors
+/// What is wrong with it, what it contradicts, or that it can't be stored now.
+pub async fn create_batch(app: &App, tenant: i32, acting_user: Option<&str>, headers: &HeaderMap, turn: Turn) -> Result<Response, Problem> {
+    let Turn { body, permit: _permit } = turn;
+    let key = idempotency_key(headers, body.idempotency_key.as_deref())?.map(str::to_owned);
+    let tenant = tenant_of(app, tenant).await?;
     let now = app.clock.now();
     let key = key.map(|key| IdempotencyKey { key, body_hash: hash_of_batch(&body), expires_at: now + app.config.idempotency });
-    let request = Asked { app: &app, tenant: &tenant, acting_user };
+    let request = Asked { app, tenant: &tenant, acting_user };
 
     let (then, violations) = request.check_whole(&body);
     let mode = body.mode;
     let asked = body.jobs.len();
-    let Looked { mut jobs, places, mut refused } = if violations.is_empty() { request.look(body.jobs).await } else { Looked::default() };
+    let Looked { mut jobs, places, mut refused } =
+        if violations.is_empty() { request.look(body.jobs, body.payload_at).await } else { Looked::default() };
     let problem = if !violations.is_empty() {
         Some(Problem::invalid(violations))
     } else if refused.is_empty() || (mode == Mode::PerItem && !jobs.is_empty()) {
@@ -265,7 +288,7 @@ impl Asked<'_> {
         (then, refusal.into_errors())
     }
 
-    async fn look(self, items: Vec<Value>) -> Looked {
+    async fn look(self, items: Vec<Value>, payload_at: &'static str) -> Looked {
         let Self { app, tenant, acting_user } = self;
         let mut looked = Looked::default();
         let asker = Asker { tenant, acting_user, now: app.clock.now() };
@@ -274,7 +297,7 @@ impl Asked<'_> {
                 tokio::task::yield_now().await;
             }
             let examined = read_value::<NewJob>(item).map_err(|violations| Refusal { violations, ..Refusal::default() }).and_then(|new| {
-                let wish = new.into_wish();
+                let wish = Wish { payload_at, ..new.into_wish() };
                 let key = wish.idempotency_key.clone();
                 if key.as_deref().is_some_and(|key| !is_key(key)) {
                     let violations = vec![Violation::new("/idempotency_key", KEY_RULE)];

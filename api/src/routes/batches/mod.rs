@@ -9,6 +9,9 @@ mod create;
 mod read;
 mod view;
 
+pub use create::{Mode, NewBatch, Turn, create_batch};
+pub use view::AcceptedBatch;
+
 use axum::{
     Router,
     extract::{FromRequestParts, Path},

@@ -60,6 +60,7 @@ const BY_NAME: &[(&str, Erased, &str)] = &[
     ("schedule", Erased::Deleted, "tenant_id = $1 AND NOT declared AND definition ->> 'owner' = $2"),
     ("notification", Erased::Deleted, "tenant_id = $1 AND owner = $2"),
     ("push_subscription", Erased::Deleted, "tenant_id = $1 AND owner = $2"),
+    ("ai_cache", Erased::Deleted, "tenant_id = $1 AND owner = $2"),
     ("delivery", Erased::Deleted, "tenant_id = $1 AND owner = $2"),
     ("idempotency_key", Erased::Deleted, "tenant_id = $1 AND owner = $2"),
     ("job_unique", Erased::Deleted, "tenant_id = $1 AND owner = $2"),

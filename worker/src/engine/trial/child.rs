@@ -12,6 +12,7 @@ use shared::{
     config::{Variables, WorkerConfig},
     job::Outcome,
     ledger::{self, Sessions, claim::ClaimedJob},
+    queue::Redis,
     shutdown::Exit,
     telemetry,
     tenant::Tenants,
@@ -26,7 +27,7 @@ use crate::{
         run::outcome_of,
         watchdog::{LONGEST_POLL, Polls},
     },
-    handlers::{Handlers, JobContext, Messages, Services},
+    handlers::{Followers, Handlers, JobContext, Messages, Services},
 };
 
 /// What the child says when it begins the job: from here on its death is the job's doing.
@@ -117,7 +118,7 @@ async fn run(
     Ok(outcome_of(tokio::spawn(run).await))
 }
 
-fn services(config: WorkerConfig) -> Result<Services, ledger::LedgerError> {
+fn services(config: WorkerConfig) -> Result<Services, Box<dyn std::error::Error + Send + Sync>> {
     let url: &SecretString = &config.database.url;
     let pool = ledger::pool("OFFSTAGE_ENGINE_DATABASE_URL", url, Sessions::Engine, CONNECTIONS)?;
     Ok(Services {
@@ -130,6 +131,7 @@ fn services(config: WorkerConfig) -> Result<Services, ledger::LedgerError> {
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
+        followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix)?),
         sources: config.sources,
         probe: config.probe,
     })

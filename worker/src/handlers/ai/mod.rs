@@ -19,6 +19,8 @@
 mod answer;
 mod call;
 mod credential;
+mod kept;
+mod words;
 
 use std::time::Duration;
 
@@ -34,12 +36,15 @@ use shared::{
 
 use super::{JobContext, export};
 use crate::clients::{
-    ai::{AiError, Finish, Question, Reply, Role, Turn, Usage},
+    ai::{AiError, Finish, Listener, Question, Reply, Role, Turn, Usage},
     breaker::Refused,
 };
 use answer::Wrong;
 use call::{Call, Called, admit, call, interrupt};
 use credential::credential;
+use kept::Key;
+pub use words::Followers;
+use words::Speaking;
 
 /// What the job's owner is told, who knows nothing of models.
 const FOR_OWNER: &str = "No answer could be made for this.";
@@ -57,7 +62,13 @@ pub(super) async fn run(payload: AiRun, context: JobContext) -> Result<Success, 
     let (system, prompt) = task.render(&Renderer::default(), &payload.input).map_err(|error| {
         Failure::permanent("ai_prompt_invalid", format!("the task's words can't be put together for this input: {error}"))
     })?;
-    let mut asking = Asking { context: &context, ai, task, system, calls: Vec::new() };
+    let key = Key::of(&payload.task, task, system.as_deref(), &prompt);
+    if let Some(key) = &key
+        && let Some(result) = key.find(&context).await?
+    {
+        return Ok(Success::with(result));
+    }
+    let mut asking = Asking { context: &context, ai, task, system, is_streamed: payload.stream, made: 0, calls: Vec::new() };
     let answered = asking.rounds(prompt).await?;
     let result = answered.result(&asking.calls);
     if result.to_string().len() > LONGEST_RESULT {
@@ -65,6 +76,9 @@ pub(super) async fn run(payload: AiRun, context: JobContext) -> Result<Success, 
             "the answer has more than {LONGEST_RESULT} bytes as JSON, which is more than a result may have; lower the task's max_tokens"
         );
         return Err(Failure::permanent("ai_too_long", message).for_owner(FOR_OWNER).into());
+    }
+    if let Some(key) = &key {
+        key.keep(&context, task, &result).await?;
     }
     Ok(Success::with(result))
 }
@@ -81,8 +95,11 @@ struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
     finish: String,
+    /// The words, and in which of the job's streams they were told.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     text: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    stream: String,
 }
 
 /// The words by which the ledger keeps how an answer ended.
@@ -94,7 +111,7 @@ impl Record {
         FINISHES.iter().find(|(word, _)| *word == self.finish).map_or(Finish::Unknown, |(_, finish)| finish.clone())
     }
 
-    fn of(provider: &str, model: &str, reply: Reply, took: Duration) -> Self {
+    fn of(provider: &str, model: &str, reply: Reply, took: Duration, stream: String) -> Self {
         let finish = FINISHES.iter().find(|(_, finish)| *finish == reply.finish).map_or("unknown", |(word, _)| word);
         Self {
             provider: provider.to_owned(),
@@ -104,6 +121,7 @@ impl Record {
             request_id: reply.request_id,
             finish: finish.to_owned(),
             text: reply.text,
+            stream,
         }
     }
 }
@@ -122,8 +140,10 @@ impl Answered {
     /// What the client reads.
     fn result(self, calls: &[Record]) -> Value {
         let sum = |of: fn(&Record) -> u64| calls.iter().map(of).fold(0, u64::saturating_add);
-        let told: Vec<Value> =
-            calls.iter().map(|call| serde_json::to_value(Record { text: String::new(), ..call.clone() }).unwrap_or_default()).collect();
+        let told: Vec<Value> = calls
+            .iter()
+            .map(|call| serde_json::to_value(Record { text: String::new(), stream: String::new(), ..call.clone() }).unwrap_or_default())
+            .collect();
         let mut result = json!({
             "output": self.output,
             "provider": self.provider,
@@ -151,6 +171,9 @@ struct Asking<'a> {
     ai: &'a Ai,
     task: &'a Task,
     system: Option<String>,
+    is_streamed: bool,
+    /// Calls that this run made.
+    made: u32,
     /// The calls whose answers came.
     calls: Vec<Record>,
 }
@@ -204,7 +227,7 @@ impl Asking<'_> {
     }
 
     /// One answer: of an earlier run, or by the first of the task's models that gives one.
-    async fn ask(&self, key: &str, turns: &[Turn]) -> Result<Record, Interrupt> {
+    async fn ask(&mut self, key: &str, turns: &[Turn]) -> Result<Record, Interrupt> {
         let mut failed: Vec<Interrupt> = Vec::new();
         let mut held: Vec<Refused> = Vec::new();
         let (mut by_user, mut is_listed) = (false, false);
@@ -244,10 +267,15 @@ impl Asking<'_> {
             }
             let question = self.question(choice, turns);
             let about = Call { name: &choice.provider, provider, credential: &credential, question: &question, within: self.task.timeout };
-            let Called { answer, took, refused } = call(self.context, about, permit, None).await;
+            self.made += 1;
+            let stream = if self.is_streamed { format!("{}-{}", self.context.job.runs, self.made) } else { String::new() };
+            let mut speaking = self.speaking(&stream);
+            let listener = speaking.as_mut().map(|speaking| speaking as &mut dyn Listener);
+            let Called { answer, took, refused } = call(self.context, about, permit, listener).await;
+            drop(speaking);
             match answer {
                 Ok(reply) => {
-                    let record = Record::of(&choice.provider, &choice.model, reply, took);
+                    let record = Record::of(&choice.provider, &choice.model, reply, took, stream);
                     self.context.receipt(key, &serde_json::to_value(&record).unwrap_or_default()).await?;
                     return Ok(record);
                 }
@@ -268,6 +296,11 @@ impl Asking<'_> {
         let soonest = held.into_iter().min_by_key(|refused| refused.again_in.unwrap_or(Duration::MAX));
         failed.extend(soonest.map(|refused| Interrupt::BreakerOpen(refused.breaker)));
         Err(most_hopeful(failed))
+    }
+
+    /// Begins a stream of words, where they are followed.
+    fn speaking(&self, stream: &str) -> Option<Speaking> {
+        (!stream.is_empty()).then(|| self.context.services.followers.begin(self.context.job.id, stream.to_owned()))
     }
 
     /// Writes down that a call has no answer; whether another model may be asked. What was listed as unknown before stays so.

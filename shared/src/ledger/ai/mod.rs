@@ -1,0 +1,41 @@
+//! What the ledger knows of calls of models: what was said, and answers that are kept for who asks the same.
+//!
+//! What must stay true: what a model said stands in one place, with its call in the effect ledger; what is kept beside that knows whose it
+//! was, so that it goes with its user.
+
+pub mod cache;
+
+use serde_json::Value;
+use sqlx::PgConnection;
+
+use super::LedgerError;
+use crate::job::JobId;
+
+/// What the keys of calls of models begin with in the effect ledger.
+pub const CALL: &str = "ai:";
+
+/// What a model said last in a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Which of the job's streams of words it is; empty where it was not streamed.
+    pub stream: String,
+    /// The words.
+    pub text: String,
+}
+
+/// What a model said last in a job, as the API may read it.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn said(connection: &mut PgConnection, job: JobId) -> Result<Option<Said>, LedgerError> {
+    let receipt: Option<Value> = sqlx::query_scalar(
+        "SELECT receipt FROM effect WHERE job_id = $1 AND key LIKE 'ai:%' AND receipt IS NOT NULL ORDER BY finished_at DESC, key DESC LIMIT 1",
+    )
+    .bind(job.0)
+    .fetch_optional(connection)
+    .await?;
+    Ok(receipt.map(|receipt| {
+        let text = |field: &str| receipt.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Said { stream: text("stream"), text: text("text") }
+    }))
+}
