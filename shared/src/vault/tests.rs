@@ -106,7 +106,7 @@ fn keys_are_checked_when_they_are_read_and_shown_to_nobody() {
 #[test]
 fn another_program_reads_and_writes_the_same_seals() {
     let keys = keys(&format!("{} {}", key(2, 9), key(1, 1)));
-    let old = super::VaultKeys::read(&key(1, 1)).unwrap();
+    let old = VaultKeys::read(&key(1, 1)).unwrap();
     let of = json!({ "1": BASE64.encode([1; KEY]), "2": BASE64.encode([9; KEY]) });
     let users = ["ada", "ünïcode 𝄞", "a", "with:colons and spaces"];
     let rows: Vec<Value> = users
