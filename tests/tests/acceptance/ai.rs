@@ -1,7 +1,13 @@
 //! Tasks for models: declared as data, asked for by HTTP, answered by a model's server, whatever that one does.
 
+mod answers;
+mod batches;
+mod judges;
+mod providers;
+mod streams;
+
 use acceptance::{Client, World, id_of};
-use sandbox::Process;
+use sandbox::{Process, services::ai::Answer};
 use serde_json::{Value, json};
 
 /// An installation whose product `shop` has tasks, and its worker.
@@ -12,33 +18,66 @@ struct Desk {
 }
 
 impl Desk {
-    async fn start() -> Self {
+    /// With the tasks of [`TASKS`] and more.
+    async fn start_with(more: &str) -> Self {
         let world = World::start().await;
-        let shop = world.tenant_of("shop", &manifest(&world)).await;
+        let shop = world.tenant_of("shop", &manifest(&world, "shop", more)).await;
         let worker = world.worker().await;
         Self { world, worker, shop }
+    }
+
+    async fn start() -> Self {
+        Self::start_with("").await
     }
 
     /// Puts a task; its job's id.
     async fn ask(&self, task: &str, input: &Value) -> String {
         id_of(&self.shop.post(&format!("/v1/ai/{task}"), &json!({ "input": input })).await.expect(202))
     }
+
+    /// How many calls of a model there were.
+    fn calls_of(&self, model: &str) -> usize {
+        self.world.sandbox.ai.calls().iter().filter(|call| call.body["model"] == model).count()
+    }
+
+    /// The states of a job's calls in the ledger, by their keys: 0 intended, 1 done, 2 unknown.
+    async fn effects(&self, job: &str) -> String {
+        let statement =
+            format!("SELECT coalesce(string_agg(key || '=' || state, ' ' ORDER BY key), '') FROM effect WHERE job_id = '{job}'");
+        self.world.text(statement).await
+    }
 }
 
-/// Three providers at the sandbox' server, one of either dialect and one with a key that is not taken.
-fn manifest(world: &World) -> String {
+/// What a model says next.
+fn says(model: &str, text: &str) -> Answer {
+    Answer { model: Some(model.to_owned()), text: Some(text.to_owned()), ..Answer::default() }
+}
+
+/// Whatever is asked of a task of `models`.
+fn task(name: &str, models: &str, more: &str) -> String {
+    format!("[ai.tasks.{name}]\nmodels = [{models}]\nprompt = \"{{{{ input.prompt }}}}\"\ninput = {{ type = \"object\" }}\n{more}\n")
+}
+
+/// A model of the provider `main`.
+fn main_model(model: &str) -> String {
+    format!("{{ provider = \"main\", model = \"{model}\" }}")
+}
+
+/// Two providers at the sandbox' server, one of either dialect.
+fn manifest(world: &World, name: &str, more: &str) -> String {
     let url = world.sandbox.ai.url();
     let provider = |name: &str, kind: &str| {
         format!("[ai.providers.{name}]\nkind = \"{kind}\"\nbase_url = \"{url}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n")
     };
     format!(
-        "[tenant]\nname = \"shop\"\n{}{}\n\
+        "[tenant]\nname = \"{name}\"\n{}{}\n\
          [ai.tasks.enhance]\n\
          models = [{{ provider = \"main\", model = \"sandbox-small\" }}, {{ provider = \"other\", model = \"sandbox-claude\" }}]\n\
          system = \"You improve prompts.\"\n\
          prompt = \"Improve this prompt: {{{{ input.prompt }}}}\"\n\
          rules = [{{ field = \"/prompt\", min_chars = 10, max_chars = 100, refuse_markup = true, refuse_repetition = true }}]\n\
-         input = {{ type = \"object\", additionalProperties = false, required = [\"prompt\"], properties = {{ prompt = {{ type = \"string\" }} }} }}\n",
+         input = {{ type = \"object\", additionalProperties = false, required = [\"prompt\"], properties = {{ prompt = {{ type = \"string\" }} }} }}\n\
+         {more}",
         provider("main", "openai"),
         provider("other", "anthropic"),
     )

@@ -101,6 +101,8 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/notifications/{id}/archived", Walk::Notification, "notifications:write"),
     ("post", "/v1/emails", Walk::Make, "emails:write"),
     ("post", "/v1/ai/{task}", Walk::Make, "ai:write"),
+    ("post", "/v1/ai/{task}/batch", Walk::Make, "ai:write"),
+    ("get", "/v1/jobs/{id}/stream", Walk::Job, "jobs:read"),
     ("get", "/v1/byok", Walk::Own, "byok:read"),
     ("get", "/v1/byok/{provider}", Walk::Own, "byok:read"),
     ("put", "/v1/byok/{provider}", Walk::Own, "byok:write"),
@@ -195,6 +197,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
         (Walk::Make, "/v1/emails") => request.json(&json!({
             "to": {"email": "walk@example.com"}, "subject": "Walk", "text": "A walk.", "category": "walk",
         })),
+        (Walk::Make, "/v1/ai/{task}/batch") => request.json(&json!({"jobs": [{"input": {}}]})),
         (Walk::Make, "/v1/ai/{task}") => request.json(&json!({"input": {}})),
         (Walk::Make, "/v1/pushes") => request.json(&json!({"user": client.acting_user().unwrap_or("ada"), "title": "Walk"})),
         (Walk::Backend, "/v1/suppressions") if method == "post" => request.json(&json!({"email": "walk@example.com", "category": "none"})),
