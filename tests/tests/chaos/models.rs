@@ -15,8 +15,7 @@ use crate::{
     seed::{Seed, size},
 };
 
-/// Slots of a worker for calls of models: with four workers, 200.
-const SLOTS: usize = 50;
+/// Workers, which serve nothing but models.
 const WORKERS: usize = 4;
 
 /// A replica has heard of a trip by then, or it is at fault: what it still calls is counted against it from then on.
@@ -24,6 +23,8 @@ const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn models() {
+    // Slots of a worker: 200 calls in flight in the full size.
+    let slots = size(16_usize, 50);
     let seed = Seed::of("models");
     let mut report = Report::of("models", "A provider of models goes down", &seed);
     let world = World::start_with(Launch::new()).await;
@@ -41,18 +42,18 @@ async fn models() {
     ai.usually(sandbox::services::ai::Answer { delay_ms: size(3_000, 5_000), ..Default::default() });
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
-        workers.push(world.start_worker(Launch::new().env("OFFSTAGE_CONCURRENCY", format!("ai={SLOTS}")).env("OFFSTAGE_ENGINE_POOL", "8")).await);
+        workers.push(world.start_worker(Launch::new().env("OFFSTAGE_QUEUES", "ai").env("OFFSTAGE_CONCURRENCY", format!("ai={slots}")).env("OFFSTAGE_ENGINE_POOL", "8")).await);
     }
-    let jobs = size(300, 2_000);
+    let jobs = size(150, 2_000);
     for first in (0..jobs).step_by(100) {
         let members: Vec<_> =
             (first..jobs.min(first + 100)).map(|number| json!({"kind": "ai.run", "payload": {"task": "ask", "input": {"text": format!("number {number}")}}})).collect();
         shop.post("/v1/jobs/batch", &json!({"jobs": members})).await.expect(202);
     }
-    let all = i64::try_from(WORKERS * SLOTS).expect("a number");
+    let all = i64::try_from(WORKERS * slots).expect("a number");
     // Some slots of each worker are kept for those who go first.
     let running = "SELECT count(*) FROM job_state WHERE state = 2";
-    let most = all - i64::try_from(WORKERS * (SLOTS / 16)).expect("a number");
+    let most = all - i64::try_from(WORKERS * (slots / 16)).expect("a number");
     until_within(LONG, "every slot has a call in flight", async || match world.number(running).await {
         found if found >= most => Ok(()),
         found => Err(found),
