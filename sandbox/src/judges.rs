@@ -61,7 +61,9 @@ pub fn node(packages: &[&str]) -> Result<Command> {
         let own = home.with_extension(std::process::id().to_string());
         make(&own)?;
         let mut npm = Command::new("npm");
-        npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error", "--prefix"]).arg(&own).args(packages);
+        npm.args(["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error", "--prefix"])
+            .arg(&own)
+            .args(packages);
         let output = npm.output().doing(|| "run npm; .ci/prepare node installs it".to_owned())?;
         if !output.status.success() {
             return Err(Error::Command {

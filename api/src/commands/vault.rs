@@ -48,7 +48,10 @@ async fn rotate(owner: &Owner, keys: &VaultKeys) -> Result<(), CommandError> {
         complain(&format!("{done} wrapped by version {}", keys.current()));
     }
     if failed > 0 {
-        return Err(CommandError::Argument(format!("{done} wrapped by version {}; {failed} can't be opened, as said above", keys.current())));
+        return Err(CommandError::Argument(format!(
+            "{done} wrapped by version {}; {failed} can't be opened, as said above",
+            keys.current()
+        )));
     }
     say(format!("{done} wrapped by version {}; none is left that another version wraps", keys.current()));
     Ok(())

@@ -154,9 +154,10 @@ impl FromRequestParts<App> for VendorOfPath {
 }
 
 fn user_of<N: Needs>(caller: &Caller<N>) -> Result<&str, Problem> {
-    caller.acting_user.as_deref().ok_or_else(|| {
-        Problem::new(Code::HeaderInvalid, "Keys belong to end users: name the one you act for in the header X-Acting-User.")
-    })
+    caller
+        .acting_user
+        .as_deref()
+        .ok_or_else(|| Problem::new(Code::HeaderInvalid, "Keys belong to end users: name the one you act for in the header X-Acting-User."))
 }
 
 fn not_configured(vendor: Vendor) -> Problem {
@@ -166,7 +167,8 @@ fn not_configured(vendor: Vendor) -> Problem {
 
 fn vault(app: &App) -> Result<&VaultKeys, Problem> {
     app.config.vault_keys.as_ref().ok_or_else(|| {
-        Problem::new(Code::NotSetUp, "No keys can be kept here yet: whoever runs this has to set OFFSTAGE_VAULT_KEYS.").retry_after(Duration::from_secs(600))
+        Problem::new(Code::NotSetUp, "No keys can be kept here yet: whoever runs this has to set OFFSTAGE_VAULT_KEYS.")
+            .retry_after(Duration::from_secs(600))
     })
 }
 

@@ -25,7 +25,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{clock::Clock, mail::RecipientKey, outbound::Guard, signing::SigningKeys, tenant::Retention, tokens::TokenKeys, vault::VaultKeys};
+use crate::{
+    clock::Clock, mail::RecipientKey, outbound::Guard, signing::SigningKeys, tenant::Retention, tokens::TokenKeys, vault::VaultKeys,
+};
 use variables::Reader;
 
 /// Settings of `api serve`.

@@ -98,7 +98,12 @@ pub enum Counted {
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn count(connection: &mut PgConnection, (tenant, user): (i32, &str), id: Uuid, now: DateTime<Utc>) -> Result<Counted, LedgerError> {
+pub async fn count(
+    connection: &mut PgConnection,
+    (tenant, user): (i32, &str),
+    id: Uuid,
+    now: DateTime<Utc>,
+) -> Result<Counted, LedgerError> {
     // One after the other, for one user: a count can't be locked.
     if !people::are_here(connection, tenant, vec![user]).await? {
         return Ok(Counted::Gone);
@@ -290,7 +295,8 @@ pub async fn checked(
     if status == Status::Invalid && Status::of_code(before.try_get("status")?) == Status::Active {
         let (user, last_four): (String, String) = (before.try_get("user_id")?, before.try_get("last_four")?);
         let name = vendor.name();
-        let message = format!("{name} does not take your key that ends in {last_four} any more. It is not used until you put in one that works.");
+        let message =
+            format!("{name} does not take your key that ends in {last_four} any more. It is not used until you put in one that works.");
         sqlx::query(
             "INSERT INTO notification (tenant_id, owner, type, title, message, data, created_at) VALUES ($1, $2, 'system', $3, $4, $5, $6)",
         )

@@ -20,7 +20,8 @@ const ADA: Binding<'static> = Binding { tenant: 7, user: "ada", provider: "opena
 #[test]
 fn the_cipher_is_the_specification_s() {
     let key = "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308";
-    let plain = "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b391aafd255";
+    let plain =
+        "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5aa0de657ba637b391aafd255";
     let cases = [
         ("00".repeat(32), "00".repeat(12), "", String::new(), "", "530f8afbc74536b9a963b4f1c4cb738b"),
         ("00".repeat(32), "00".repeat(12), "", "00".repeat(16), "cea7403d4d606b6e074ec5d3baf39d18", "d0d1c8a799996bf0265b98b5d48ab919"),

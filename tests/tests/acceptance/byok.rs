@@ -20,7 +20,9 @@ fn manifest(world: &World) -> String {
         format!("[ai.providers.{name}]\nkind = \"openai\"\nbase_url = \"{url}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n{more}\n")
     };
     let task = |name: &str, providers: &str, more: &str| {
-        format!("[ai.tasks.{name}]\nmodels = [{providers}]\nprompt = \"{{{{ input.text }}}}\"\ninput = {{ type = \"object\" }}\ntimeout_seconds = 20\n{more}\n")
+        format!(
+            "[ai.tasks.{name}]\nmodels = [{providers}]\nprompt = \"{{{{ input.text }}}}\"\ninput = {{ type = \"object\" }}\ntimeout_seconds = 20\n{more}\n"
+        )
     };
     let (main, other) = ("{ provider = \"main\", model = \"sandbox-small\" }", "{ provider = \"other\", model = \"sandbox-large\" }");
     format!(
@@ -71,7 +73,8 @@ async fn a_user_calls_by_their_own_key_or_not_at_all() {
     let desk = Desk::start(Launch::new).await;
     let (ai, mut since) = (&desk.world.sandbox.ai, 0);
     let none = desk.ada.get("/v1/byok").await.expect(200);
-    let statuses: BTreeSet<_> = none.as_array().unwrap().iter().map(|key| (key["provider"].as_str().unwrap(), key["status"].as_str().unwrap())).collect();
+    let statuses: BTreeSet<_> =
+        none.as_array().unwrap().iter().map(|key| (key["provider"].as_str().unwrap(), key["status"].as_str().unwrap())).collect();
     let expected = ["anthropic", "google", "huggingface", "openai"].map(|provider| (provider, "not_configured"));
     assert_eq!(statuses, BTreeSet::from(expected));
 
@@ -140,10 +143,15 @@ async fn keys_are_checked_five_times_an_hour_and_what_is_wrong_is_said_without_t
     // None of those counted; five race now, and one comes behind them.
     desk.ada.put("/v1/byok/openai", &json!({ "key": key })).await.expect(200);
     let body = json!({ "key": key });
-    let racing = futures_util::future::join_all((0..8).map(|number| {
-        let (ada, body) = (desk.ada.clone(), body.clone());
-        async move { if number % 2 == 0 { ada.put("/v1/byok/openai", &body).await } else { ada.post_nothing("/v1/byok/openai/test").await } }
-    }));
+    let racing =
+        futures_util::future::join_all(
+            (0..8).map(|number| {
+                let (ada, body) = (desk.ada.clone(), body.clone());
+                async move {
+                    if number % 2 == 0 { ada.put("/v1/byok/openai", &body).await } else { ada.post_nothing("/v1/byok/openai/test").await }
+                }
+            }),
+        );
     let statuses: Vec<u16> = racing.await.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 4, "{statuses:?}");
     let answer = desk.ada.put("/v1/byok/anthropic", &body).await;
@@ -197,11 +205,17 @@ async fn no_key_is_in_any_log_error_column_or_dump() {
     said.push(desk.ada.put("/v1/byok/openai", &json!({ "key": good })).await);
     said.push(desk.ada.put("/v1/byok/anthropic", &json!({ "key": other, "more": other })).await);
     said.push(desk.ada.put("/v1/byok/openai", &json!({ "key": [other] })).await);
-    let broken = desk.ada.request(reqwest::Method::PUT, "/v1/byok/openai").header("content-type", "application/json").body(format!("{{\"key\": \"{other}"));
+    let broken = desk
+        .ada
+        .request(reqwest::Method::PUT, "/v1/byok/openai")
+        .header("content-type", "application/json")
+        .body(format!("{{\"key\": \"{other}"));
     said.push(desk.ada.send(broken).await);
     said.push(desk.ada.get("/v1/byok").await);
     let mut jobs = Vec::new();
-    for (client, status) in [(&desk.ada, 200), (&desk.ada, 500), (&desk.ada, 400), (&desk.shop, 200), (&desk.shop, 401), (&desk.shop, 429), (&desk.shop, 500)] {
+    for (client, status) in
+        [(&desk.ada, 200), (&desk.ada, 500), (&desk.ada, 400), (&desk.shop, 200), (&desk.shop, 401), (&desk.shop, 429), (&desk.shop, 500)]
+    {
         if status != 200 {
             ai.faults().add(Rule::from(Fault::Status(status)).on("chat.completions").times(2));
         }
@@ -231,7 +245,8 @@ async fn no_key_is_in_any_log_error_column_or_dump() {
         ("the vault's key", wrapping.into_bytes()),
         ("the vault's key's bytes", raw),
     ];
-    let mut places: Vec<(String, Vec<u8>)> = said.iter().enumerate().map(|(number, answer)| (format!("answer {number}"), answer.body.to_vec())).collect();
+    let mut places: Vec<(String, Vec<u8>)> =
+        said.iter().enumerate().map(|(number, answer)| (format!("answer {number}"), answer.body.to_vec())).collect();
     for file in std::fs::read_dir(desk.world.sandbox.logs()).unwrap() {
         let path = file.unwrap().path();
         if path.is_file() {
@@ -262,7 +277,8 @@ async fn no_key_is_in_any_log_error_column_or_dump() {
     let four = good.get(good.len() - 4..).unwrap().as_bytes();
     let found: Vec<_> = places.iter().filter(|(_, bytes)| holds(bytes, four)).map(|(place, _)| place.as_str()).collect();
     assert!(found.contains(&"the database's dump") && found.iter().any(|place| place.starts_with("answer")), "{found:?}");
-    let logs: usize = places.iter().filter(|(place, _)| place.contains("worker") || place.contains("api")).map(|(_, bytes)| bytes.len()).sum();
+    let logs: usize =
+        places.iter().filter(|(place, _)| place.contains("worker") || place.contains("api")).map(|(_, bytes)| bytes.len()).sum();
     assert!(logs > 100_000, "the logs tell everything: {logs} bytes");
     assert!(places.iter().any(|(place, _)| place.contains("breaker")), "Redis' keys are read, a breaker's among them");
 }

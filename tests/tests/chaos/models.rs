@@ -42,12 +42,22 @@ async fn models() {
     ai.usually(sandbox::services::ai::Answer { delay_ms: size(3_000, 5_000), ..Default::default() });
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
-        workers.push(world.start_worker(Launch::new().env("OFFSTAGE_QUEUES", "ai").env("OFFSTAGE_CONCURRENCY", format!("ai={slots}")).env("OFFSTAGE_ENGINE_POOL", "8")).await);
+        workers.push(
+            world
+                .start_worker(
+                    Launch::new()
+                        .env("OFFSTAGE_QUEUES", "ai")
+                        .env("OFFSTAGE_CONCURRENCY", format!("ai={slots}"))
+                        .env("OFFSTAGE_ENGINE_POOL", "8"),
+                )
+                .await,
+        );
     }
     let jobs = size(150, 2_000);
     for first in (0..jobs).step_by(100) {
-        let members: Vec<_> =
-            (first..jobs.min(first + 100)).map(|number| json!({"kind": "ai.run", "payload": {"task": "ask", "input": {"text": format!("number {number}")}}})).collect();
+        let members: Vec<_> = (first..jobs.min(first + 100))
+            .map(|number| json!({"kind": "ai.run", "payload": {"task": "ask", "input": {"text": format!("number {number}")}}}))
+            .collect();
         shop.post("/v1/jobs/batch", &json!({"jobs": members})).await.expect(202);
     }
     let all = i64::try_from(WORKERS * slots).expect("a number");
@@ -94,9 +104,13 @@ async fn models() {
 
     let ended = Instant::now();
     until_within(LONG, "all have finished", async || {
-        match world.number("SELECT count(*) FROM job_state s JOIN job j ON j.id = s.job_id WHERE j.kind = 'ai.run' AND s.state <> 3").await {
+        match world.number("SELECT count(*) FROM job_state s JOIN job j ON j.id = s.job_id WHERE j.kind = 'ai.run' AND s.state <> 3").await
+        {
             0 => Ok(()),
-            left => Err((left, world.text("SELECT coalesce(string_agg(DISTINCT state || ' ' || reason, ', '), '') FROM job_state WHERE state <> 3").await)),
+            left => Err((
+                left,
+                world.text("SELECT coalesce(string_agg(DISTINCT state || ' ' || reason, ', '), '') FROM job_state WHERE state <> 3").await,
+            )),
         }
     })
     .await;

@@ -117,6 +117,10 @@ async fn write_down(engine: &Engine, transition: &Transition) {
     };
     if let Err(error) = engine.bounded(breakers::became(&engine.services.pool, &became)).await {
         // It is in the log, and the next change is written down anew.
-        tracing::warn!(breaker = name, error = &error as &dyn std::error::Error, "what became of a circuit breaker could not be written down");
+        tracing::warn!(
+            breaker = name,
+            error = &error as &dyn std::error::Error,
+            "what became of a circuit breaker could not be written down"
+        );
     }
 }

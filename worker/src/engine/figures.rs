@@ -78,10 +78,12 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
     // Providers are known with their first call; until then these have none.
     for credential in ["platform", "own"] {
         for outcome in clients::breaker::OUTCOMES {
-            metrics::counter!("offstage_breaker_calls_total", "provider" => "", "credential" => credential, "outcome" => outcome).increment(0);
+            metrics::counter!("offstage_breaker_calls_total", "provider" => "", "credential" => credential, "outcome" => outcome)
+                .increment(0);
         }
         for to in clients::breaker::Phase::ALL {
-            metrics::counter!("offstage_breaker_transitions_total", "provider" => "", "credential" => credential, "to" => to.word()).increment(0);
+            metrics::counter!("offstage_breaker_transitions_total", "provider" => "", "credential" => credential, "to" => to.word())
+                .increment(0);
         }
     }
     for vendor in Vendor::ALL {

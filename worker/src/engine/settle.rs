@@ -77,7 +77,8 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
                         engine.dispatch.due(queue);
                     }
                 }
-                if settled.state == State::Waiting && !matches!(settled.reason, Reason::SwitchedOff | Reason::Paused | Reason::BreakerOpen) {
+                if settled.state == State::Waiting && !matches!(settled.reason, Reason::SwitchedOff | Reason::Paused | Reason::BreakerOpen)
+                {
                     engine.dispatch.due(finished.job.queue);
                 }
             }

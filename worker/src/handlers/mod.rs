@@ -36,8 +36,8 @@ use shared::{
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
-        ActivityFanOut, ByokCheck, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut, NotificationTell,
-        ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
+        ActivityFanOut, AiRun, ByokCheck, CompletionNotify, EmailSend, ExportCreate, Kind, NotificationDigest, NotificationFanOut,
+        NotificationTell, ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
     },
     ledger::{
         LedgerError, UNAVAILABLE,

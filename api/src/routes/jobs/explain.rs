@@ -205,13 +205,11 @@ fn held_up(
         causes.push(cause(CauseCode::SwitchedOff, message));
     }
     if waits && job.reason == Reason::BreakerOpen {
-        let standing = around.breaker.as_ref();
-        let again = standing.and_then(|standing| standing.until).filter(|again| *again > now);
+        let held = behind_breaker(around.breaker.as_ref(), now, reader);
         // One that is forced open ends when somebody says so.
-        open_end |= again.is_none();
-        until = until.max(again);
-        let message = breaker_open(standing, again, reader);
-        causes.push(Cause { since: standing.map(|standing| standing.since), until: again, ..cause(CauseCode::BreakerOpen, message) });
+        open_end |= held.until.is_none();
+        until = until.max(held.until);
+        causes.push(held);
     }
     let is_later = waits && job.run_at > now && job.reason != Reason::BreakerOpen;
     if is_later {
@@ -290,14 +288,21 @@ fn seconds(seconds: f64) -> TimeDelta {
     TimeDelta::from_std(bounded).unwrap_or_default()
 }
 
+fn behind_breaker(standing: Option<&breakers::Standing>, now: DateTime<Utc>, reader: Reader) -> Cause {
+    let again = standing.and_then(|standing| standing.until).filter(|again| *again > now);
+    let (since, message) = (standing.map(|standing| standing.since), breaker_open(standing, again, reader));
+    Cause { code: CauseCode::BreakerOpen, message, since, until: again, by: None, ahead: None }
+}
+
 fn breaker_open(standing: Option<&breakers::Standing>, again: Option<DateTime<Utc>>, reader: Reader) -> String {
     let Some(standing) = standing.filter(|_| reader == Reader::Backend) else {
         return "The provider that it calls does not answer as it should. It goes on by itself when that one answers again.".to_owned();
     };
     let whose = if standing.credential == "own" { "the user's own key" } else { "the platform's key" };
-    let why = match standing.forced {
-        true => "an operator keeps it open".to_owned(),
-        false => format!("{} of {} calls had failed and {} had been slow", standing.failures, standing.calls, standing.slow),
+    let why = if standing.forced {
+        "an operator keeps it open".to_owned()
+    } else {
+        format!("{} of {} calls had failed and {} had been slow", standing.failures, standing.calls, standing.slow)
     };
     let then = again.map_or_else(|| "it goes on as calls succeed".to_owned(), |again| format!("one call is tried at {}", shown(again)));
     format!(

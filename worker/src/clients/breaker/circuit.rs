@@ -20,7 +20,10 @@ use shared::tenant::BreakerSettings;
 pub(super) type Millis = u64;
 
 /// Parts of the window.
-pub(super) const BUCKETS: u64 = 10;
+const PARTS: usize = 10;
+
+/// The same, for reckoning with.
+pub(super) const BUCKETS: u64 = PARTS as u64;
 
 /// What a stage of the ramp lets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +37,7 @@ pub(super) struct Stage {
 }
 
 /// From the probe's success to closed.
-pub(super) const RAMP: [Stage; 2] =
-    [Stage { percent: 10, least: 1, successes: 3 }, Stage { percent: 50, least: 5, successes: 10 }];
+pub(super) const RAMP: [Stage; 2] = [Stage { percent: 10, least: 1, successes: 3 }, Stage { percent: 50, least: 5, successes: 10 }];
 
 /// When a breaker trips and for how long, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +161,7 @@ pub(super) struct Circuit {
     epoch: u64,
     until: Millis,
     /// The parts of the window, each with its number since the clock's beginning.
-    window: [(u64, Counts); BUCKETS as usize],
+    window: [(u64, Counts); PARTS],
     probe: Option<(u64, Millis)>,
     stage: usize,
     in_stage: Counts,
@@ -177,7 +179,7 @@ impl Default for Circuit {
             phase: Phase::Closed,
             epoch: 0,
             until: 0,
-            window: [(0, Counts::default()); BUCKETS as usize],
+            window: [(0, Counts::default()); PARTS],
             probe: None,
             stage: 0,
             in_stage: Counts::default(),
@@ -199,12 +201,10 @@ impl Circuit {
         let mut counts = self.counted(now, rules);
         let mut granted = 0;
         match event {
-            Event::Look => {}
             Event::Ask { token, lease } => granted = self.ask(token, lease, now, ramp),
             Event::Record { epoch, counts: ended } if epoch == self.epoch => {
                 counts = self.record(ended, now, rules, ramp);
             }
-            Event::Record { .. } => {}
             Event::Probed { token, good } if self.phase == Phase::HalfOpen && self.probe.is_some_and(|(held, _)| held == token) => {
                 self.probe = None;
                 if !good {
@@ -217,9 +217,10 @@ impl Circuit {
                     (self.stage, self.in_stage) = (0, Counts::default());
                 }
             }
-            Event::Probed { .. } => {}
             Event::Released { token } => self.probe = self.probe.filter(|(held, _)| *held != token),
             Event::Draw => granted = self.draw(now, ramp),
+            // Of another epoch, or of a probe that is none any more.
+            Event::Look | Event::Record { .. } | Event::Probed { .. } => {}
         }
         let until = match self.phase {
             Phase::Closed => 0,
@@ -237,7 +238,6 @@ impl Circuit {
         }
         match self.phase {
             Phase::Closed => 1,
-            Phase::Open => 0,
             Phase::HalfOpen if self.probe.is_some_and(|(_, until)| now < until) => 0,
             Phase::HalfOpen => {
                 self.probe = Some((token, now + lease));
@@ -247,18 +247,16 @@ impl Circuit {
                 self.granted += 1;
                 1
             }
-            Phase::Ramp => 0,
+            Phase::Open | Phase::Ramp => 0,
         }
     }
 
     fn draw(&mut self, now: Millis, ramp: &[Stage]) -> u64 {
         let most = match self.phase {
             Phase::Closed => return ALL,
-            Phase::Open if now < self.until => 0,
             // One a second: who is released first becomes the probe, and the next one finds it taken.
-            Phase::Open => 1,
-            Phase::HalfOpen if self.probe.is_some_and(|(_, until)| now < until) => 0,
-            Phase::HalfOpen => 1,
+            Phase::Open => u64::from(now >= self.until),
+            Phase::HalfOpen => u64::from(self.probe.is_none_or(|(_, until)| now >= until)),
             Phase::Ramp => self.allowed(ramp),
         };
         let granted = most.saturating_sub(self.drawn);
@@ -303,7 +301,7 @@ impl Circuit {
     fn open(&mut self, now: Millis, rules: &Rules) {
         self.enter(Phase::Open, now + rules.open);
         self.probe = None;
-        self.window = [(0, Counts::default()); BUCKETS as usize];
+        self.window = [(0, Counts::default()); PARTS];
     }
 
     fn close(&mut self) {

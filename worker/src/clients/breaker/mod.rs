@@ -37,8 +37,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use circuit::{Counts, Phase};
 use circuit::{ALL, Answer, Circuit, Event, Millis, RAMP, Rules};
+pub use circuit::{Counts, Phase};
 
 /// How soon successes are told.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
@@ -364,7 +364,8 @@ impl Breakers {
                 return;
             }
             let is_due = |entry: &Known| {
-                entry.pending.1.calls > 0 || (now.duration_since(entry.looked) >= LOOK_EVERY && now.duration_since(entry.used) < FORGOTTEN_AFTER / 10)
+                entry.pending.1.calls > 0
+                    || (now.duration_since(entry.looked) >= LOOK_EVERY && now.duration_since(entry.used) < FORGOTTEN_AFTER / 10)
             };
             let mut due = Vec::new();
             for (name, entry) in known.iter_mut().filter(|(_, entry)| is_due(entry)).take(LOOKED_AT) {
@@ -459,8 +460,16 @@ impl Breakers {
                 seconds = wait.as_secs(),
                 "the circuit breaker opened: its provider is left alone"
             ),
-            Phase::HalfOpen => tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker is half open: one call is tried"),
-            Phase::Ramp => tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker lets some calls through"),
+            Phase::HalfOpen => tracing::info!(
+                breaker = name,
+                provider = key.provider,
+                credential,
+                of,
+                "the circuit breaker is half open: one call is tried"
+            ),
+            Phase::Ramp => {
+                tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker lets some calls through")
+            }
             Phase::Closed => tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker closed"),
         }
         let open_for = (phase == Phase::Open).then_some(wait);
@@ -481,9 +490,8 @@ impl Breakers {
     /// Forced open goes before metrics only.
     fn mode_of(&self, tenant: i32, provider: &str) -> Option<Mode> {
         let set = Arc::clone(&self.0.overrides.read().unwrap_or_else(PoisonError::into_inner));
-        let names_it = |set: &&Override| {
-            set.tenant.is_none_or(|named| named == tenant) && set.provider.as_ref().is_none_or(|named| named == provider)
-        };
+        let names_it =
+            |set: &&Override| set.tenant.is_none_or(|named| named == tenant) && set.provider.as_ref().is_none_or(|named| named == provider);
         let modes: Vec<Mode> = set.iter().filter(names_it).map(|set| set.mode).collect();
         if modes.contains(&Mode::ForcedOpen) { Some(Mode::ForcedOpen) } else { modes.first().copied() }
     }
@@ -634,7 +642,8 @@ impl Drop for Permit {
 
 fn count(key: &BreakerKey, outcome: &'static str) {
     let (provider, credential) = (key.provider.clone(), key.credential.word());
-    metrics::counter!("offstage_breaker_calls_total", "provider" => provider, "credential" => credential, "outcome" => outcome).increment(1);
+    metrics::counter!("offstage_breaker_calls_total", "provider" => provider, "credential" => credential, "outcome" => outcome)
+        .increment(1);
 }
 
 fn millis(duration: Duration) -> Millis {

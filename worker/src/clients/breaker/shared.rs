@@ -178,8 +178,7 @@ pub(super) async fn tell(
     ramp: &[Stage],
     now: Option<Millis>,
 ) -> Result<Told, Silence> {
-    let stages: Vec<String> =
-        ramp.iter().map(|Stage { percent, least, successes }| format!("{percent},{least},{successes}")).collect();
+    let stages: Vec<String> = ramp.iter().map(|Stage { percent, least, successes }| format!("{percent},{least},{successes}")).collect();
     let mut call = COMPILED.prepare_invoke();
     call.key(keys.breaker(name))
         .arg(now.unwrap_or(0))

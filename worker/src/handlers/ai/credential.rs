@@ -73,7 +73,8 @@ pub(super) async fn credential(context: &JobContext, name: &str, provider: &Prov
             }
             Status::Unchecked => {
                 let message = format!("the user's key for {} has not been checked yet", vendor.name());
-                Err(Failure::transient("ai_own_key_unchecked", message).for_owner(format!("Your {} key is still being checked.", vendor.name())))
+                Err(Failure::transient("ai_own_key_unchecked", message)
+                    .for_owner(format!("Your {} key is still being checked.", vendor.name())))
             }
             Status::Invalid => {
                 let message = format!("the user's key for {} is not valid; they put in another, or delete it", vendor.name());
