@@ -243,7 +243,7 @@ mod tests {
             "jobs".parse::<Scope>().unwrap_err().to_string(),
             "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write, users:read, users:write, \
              notifications:read, notifications:write, tokens:write, emails:read, emails:write, pushes:read, pushes:write, hooks:write, \
-             reports:write, moderation:read, moderation:write, feeds:read, feeds:write"
+             reports:write, moderation:read, moderation:write, feeds:read, feeds:write, byok:read, byok:write, ai:write"
         );
     }
 }

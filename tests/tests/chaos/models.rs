@@ -34,12 +34,12 @@ async fn models() {
         "[tenant]\nname = \"shop\"\n[ai.providers.main]\nkind = \"openai\"\nbase_url = \"{}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n\
          breaker = {{ open_seconds = {open_seconds} }}\n\
          [ai.tasks.ask]\nmodels = [{{ provider = \"main\", model = \"sandbox-small\" }}]\nprompt = \"{{{{ input.text }}}}\"\n\
-         input = {{ type = \"object\" }}\ntimeout_seconds = 60\n",
+         input = {{ type = \"object\" }}\ntimeout_seconds = 300\n",
         ai.url()
     );
     let shop = world.tenant_of("shop", &manifest).await;
-    // Long enough that all slots are taken at the same time.
-    ai.usually(sandbox::services::ai::Answer { delay_ms: size(3_000, 5_000), ..Default::default() });
+    // Nothing is answered before the outage: every slot has a call in flight then.
+    ai.usually(sandbox::services::ai::Answer { delay_ms: 240_000, ..Default::default() });
     let mut workers = Vec::new();
     for _ in 0..WORKERS {
         workers.push(
