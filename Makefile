@@ -16,7 +16,7 @@ run: ## installs what is missing, builds, and runs everything with an example pr
 	@exec target/debug/sandbox run $(ARGUMENTS)
 
 test: ## the same set-up, then every test, on ports of its own; safe beside a running `make run`
-	@.ci/prepare services python browser nextest
+	@.ci/prepare services python node browser nextest
 	cargo build --workspace --bins
 	cargo nextest run --workspace
 	cargo test --workspace --doc --quiet

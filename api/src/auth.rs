@@ -94,6 +94,10 @@ needs! {
     FeedsRead;
     /// Needs `feeds:write`.
     FeedsWrite;
+    /// Needs `byok:read`.
+    ByokRead;
+    /// Needs `byok:write`.
+    ByokWrite;
     /// Needs `ai:write`.
     AiWrite;
     /// Needs `stats:read`.

@@ -324,7 +324,7 @@ async fn hear(registry: Arc<Registry>, streams: Arc<Streams>, inboxes: Arc<Inbox
                 streams.missed();
             }
             Signal::Accepted(jobs) => streams.changed(&jobs),
-            Signal::Wake(_) | Signal::Cancel(_) | Signal::Said(_) => {}
+            Signal::Wake(_) | Signal::Cancel(_) | Signal::Breaker(_) | Signal::Said(_) => {}
         }
     }
 }

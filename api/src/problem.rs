@@ -137,6 +137,10 @@ codes! {
     MetricNotFound = "metric_not_found", NOT_FOUND, "There is no such metric";
     /// There is no such view, or it is not for this reader.
     ViewNotFound = "view_not_found", NOT_FOUND, "There is no such view";
+    /// There is no such provider of whom keys could be brought.
+    ByokProviderUnknown = "byok_provider_unknown", NOT_FOUND, "There is no such provider";
+    /// The user has brought no key for this provider.
+    ByokKeyNotFound = "byok_key_not_found", NOT_FOUND, "There is no such key";
     /// The user has no such browser.
     SubscriptionNotFound = "subscription_not_found", NOT_FOUND, "There is no such subscription";
     /// An address that shows a job leads nowhere, or nowhere any more.
@@ -193,6 +197,8 @@ codes! {
     RefreshLimitExceeded = "refresh_limit_exceeded", TOO_MANY_REQUESTS, "It was refreshed often enough";
     /// As much of something is used as may be.
     UsageLimitExceeded = "usage_limit_exceeded", TOO_MANY_REQUESTS, "A usage limit is reached";
+    /// The user's keys were checked as often as they may.
+    ByokLimitExceeded = "byok_limit_exceeded", TOO_MANY_REQUESTS, "Keys were checked often enough";
     /// A mistake of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something went wrong on our side";
     /// More is asked at once than can be served.

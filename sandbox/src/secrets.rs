@@ -37,6 +37,9 @@ pub(crate) struct Secrets {
     /// By which recipients of mail are known: 32 bytes in base64. Empty in what was kept before there was any.
     #[serde(default)]
     pub(crate) recipient_key: String,
+    /// Wraps what users entrust: its version, a colon, 32 bytes in base64. Empty in what was kept before there was any.
+    #[serde(default)]
+    pub(crate) vault_key: String,
 }
 
 impl Secrets {
@@ -55,6 +58,7 @@ impl Secrets {
             push_key: push::new_key()?,
             token_key: token_key()?,
             recipient_key: recipient_key()?,
+            vault_key: vault_key()?,
         })
     }
 
@@ -68,7 +72,7 @@ impl Secrets {
                         path.display()
                     ))
                 })?;
-                if [&secrets.push_key, &secrets.token_key, &secrets.recipient_key].iter().any(|key| key.is_empty()) {
+                if [&secrets.push_key, &secrets.token_key, &secrets.recipient_key, &secrets.vault_key].iter().any(|key| key.is_empty()) {
                     if secrets.push_key.is_empty() {
                         secrets.push_key = push::new_key()?;
                     }
@@ -77,6 +81,9 @@ impl Secrets {
                     }
                     if secrets.recipient_key.is_empty() {
                         secrets.recipient_key = recipient_key()?;
+                    }
+                    if secrets.vault_key.is_empty() {
+                        secrets.vault_key = vault_key()?;
                     }
                     secrets.keep_in(path)?;
                 }
@@ -105,6 +112,11 @@ fn token_key() -> Result<String> {
 /// As the product's settings take it.
 fn recipient_key() -> Result<String> {
     Ok(BASE64_STANDARD.encode(random::characters(32)?))
+}
+
+/// As the product's settings take it.
+fn vault_key() -> Result<String> {
+    Ok(format!("1:{}", recipient_key()?))
 }
 
 impl std::fmt::Debug for Secrets {

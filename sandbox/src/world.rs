@@ -139,6 +139,7 @@ impl Sandbox {
         let mut sending = push::environment(&secrets.push_key);
         sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key);
         sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key);
+        sending.insert("OFFSTAGE_VAULT_KEYS".to_owned(), secrets.vault_key);
         Ok(Self {
             postgres,
             redis,
@@ -209,6 +210,21 @@ impl Sandbox {
     pub async fn run_api(&self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Output> {
         let arguments = arguments.into_iter().map(Into::into).collect();
         self.fleet.run_api(&self.host, self.env(), arguments).await
+    }
+
+    /// As [`Sandbox::run_api`], with these settings in the place of the sandbox' own.
+    ///
+    /// # Errors
+    /// When it ends with another code than 0; with what it printed.
+    pub async fn run_api_with<'a>(
+        &self,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Output> {
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let mut environment = self.env();
+        environment.extend(settings.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
+        self.fleet.run_api(&self.host, environment, arguments).await
     }
 
     /// `api tenant apply MANIFEST`.

@@ -2,6 +2,7 @@
 //! and the settings both read. A module enters here when both sides need it; nothing here knows HTTP or a handler.
 
 pub mod analytics;
+pub mod byok;
 pub mod clock;
 pub mod config;
 pub mod content;
@@ -26,3 +27,4 @@ pub mod telemetry;
 pub mod tenant;
 pub mod tokens;
 pub mod usage;
+pub mod vault;

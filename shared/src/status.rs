@@ -294,7 +294,7 @@ impl Outlook {
             let overdue = (under_way_for / 4).clamp(POLL_UNDER_WAY.0, POLL_OVERDUE);
             if left > overdue { left.clamp(POLL_UNDER_WAY.0, POLL_UNDER_WAY.1) } else { overdue }
         };
-        let poll = if reason == Reason::SwitchedOff { POLL_HELD } else { poll };
+        let poll = if matches!(reason, Reason::SwitchedOff | Reason::BreakerOpen) { POLL_HELD } else { poll };
         let seconds = left.num_seconds() + i64::from(left.subsec_nanos() > 0);
         Self { estimate_seconds: Some(seconds.max(1)), poll_after_ms: Some(poll.num_milliseconds()) }
     }
@@ -341,6 +341,9 @@ const fn explanation(reason: Reason) -> Option<&'static str> {
             "Its key, `limit.key`, allows no more jobs to run or to start just now; it follows when one of them has ended or the time has come.",
         ),
         Reason::Paused => Some("Its queue, its tenant or its kind is paused; no attempt is used. It goes on by itself once that is over."),
+        Reason::BreakerOpen => Some(
+            "The provider that it calls does not answer as it should and is left alone for a while. No attempt is used: it goes on by itself when that one answers again.",
+        ),
         Reason::SwitchedOff => Some(
             "Outward effects are switched off by the operator. Nothing is lost and no attempt is used: it goes on by itself when they are on again.",
         ),

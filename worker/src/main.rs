@@ -103,6 +103,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         clock: config.clock.clone(),
         tenants: Tenants::new(pool),
         clients: Clients::new(&config),
+        vault_keys: config.vault_keys.clone(),
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,

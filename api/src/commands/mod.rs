@@ -3,6 +3,7 @@
 //! What a command was asked for goes to standard output, everything else to standard error. Exit codes are
 //! [`Exit`]'s: 0 done, 1 failed (trying again may help), 2 the command line, the settings or the manifest are wrong.
 
+mod breaker;
 mod hold;
 mod jobs;
 mod key;
@@ -11,6 +12,7 @@ mod serve;
 mod switch;
 mod tenant;
 mod usage;
+mod vault;
 
 use std::{fmt::Display, path::PathBuf};
 
@@ -24,6 +26,7 @@ use shared::{
     shutdown::Exit,
     telemetry::{self, TelemetryError},
     tenant::ManifestError,
+    vault::VaultKeys,
 };
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -58,6 +61,12 @@ enum Command {
     /// Outward effects (mails, pushes, calls that cost money): stop them, let them go on.
     #[command(subcommand)]
     Switch(switch::SwitchCommand),
+    /// Circuit breakers of providers: show them, keep them open, let them stop nothing.
+    #[command(subcommand)]
+    Breaker(breaker::BreakerCommand),
+    /// What users entrusted to us: wrap it by a new key.
+    #[command(subcommand)]
+    Vault(vault::VaultCommand),
     /// Keep jobs from starting: all, or those of a queue, a tenant, a kind. What runs goes on.
     Pause(hold::PauseArguments),
     /// Let paused jobs start again.
@@ -131,9 +140,12 @@ impl CommandError {
             | Self::Scope(_)
             | Self::App(_)
             | Self::Declare(DeclareError::NameTaken { .. } | DeclareError::Refused { .. }) => Exit::Settings,
-            Self::OutOfBalance | Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Declare(DeclareError::Ledger(_)) | Self::Migrate(_) => {
-                Exit::Fault
-            }
+            Self::OutOfBalance
+            | Self::Telemetry(_)
+            | Self::System { .. }
+            | Self::Ledger(_)
+            | Self::Declare(DeclareError::Ledger(_))
+            | Self::Migrate(_) => Exit::Fault,
         }
     }
 }
@@ -167,6 +179,8 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Key(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Jobs(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Switch(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Breaker(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Vault(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Pause(arguments) => hold::pause(arguments, &Owner::open(&variables)?).await?,
         Command::Resume(arguments) => hold::resume(arguments, &Owner::open(&variables)?).await?,
         Command::Throttle(arguments) => hold::throttle(arguments, &Owner::open(&variables)?).await?,
@@ -180,6 +194,7 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
 struct Owner {
     pool: PgPool,
     clock: Clock,
+    vault_keys: Option<VaultKeys>,
 }
 
 impl Owner {
@@ -190,7 +205,7 @@ impl Owner {
             tracing::warn!("{warning}");
         }
         let pool = ledger::pool("OFFSTAGE_DATABASE_URL", &config.database.url, Sessions::Plain, config.database.pool)?;
-        Ok(Self { pool, clock: config.clock })
+        Ok(Self { pool, clock: config.clock, vault_keys: config.vault_keys })
     }
 
     async fn tenant(&self, name: &str) -> Result<i32, CommandError> {

@@ -44,7 +44,7 @@ impl Words {
                 }
                 // Anything may have been missed.
                 Signal::Subscribed => self.followed().values().for_each(|sender| _ = sender.send_replace(())),
-                Signal::Wake(_) | Signal::Changed(_) | Signal::Accepted(_) | Signal::Cancel(_) => {}
+                Signal::Wake(_) | Signal::Changed(_) | Signal::Accepted(_) | Signal::Cancel(_) | Signal::Breaker(_) => {}
             }
         }
     }

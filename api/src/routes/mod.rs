@@ -3,6 +3,7 @@
 mod ai;
 mod analytics;
 mod batches;
+mod byok;
 mod conditional;
 mod content;
 mod deliveries;
@@ -85,6 +86,7 @@ pub fn router(app: App) -> Router {
         .merge(summaries::routes())
         .merge(events::routes())
         .merge(analytics::routes())
+        .merge(byok::routes())
         .merge(suppressions::routes())
         .merge(unsubscribe::routes())
         .merge(hooks::routes())

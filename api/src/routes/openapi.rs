@@ -67,6 +67,7 @@ pub fn document() -> String {
         .merge_from(super::summaries::Contract::openapi())
         .merge_from(super::events::Contract::openapi())
         .merge_from(super::analytics::Contract::openapi())
+        .merge_from(super::byok::Contract::openapi())
         .merge_from(super::suppressions::Contract::openapi())
         .merge_from(super::unsubscribe::Contract::openapi())
         .merge_from(super::hooks::Contract::openapi())

@@ -66,6 +66,10 @@ impl Given {
         self.environment.contains_key("OFFSTAGE_TOKEN_KEYS")
     }
 
+    pub(super) fn has_vault_keys(&self) -> bool {
+        self.environment.contains_key("OFFSTAGE_VAULT_KEYS")
+    }
+
     pub(super) fn has_recipient_key(&self) -> bool {
         self.environment.contains_key("OFFSTAGE_RECIPIENT_KEY")
     }

@@ -71,6 +71,9 @@ impl Services {
         if !given.has_token_keys() {
             sending.insert("OFFSTAGE_TOKEN_KEYS".to_owned(), secrets.token_key.clone());
         }
+        if !given.has_vault_keys() {
+            sending.insert("OFFSTAGE_VAULT_KEYS".to_owned(), secrets.vault_key.clone());
+        }
         if !given.has_recipient_key() {
             sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key.clone());
         }

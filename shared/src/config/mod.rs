@@ -27,7 +27,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use crate::{clock::Clock, mail::RecipientKey, outbound::Guard, signing::SigningKeys, tenant::Retention, tokens::TokenKeys};
+use crate::{
+    clock::Clock, mail::RecipientKey, outbound::Guard, signing::SigningKeys, tenant::Retention, tokens::TokenKeys, vault::VaultKeys,
+};
 use variables::Reader;
 
 /// Settings of `api serve`.
@@ -63,6 +65,8 @@ pub struct ApiConfig {
     pub streams: Streams,
     /// The keys that sign user tokens (`OFFSTAGE_TOKEN_KEYS`); none are made without.
     pub token_keys: Option<TokenKeys>,
+    /// The keys that wrap what users entrusted to us (`OFFSTAGE_VAULT_KEYS`); nothing is kept sealed without.
+    pub vault_keys: Option<VaultKeys>,
     /// How long an idempotency key is remembered (`OFFSTAGE_IDEMPOTENCY_HOURS`), where neither kind nor manifest says otherwise.
     pub idempotency: Duration,
     /// Jobs of one tenant that may wait, where its manifest says nothing (`OFFSTAGE_BACKLOG`).
@@ -95,6 +99,7 @@ impl ApiConfig {
         let window = process::window(&mut reader);
         let streams = Streams::read(&mut reader);
         let token_keys = process::token_keys(&mut reader);
+        let vault_keys = process::vault_keys(&mut reader);
         let idempotency = Duration::from_secs(3_600 * reader.number("OFFSTAGE_IDEMPOTENCY_HOURS", 24, 1, 24 * 30));
         let backlog = reader.number("OFFSTAGE_BACKLOG", 1_000_000, 1, 100_000_000);
         let shutdown_grace = process::shutdown_grace(&mut reader);
@@ -119,6 +124,7 @@ impl ApiConfig {
             window,
             streams,
             token_keys,
+            vault_keys,
             idempotency,
             backlog,
             shutdown_grace,
@@ -164,6 +170,8 @@ pub struct WorkerConfig {
     pub vendors: Vendors,
     /// The keys by which completions are signed (`OFFSTAGE_COMPLETION_…`).
     pub signing_keys: BTreeMap<String, SigningKeys>,
+    /// The keys that wrap what users entrusted to us (`OFFSTAGE_VAULT_KEYS`); nothing is kept sealed without.
+    pub vault_keys: Option<VaultKeys>,
     /// Jobs that may stand in one queue's streams (`OFFSTAGE_WINDOW`).
     pub window: u32,
     /// How long finished jobs are kept where a manifest says nothing (`OFFSTAGE_RETENTION_DAYS`,
@@ -199,6 +207,7 @@ impl WorkerConfig {
         let push = Push::read(&mut reader);
         let vendors = Vendors::read(&mut reader);
         let signing_keys = process::signing_keys(&mut reader);
+        let vault_keys = process::vault_keys(&mut reader);
         let window = process::window(&mut reader);
         let shutdown_grace = process::shutdown_grace(&mut reader);
         let retention = process::retention(&mut reader);
@@ -225,6 +234,7 @@ impl WorkerConfig {
             push,
             vendors,
             signing_keys,
+            vault_keys,
             window,
             retention,
             shutdown_grace,
@@ -242,6 +252,8 @@ pub struct OwnerConfig {
     pub clock: Clock,
     /// The log.
     pub log: Log,
+    /// The keys that wrap what users entrusted to us (`OFFSTAGE_VAULT_KEYS`); nothing is kept sealed without.
+    pub vault_keys: Option<VaultKeys>,
     /// What is suspicious but allowed; to be logged once the log runs.
     pub warnings: Vec<String>,
 }
@@ -256,9 +268,10 @@ impl OwnerConfig {
         let database = Database::read(&mut reader, "OFFSTAGE_DATABASE_URL", None);
         let clock = process::clock(&mut reader);
         let log = Log::read(&mut reader);
+        let vault_keys = process::vault_keys(&mut reader);
         let warnings = reader.finish()?;
         let Some(database) = database else { return Err(ConfigError::incomplete()) };
-        Ok(Self { database, clock, log, warnings })
+        Ok(Self { database, clock, log, vault_keys, warnings })
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     signing::SigningKeys,
     tenant::{KEY_VARIABLE, Retention},
     tokens::TokenKeys,
+    vault::VaultKeys,
 };
 
 /// An address to listen on.
@@ -279,6 +280,17 @@ pub(super) fn token_keys(reader: &mut Reader<'_>) -> Option<TokenKeys> {
         // Not repeated: most of it may be right.
         let detail = "is not a list of keys: a name, a colon, 32 to 64 random bytes in base64url, parted by spaces, the current one first, 8 at most";
         reader.problem("OFFSTAGE_TOKEN_KEYS", detail);
+    }
+    keys
+}
+
+/// The keys that wrap what users entrusted to us.
+pub(super) fn vault_keys(reader: &mut Reader<'_>) -> Option<VaultKeys> {
+    let keys = VaultKeys::read(reader.optional("OFFSTAGE_VAULT_KEYS")?);
+    if keys.is_none() {
+        // Not repeated: most of it may be right.
+        let detail = "is not a list of keys: a version from 1 to 255, a colon, 32 random bytes in base64, parted by spaces, the newest first, 8 at most";
+        reader.problem("OFFSTAGE_VAULT_KEYS", detail);
     }
     keys
 }

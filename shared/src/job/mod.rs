@@ -121,6 +121,8 @@ coded! {
         Limited = 6, "limited";
         /// Somebody paused its queue, its tenant or its kind; it goes on once that is over.
         Paused = 7, "paused";
+        /// The provider that it calls is left alone for now: its circuit breaker is open. It goes on once that lets it through.
+        BreakerOpen = 8, "breaker_open";
     }
 }
 

@@ -122,6 +122,9 @@ pub enum Interrupt {
     /// It has paused its own kind for its tenant ([`crate::ledger::holds`]), since the outside takes none of it now: call again when that is
     /// over. Bounded by nothing.
     Paused,
+    /// The circuit breaker of this name lets it call nobody now: call again when it does. Bounded by the kind's deadline and by
+    /// [`crate::ledger::breakers::LONGEST_WAIT`].
+    BreakerOpen(String),
 }
 
 // Not for `Interrupt` itself, which is no `Into<Failure>`: a snooze must not become a failure by a question mark.
@@ -146,6 +149,8 @@ pub enum Outcome {
     SwitchedOff,
     /// Somebody paused its queue, tenant or kind: it waits for that to be over. No attempt used.
     Paused,
+    /// The circuit breaker of this name is open: it waits for that. No attempt used.
+    BreakerOpen(String),
     /// No more may start now, by a rate that it shares: it may ask again after the pause. No attempt used.
     Paced(Duration),
     /// Its `start_by` had passed when it was claimed; nothing ran.
@@ -168,6 +173,7 @@ impl From<Result<Success, Interrupt>> for Outcome {
             Err(Interrupt::Snoozed(pause)) => Self::Snoozed(pause),
             Err(Interrupt::SwitchedOff) => Self::SwitchedOff,
             Err(Interrupt::Paused) => Self::Paused,
+            Err(Interrupt::BreakerOpen(breaker)) => Self::BreakerOpen(breaker),
         }
     }
 }

@@ -74,6 +74,12 @@ pub enum Scope {
     /// Tell what users did.
     #[serde(rename = "feeds:write")]
     FeedsWrite,
+    /// Read which keys users have brought.
+    #[serde(rename = "byok:read")]
+    ByokRead,
+    /// Put, test and delete keys of users.
+    #[serde(rename = "byok:write")]
+    ByokWrite,
     /// Put tasks to models.
     #[serde(rename = "ai:write")]
     AiWrite,
@@ -102,7 +108,7 @@ pub enum Scope {
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::All,
         Self::JobsRead,
         Self::JobsWrite,
@@ -125,6 +131,8 @@ impl Scope {
         Self::ModerationWrite,
         Self::FeedsRead,
         Self::FeedsWrite,
+        Self::ByokRead,
+        Self::ByokWrite,
         Self::AiWrite,
         Self::StatsRead,
         Self::StatsWrite,
@@ -137,7 +145,7 @@ impl Scope {
 
     /// What a user's token may do, where the key that it was made by may do it: with what is the user's own, and behind doors that are
     /// open to tokens.
-    pub const OF_TOKENS: [Self; 9] = [
+    pub const OF_TOKENS: [Self; 11] = [
         Self::JobsRead,
         Self::ExportsRead,
         Self::NotificationsRead,
@@ -147,6 +155,8 @@ impl Scope {
         Self::FeedsRead,
         Self::AnalyticsRead,
         Self::UsageRead,
+        Self::ByokRead,
+        Self::ByokWrite,
     ];
 
     /// Its word in commands, rows and answers.
@@ -175,6 +185,8 @@ impl Scope {
             Self::ModerationWrite => "moderation:write",
             Self::FeedsRead => "feeds:read",
             Self::FeedsWrite => "feeds:write",
+            Self::ByokRead => "byok:read",
+            Self::ByokWrite => "byok:write",
             Self::AiWrite => "ai:write",
             Self::StatsRead => "stats:read",
             Self::StatsWrite => "stats:write",
@@ -268,7 +280,8 @@ mod tests {
             "jobs".parse::<Scope>().unwrap_err().to_string(),
             "there is no scope `jobs`; there are *, jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write, users:read, users:write, \
              notifications:read, notifications:write, tokens:write, emails:read, emails:write, pushes:read, pushes:write, hooks:write, \
-             reports:write, moderation:read, moderation:write, feeds:read, feeds:write, events:write, analytics:read, analytics:write"
+             reports:write, moderation:read, moderation:write, feeds:read, feeds:write, byok:read, byok:write, ai:write, \
+              stats:read, stats:write, events:write, analytics:read, analytics:write, usage:read, usage:write"
         );
     }
 }

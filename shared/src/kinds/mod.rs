@@ -9,6 +9,7 @@
 
 mod activity;
 mod ai;
+mod byok;
 mod completion;
 mod email;
 mod export;
@@ -30,6 +31,7 @@ use serde_json::Value;
 
 pub use activity::ActivityFanOut;
 pub use ai::AiRun;
+pub use byok::ByokCheck;
 pub use completion::CompletionNotify;
 pub use email::{EmailSend, Mailbox};
 pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
@@ -193,6 +195,7 @@ impl Registry {
         let mut entries = vec![
             Entry::of::<ActivityFanOut>(),
             Entry::of::<AiRun>(),
+            Entry::of::<ByokCheck>(),
             Entry::of::<CompletionNotify>(),
             Entry::of::<EmailSend>(),
             Entry::of::<ExportCreate>(),

@@ -5,7 +5,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Row};
 
-use super::{LedgerError, claim::options_of, find::FoundJob, holds, recover::DEAD_AFTER};
+use super::{LedgerError, breakers, claim::options_of, find::FoundJob, holds, recover::DEAD_AFTER};
 use crate::job::{JobId, Limit, Rate, Reason, State};
 
 /// Where counting of what stands before a job stops.
@@ -24,6 +24,8 @@ pub struct Surroundings {
     pub holds: holds::Holds,
     /// Its limiting key.
     pub key: Option<Key>,
+    /// The circuit breaker that it waits for.
+    pub breaker: Option<breakers::Standing>,
 }
 
 /// A job's limiting key as it stands.
@@ -70,7 +72,10 @@ pub async fn surroundings(connection: &mut PgConnection, tenant: i32, job: &Foun
     if let Some(limit) = limit {
         found.key = key(connection, tenant, job.id, limit).await?;
     }
-    if job.state == State::Waiting && !matches!(job.reason, Reason::SwitchedOff | Reason::Paused) {
+    if job.reason == Reason::BreakerOpen {
+        found.breaker = breakers::of_job(connection, job.id).await?;
+    }
+    if job.state == State::Waiting && !matches!(job.reason, Reason::SwitchedOff | Reason::Paused | Reason::BreakerOpen) {
         found.ahead = sqlx::query_scalar(
             "SELECT count(*) FROM (
                 SELECT FROM job_waiting w

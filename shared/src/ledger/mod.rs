@@ -13,6 +13,7 @@
 
 pub mod ai;
 pub mod batch;
+pub mod breakers;
 pub mod browsers;
 pub mod change;
 pub mod checkpoint;
@@ -40,6 +41,7 @@ pub mod links;
 pub mod moderation;
 pub mod next;
 pub mod notifications;
+pub mod own_keys;
 pub mod people;
 pub mod recover;
 pub mod repeat;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
 use super::{
-    LedgerError,
+    LedgerError, breakers,
     claim::ClaimedJob,
     insert::insert_within,
     recover::{CRASHES_IN_COMPANY, DEATHS_OF_POISON, POISON_FOR_OWNERS},
@@ -53,6 +53,8 @@ pub struct Settlement {
     /// Whether what becomes of it may matter to others.
     has_options: bool,
     finished_at: DateTime<Utc>,
+    /// The circuit breaker that it waits for, and when it gives that up.
+    breaker: Option<(String, DateTime<Utc>)>,
 }
 
 /// What of a claim a settle needs.
@@ -127,6 +129,13 @@ impl Settlement {
             // When it was due stays; the release finds it by its reason.
             Outcome::SwitchedOff => plain.put_off(Reason::SwitchedOff, None),
             Outcome::Paused => plain.put_off(Reason::Paused, None),
+            Outcome::BreakerOpen(breaker) => {
+                let gives_up = breakers::gives_up(policy, job.counted_from);
+                if now >= gives_up {
+                    return plain.failed(&breakers::given_up(gives_up));
+                }
+                Self { breaker: Some((breaker, gives_up)), ..plain.put_off(Reason::BreakerOpen, None) }
+            }
             Outcome::Paced(pause) => plain.put_off(Reason::Limited, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
             Outcome::Cancelled => Self { state: State::Cancelled, outcome: Some("cancelled"), ..plain },
@@ -172,6 +181,7 @@ impl Settlement {
             addressee: None,
             has_options: false,
             finished_at: now,
+            breaker: None,
         }
     }
 
@@ -251,6 +261,7 @@ impl Settlement {
             snoozed: None,
             gives_back: 0,
             reason: Reason::None,
+            breaker: None,
             ..self
         }
     }

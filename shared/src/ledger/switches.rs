@@ -156,15 +156,15 @@ pub async fn release(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<
     let rows: Vec<Uuid> = sqlx::query_scalar(
         // One probe of the index for each tenant and kind that has jobs here, however many they are.
         "WITH RECURSIVE sorts (tenant_id, kind) AS (
-            (SELECT h.tenant_id, h.kind FROM job_held h WHERE h.queue = $1 ORDER BY h.tenant_id, h.kind LIMIT 1)
+            (SELECT h.tenant_id, h.kind FROM job_held h WHERE h.breaker IS NULL AND h.queue = $1 ORDER BY h.tenant_id, h.kind LIMIT 1)
             UNION ALL
             SELECT n.tenant_id, n.kind FROM sorts s CROSS JOIN LATERAL (
                 SELECT h.tenant_id, h.kind FROM job_held h
-                WHERE h.queue = $1 AND (h.tenant_id, h.kind) > (s.tenant_id, s.kind) ORDER BY h.tenant_id, h.kind LIMIT 1
+                WHERE h.breaker IS NULL AND h.queue = $1 AND (h.tenant_id, h.kind) > (s.tenant_id, s.kind) ORDER BY h.tenant_id, h.kind LIMIT 1
             ) n
         ), free AS MATERIALIZED (
             SELECT h.job_id FROM (SELECT * FROM sorts WHERE NOT outward_is_off(tenant_id, kind) AND NOT is_paused(tenant_id, $1, kind)) s CROSS JOIN LATERAL (
-                SELECT job_id FROM job_held h WHERE h.queue = $1 AND h.tenant_id = s.tenant_id AND h.kind = s.kind
+                SELECT job_id FROM job_held h WHERE h.breaker IS NULL AND h.queue = $1 AND h.tenant_id = s.tenant_id AND h.kind = s.kind
                 ORDER BY h.job_id LIMIT $3 FOR UPDATE SKIP LOCKED
             ) h LIMIT $3
         ), waiting AS MATERIALIZED (
@@ -197,7 +197,7 @@ pub async fn release(pool: &PgPool, queue: Queue, now: DateTime<Utc>) -> Result<
 /// # Errors
 /// [`LedgerError`].
 pub async fn any_held(pool: &PgPool) -> Result<bool, LedgerError> {
-    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM job_held)").fetch_one(pool).await?)
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM job_held WHERE breaker IS NULL)").fetch_one(pool).await?)
 }
 
 /// Where counting what is held stops.
@@ -208,7 +208,7 @@ pub const COUNTED: i64 = 100_000;
 /// # Errors
 /// [`LedgerError`].
 pub async fn held(pool: &PgPool, queue: Queue) -> Result<i64, LedgerError> {
-    let count = sqlx::query_scalar("SELECT count(*) FROM (SELECT FROM job_held WHERE queue = $1 LIMIT $2) h");
+    let count = sqlx::query_scalar("SELECT count(*) FROM (SELECT FROM job_held WHERE breaker IS NULL AND queue = $1 LIMIT $2) h");
     Ok(count.bind(queue.name()).bind(COUNTED).fetch_one(pool).await?)
 }
 

@@ -5,9 +5,11 @@
 //! | `{prefix:queue}:first`, `:high`, `:normal`, `:low` | streams of a queue's jobs, by [`Lane`]; field `j` = the job's id, 16 bytes; group `workers` | pushed again by recovery |
 //! | `{prefix:queue}:canary:<worker>` | stream of a worker's own canaries; field `c` = its mark, 8 bytes; expires after a minute | sent again within 5 s |
 //! | `prefix:rate:start:<name>`, `:dispatch:<name>` | when a rate's next start is due, in microseconds; expires with it | one burst more than the rate allows |
+//! | `{prefix:breaker:<name>}` | hash: where a circuit breaker stands, its window of calls, its probe; expires three hours after its last change | the breaker is closed, and opens anew as the calls fail |
 //! | `prefix:wake` | channel: a queue has work that its dispatcher should look at | the dispatcher looks by itself every 5 s |
 //! | `prefix:changes` | channel: these jobs changed (16 bytes each) | listeners re-read |
 //! | `prefix:accepted` | channel: these jobs are new (16 bytes each) | listeners to all jobs take a new picture every half minute |
+//! | `prefix:breakers` | channel: this circuit breaker changed (its name) | who uses it looks every 2 s |
 //! | `prefix:words:<job>` | stream of what a model says in a job; expires ten minutes after the last word | who follows gets the whole at the end |
 //! | `prefix:said` | channel: words were added (a job's 16 bytes) | followers look every second |
 //! | `prefix:cancels` | channel: these running jobs are to be cancelled (16 bytes each) | the next heartbeat brings it |
@@ -99,6 +101,18 @@ impl Keys {
     #[must_use]
     pub fn rate(&self, place: &str, name: &str) -> String {
         format!("{}:rate:{place}:{name}", self.prefix)
+    }
+
+    /// Where a circuit breaker stands.
+    #[must_use]
+    pub fn breaker(&self, name: &str) -> String {
+        format!("{{{}:breaker:{name}}}", self.prefix)
+    }
+
+    /// The channel that tells of changed circuit breakers.
+    #[must_use]
+    pub fn breakers(&self) -> String {
+        format!("{}:breakers", self.prefix)
     }
 
     /// The channel that wakes dispatchers.

@@ -28,6 +28,8 @@ pub enum Signal {
     Accepted(Vec<JobId>),
     /// Owners want these running jobs cancelled.
     Cancel(Vec<JobId>),
+    /// This circuit breaker changed.
+    Breaker(String),
     /// A model said more in these jobs.
     Said(Vec<JobId>),
 }
@@ -43,6 +45,8 @@ pub enum Channel {
     Accepted,
     /// [`Signal::Cancel`].
     Cancels,
+    /// [`Signal::Breaker`].
+    Breakers,
     /// [`Signal::Said`].
     Said,
 }
@@ -54,6 +58,7 @@ impl Channel {
             Self::Changes => keys.changes(),
             Self::Accepted => keys.accepted(),
             Self::Cancels => keys.cancels(),
+            Self::Breakers => keys.breakers(),
             Self::Said => keys.said(),
         }
     }
@@ -153,6 +158,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
         return Ok(false);
     }
     let (wake, cancels, accepted) = (redis.keys().wake(), redis.keys().cancels(), redis.keys().accepted());
+    let breakers = redis.keys().breakers();
     let said = redis.keys().said();
     let (mut sink, mut messages) = subscription.split();
     let mut missed = false;
@@ -175,6 +181,7 @@ async fn hear(redis: &Redis, channels: &[Channel], sender: &mpsc::Sender<Signal>
         let signal = match message.get_channel_name() {
             channel if channel == wake => std::str::from_utf8(payload).ok().and_then(Queue::from_name).map(Signal::Wake),
             channel if channel == cancels => Some(Signal::Cancel(ids())),
+            channel if channel == breakers => std::str::from_utf8(payload).ok().map(|name| Signal::Breaker(name.to_owned())),
             channel if channel == said => Some(Signal::Said(ids())),
             channel if channel == accepted => Some(Signal::Accepted(ids())),
             _ => Some(Signal::Changed(ids())),

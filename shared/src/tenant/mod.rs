@@ -6,6 +6,7 @@
 
 mod admission;
 mod ai;
+mod breaker;
 mod completion;
 mod dataset;
 mod mail;
@@ -25,6 +26,7 @@ pub use admission::NotEnabled;
 #[cfg(test)]
 pub(crate) use ai::longest_run as ai_longest_run;
 pub use ai::{AI_VARIABLE, Ai, Cache, Gate, Level, Levels, ModelChoice, Price as AiPrice, Provider, ProviderKind, Rule, Schema, Task};
+pub use breaker::BreakerSettings;
 pub use completion::{Completion, Destination, KEY_VARIABLE};
 pub use dataset::{Audience, Dataset, OWN_SOURCE, Origin, Parameter, ParameterType, Source};
 pub use mail::{DkimDeclaration, MailDeclaration, Sender};

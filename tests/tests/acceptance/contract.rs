@@ -29,6 +29,8 @@ const OF_WORKER: &[&str] = &[
     "offstage_queue_waiting_jobs",
     "offstage_queue_oldest_due_seconds",
     "offstage_queue_switched_off_jobs",
+    "offstage_queue_breaker_jobs",
+    "offstage_breakers",
     "offstage_jobs_settled_total",
     "offstage_job_run_seconds_count",
     "offstage_job_wait_seconds_count",

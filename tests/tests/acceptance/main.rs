@@ -5,6 +5,7 @@ mod admission;
 mod ai;
 mod analytics;
 mod batches;
+mod byok;
 mod chains;
 mod client;
 mod completions;

@@ -8,6 +8,8 @@
 //! finished, and did each effect arrive at a receiver outside the product once, or is it on the ledger's list of what nobody can
 //! know? Figures go to a report in `target/chaos/`.
 //!
+//! [`models`] takes the provider of models away, and counts the calls that it gets all the same.
+//!
 //! [`messages`] kills workers in the middle of mails and pushes, and counts at the servers that got them.
 //!
 //! `cargo test` runs each in a small size, some seconds; `make chaos` (`CHAOS=full`) in the size that the promises name. The seed
@@ -27,6 +29,7 @@ mod limits;
 mod listeners;
 mod messages;
 mod misbehaviour;
+mod models;
 mod pause;
 mod postgres;
 mod redis;

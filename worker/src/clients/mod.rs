@@ -2,6 +2,7 @@
 //! themselves. Clients know nothing of jobs.
 
 pub mod ai;
+pub mod breaker;
 pub mod callback;
 mod cause;
 pub mod mail;
@@ -15,9 +16,10 @@ pub mod webhook;
 
 use std::sync::Arc;
 
-use shared::{config::WorkerConfig, storage::Storage};
+use shared::{config::WorkerConfig, queue::Redis, storage::Storage};
 
 use ai::Models;
+use breaker::Breakers;
 use callback::Callback;
 use mail::Mailer;
 use outbound::Outbound;
@@ -41,6 +43,8 @@ pub struct Clients {
     pub mail: Mailer,
     /// Users' browsers.
     pub push: Push,
+    /// Which providers are left alone for now.
+    pub breakers: Breakers,
     /// Models.
     pub models: Models,
     /// Other people's services that statistics come from.
@@ -58,6 +62,8 @@ impl Clients {
             callback: Callback::new(Arc::clone(&outbound)),
             webhook: Webhook::new(config.signing_keys.clone(), Arc::clone(&outbound)),
             mail: Mailer::new(&config.mail),
+            // An address that is none keeps the worker from starting, where it is read.
+            breakers: Breakers::new(Redis::new(&config.redis.url, &config.redis.prefix).ok()),
             push: Push::new(config.push.keys.clone(), config.push.contact.clone(), Arc::clone(&outbound)),
             models: Models::new(Arc::clone(&outbound)),
             vendors: Vendors::new(&config.vendors, outbound),

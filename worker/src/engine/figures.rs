@@ -4,8 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use shared::{
+    byok::Vendor,
     kinds::Registry,
-    ledger::{LedgerError, dispatch, switches},
+    ledger::{LedgerError, breakers, dispatch, switches},
     queue::{Commands, Queue, push},
     schedule::TickOutcome,
 };
@@ -21,6 +22,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// knows (a kind) begin with it.
 const FROM_THE_START: &[&str] = &[
     "offstage_announcements_dropped_total",
+    "offstage_breaker_redis_failures_total",
     "offstage_batches_finished_total",
     "offstage_claims_given_back_total",
     "offstage_ends_followed_total",
@@ -47,6 +49,7 @@ const FROM_THE_START: &[&str] = &[
 
 /// Counters of a queue that are there from the start.
 const FROM_THE_START_BY_QUEUE: &[&str] = &[
+    "offstage_breaker_jobs_released_total",
     "offstage_claims_lost_total",
     "offstage_dispatched_total",
     "offstage_entries_abandoned_total",
@@ -71,6 +74,23 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
     }
     for outcome in clients::mail::OUTCOMES {
         metrics::counter!("offstage_mails_total", "outcome" => outcome).increment(0);
+    }
+    // Providers are known with their first call; until then these have none.
+    for credential in ["platform", "own"] {
+        for outcome in clients::breaker::OUTCOMES {
+            metrics::counter!("offstage_breaker_calls_total", "provider" => "", "credential" => credential, "outcome" => outcome)
+                .increment(0);
+        }
+        for to in clients::breaker::Phase::ALL {
+            metrics::counter!("offstage_breaker_transitions_total", "provider" => "", "credential" => credential, "to" => to.word())
+                .increment(0);
+        }
+    }
+    for vendor in Vendor::ALL {
+        metrics::counter!("offstage_byok_keys_refused_total", "provider" => vendor.word()).increment(0);
+        for status in ["active", "invalid"] {
+            metrics::counter!("offstage_byok_checks_total", "provider" => vendor.word(), "status" => status).increment(0);
+        }
     }
     for queue in queues {
         for name in FROM_THE_START_BY_QUEUE {
@@ -124,5 +144,7 @@ async fn backlog(engine: &Engine, queue: Queue) -> Result<(), LedgerError> {
     metrics::gauge!("offstage_queue_oldest_due_seconds", "queue" => queue.name()).set(backlog.oldest_due.as_secs_f64());
     let held = switches::held(&engine.services.pool, queue).await?;
     metrics::gauge!("offstage_queue_switched_off_jobs", "queue" => queue.name()).set(held as f64);
+    let held = breakers::held(&engine.services.pool, queue).await?;
+    metrics::gauge!("offstage_queue_breaker_jobs", "queue" => queue.name()).set(held as f64);
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod health;
 pub mod trial;
 
 mod announce;
+mod breakers;
 mod canary;
 mod credits;
 mod dispatch;
@@ -304,6 +305,7 @@ fn run_beside(
     tasks.spawn(limits::run(Arc::clone(engine), queues.to_vec(), stop.clone(), engine.redis.commands()));
     tasks.spawn(ended::run(Arc::clone(engine), stop.clone()));
     tasks.spawn(late::run(Arc::clone(engine), stop.clone()));
+    tasks.spawn(breakers::run(Arc::clone(engine), queues.to_vec(), stop.clone()));
 }
 
 /// Leaves the ledger in good order: this process holds nothing any more.

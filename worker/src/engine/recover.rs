@@ -105,7 +105,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut signals: mpsc::Receiver<Signal>
                     engine.bounded(sweep(&engine, &mut connection, AT_ONCE)).await
                 }
                 Some(Signal::Cancel(jobs)) => engine.bounded(cancels(&engine, &jobs)).await,
-                Some(Signal::Changed(_) | Signal::Accepted(_) | Signal::Said(_)) => Ok(()),
+                Some(Signal::Changed(_) | Signal::Accepted(_) | Signal::Breaker(_) | Signal::Said(_)) => Ok(()),
             },
         };
         if let Err(error) = outcome {

@@ -77,7 +77,8 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
                         engine.dispatch.due(queue);
                     }
                 }
-                if settled.state == State::Waiting && !matches!(settled.reason, Reason::SwitchedOff | Reason::Paused) {
+                if settled.state == State::Waiting && !matches!(settled.reason, Reason::SwitchedOff | Reason::Paused | Reason::BreakerOpen)
+                {
                     engine.dispatch.due(finished.job.queue);
                 }
             }
@@ -106,6 +107,7 @@ const fn outcome(settled: &Settled) -> &'static str {
         (State::Waiting, Reason::Snoozed) => "snoozed",
         (State::Waiting, Reason::SwitchedOff) => "switched_off",
         (State::Waiting, Reason::Paused) => "paused",
+        (State::Waiting, Reason::BreakerOpen) => "breaker_open",
         (State::Waiting, Reason::Limited) => "limited",
         (State::Waiting, _) => "retried",
         (state, _) => state.word(),

@@ -72,6 +72,7 @@ pub(super) async fn run(engine: Arc<Engine>, queues: Vec<Queue>, stop: Cancellat
 /// [`LedgerError`]; what is known stays in force.
 pub(super) async fn read(engine: &Engine) -> Result<(), LedgerError> {
     engine.switches.read(engine).await?;
+    super::breakers::read(engine).await?;
     engine.holds.read(engine).await
 }
 

@@ -8,6 +8,7 @@
 
 mod activity;
 mod ai;
+mod byok;
 mod completion;
 mod email;
 mod export;
@@ -38,8 +39,8 @@ use shared::{
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
-        ActivityFanOut, AiRun, CompletionNotify, EmailSend, ExportCreate, Kind, MetricRebuild, NotificationDigest, NotificationFanOut,
-        NotificationTell, ProbeRun, PushSend, Registry, StatsRefresh, SummaryRefresh, SuspensionEnd, UserErase,
+        ActivityFanOut, AiRun, ByokCheck, CompletionNotify, EmailSend, ExportCreate, Kind, MetricRebuild, NotificationDigest,
+        NotificationFanOut, NotificationTell, ProbeRun, PushSend, Registry, StatsRefresh, SummaryRefresh, SuspensionEnd, UserErase,
     },
     ledger::{
         LedgerError, UNAVAILABLE,
@@ -53,6 +54,7 @@ use shared::{
     random,
     tenant::Tenants,
     usage::calls::MadeCall,
+    vault::VaultKeys,
 };
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
@@ -78,6 +80,8 @@ pub struct Services {
     pub tenants: Tenants,
     /// The outside world.
     pub clients: Clients,
+    /// The keys that wrap what users entrusted to us.
+    pub vault_keys: Option<VaultKeys>,
     /// By which recipients of mail are known.
     pub recipient_key: Option<RecipientKey>,
     /// Under which address people reach the API.
@@ -107,7 +111,11 @@ impl Messages {
     /// Starts the tasks behind it, which end with it.
     #[must_use]
     pub fn start(pool: &PgPool, clock: &Clock) -> Self {
-        Self { intentions: Gathered::start(pool.clone(), clock.clone()), notes: Gathered::start(pool.clone(), clock.clone()), calls: Gathered::start(pool.clone(), clock.clone()) }
+        Self {
+            intentions: Gathered::start(pool.clone(), clock.clone()),
+            notes: Gathered::start(pool.clone(), clock.clone()),
+            calls: Gathered::start(pool.clone(), clock.clone()),
+        }
     }
 }
 
@@ -376,6 +384,7 @@ impl Handlers {
         let mut handlers = vec![
             Handler::of::<ActivityFanOut, _, _>(activity::run),
             Handler::of::<AiRun, _, _>(ai::run),
+            Handler::of::<ByokCheck, _, _>(byok::run),
             Handler::of::<CompletionNotify, _, _>(completion::run),
             Handler::of::<EmailSend, _, _>(email::run),
             Handler::of::<ExportCreate, _, _>(export::run),

@@ -42,6 +42,7 @@ impl Workbench {
             clock,
             tenants: Tenants::new(pool),
             clients: Clients::new(&config),
+            vault_keys: config.vault_keys.clone(),
             recipient_key: config.mail.recipient_key.clone(),
             public_url: config.public_url.clone(),
             ai_keys: config.ai.keys,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use shared::{
     job::{JobId, Reason, State as Standing},
     ledger::{
+        breakers,
         explain::{self, Surroundings},
         find::{self, FoundJob},
         holds::Pause,
@@ -118,6 +119,8 @@ pub enum CauseCode {
     Paused,
     /// Its outward effects are switched off.
     SwitchedOff,
+    /// The provider that it calls is left alone for now.
+    BreakerOpen,
     /// As many jobs of its key run as may.
     KeyBusy,
     /// As many jobs of its key, its queue or its tenant have started as may.
@@ -238,7 +241,14 @@ fn held_up(
         let message = "Outward effects are switched off by the operator. It goes on by itself when they are on again.".to_owned();
         causes.push(cause(CauseCode::SwitchedOff, message));
     }
-    let is_later = waits && job.run_at > now;
+    if waits && job.reason == Reason::BreakerOpen {
+        let held = behind_breaker(around.breaker.as_ref(), now, reader);
+        // One that is forced open ends when somebody says so.
+        open_end |= held.until.is_none();
+        until = until.max(held.until);
+        causes.push(held);
+    }
+    let is_later = waits && job.run_at > now && job.reason != Reason::BreakerOpen;
     if is_later {
         until = Some(job.run_at);
         let (code, message) = match job.reason {
@@ -289,7 +299,8 @@ fn held_up(
         open_end = true;
         causes.push(cause(CauseCode::NoWorker, format!("No live worker serves the queue `{}`: start one that does.", job.queue)));
     }
-    if waits && !is_later && around.ahead > 0 {
+    let is_behind = waits && !is_later && job.reason != Reason::BreakerOpen;
+    if is_behind && around.ahead > 0 {
         let slots = around.workers.max(1) as f64 * queue.map_or(1, Queue::default_concurrency) as f64;
         until = until.max(Some(now + seconds(around.ahead as f64 * estimate.as_secs_f64() / slots)));
         let more = if around.ahead >= explain::COUNTED { " or more" } else { "" };
@@ -312,6 +323,31 @@ fn held_up(
 fn seconds(seconds: f64) -> TimeDelta {
     let bounded = Duration::try_from_secs_f64(seconds).unwrap_or_default().min(Duration::from_secs(366 * 24 * 3_600));
     TimeDelta::from_std(bounded).unwrap_or_default()
+}
+
+fn behind_breaker(standing: Option<&breakers::Standing>, now: DateTime<Utc>, reader: Reader) -> Cause {
+    let again = standing.and_then(|standing| standing.until).filter(|again| *again > now);
+    let (since, message) = (standing.map(|standing| standing.since), breaker_open(standing, again, reader));
+    Cause { code: CauseCode::BreakerOpen, message, since, until: again, by: None, ahead: None }
+}
+
+fn breaker_open(standing: Option<&breakers::Standing>, again: Option<DateTime<Utc>>, reader: Reader) -> String {
+    let Some(standing) = standing.filter(|_| reader == Reader::Backend) else {
+        return "The provider that it calls does not answer as it should. It goes on by itself when that one answers again.".to_owned();
+    };
+    let whose = if standing.credential == "own" { "the user's own key" } else { "the platform's key" };
+    let why = if standing.forced {
+        "an operator keeps it open".to_owned()
+    } else {
+        format!("{} of {} calls had failed and {} had been slow", standing.failures, standing.calls, standing.slow)
+    };
+    let then = again.map_or_else(|| "it goes on as calls succeed".to_owned(), |again| format!("one call is tried at {}", shown(again)));
+    format!(
+        "The circuit breaker of the provider `{}` with {whose} is {} since {}: {why}; {then}. No attempt is used.",
+        standing.provider,
+        standing.phase.replace('_', " "),
+        shown(standing.since)
+    )
 }
 
 fn paused(pause: &Pause, reader: Reader) -> String {

@@ -42,7 +42,7 @@ pub use events::stream;
 pub use fingerprint::hash_of;
 pub use list::{JobPage, listed_owner};
 pub use next::{Check, NextJob};
-pub use read::{held_versions, tag};
+pub use read::{ended_within, held_versions, tag};
 pub use view::{Followers, Job, Outlook, Progress, Reader, Trouble, address as job_address};
 
 use crate::{

@@ -10,6 +10,7 @@ use axum::{
 };
 use serde::Deserialize;
 use shared::{
+    job::JobId,
     ledger::{
         LedgerError,
         find::{self, FoundJob},
@@ -128,6 +129,26 @@ pub async fn read(
 pub async fn find(app: &App, asked: Asked<'_>) -> Result<Option<FoundJob>, LedgerError> {
     let mut transaction = tenant::lookup(&app.pool, asked.tenant).await?;
     find::job(&mut transaction, asked.tenant, asked.owner, asked.id).await
+}
+
+/// Waits for the end of a job that another door made; false where it has not ended by `deadline`.
+///
+/// # Errors
+/// `overloaded` where too many wait already.
+pub async fn ended_within(app: &App, tenant: i32, id: JobId, deadline: Instant) -> Result<bool, Problem> {
+    let asked = Asked { tenant, owner: None, id };
+    let mut since = None;
+    loop {
+        wait_for_news(app, asked, since, deadline).await?;
+        let Some(found) = find(app, asked).await? else { return Ok(true) };
+        if found.state.is_terminal() {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline || app.shutdown.asked().is_cancelled() {
+            return Ok(false);
+        }
+        since = Some(found.version);
+    }
 }
 
 /// Returns when the job's version is above `since`, or `deadline` has come, or the program is ending. Holds no connection

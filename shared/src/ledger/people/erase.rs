@@ -50,6 +50,8 @@ const BY_NAME: &[(&str, Erased, &str)] = &[
     ("follow", Erased::Deleted, "tenant_id = $1 AND followed = $2"),
     ("follow", Erased::Deleted, "tenant_id = $1 AND follower = $2"),
     ("preference", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
+    ("own_key", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
+    ("own_key_check", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("quiet_hours", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("notification_recipient", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("notification_digest", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),

@@ -57,8 +57,8 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
         "WITH outcome AS (
             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::smallint[], $4::smallint[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
                                  $9::text[], $10::timestamptz[], $11::text[], $12::smallint[], $13::smallint[], $14::text[],
-                                 $15::integer[], $16::smallint[], $17::smallint[])
-                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason, notification, snoozed, crashes, died)
+                                 $15::integer[], $16::smallint[], $17::smallint[], $18::text[], $19::timestamptz[])
+                AS o (id, token, state, gives_back, run_at, outcome, error, result, file, finished_at, queue, priority, reason, notification, snoozed, crashes, died, breaker, gives_up_at)
         ), settled AS (
             UPDATE job_state s
             SET state = CASE WHEN s.cancel_requested AND o.state IN (0, 1) THEN 5 ELSE o.state END,
@@ -80,7 +80,7 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
             FROM outcome o
             WHERE s.job_id = ANY (ARRAY[o.id]) AND s.token = o.token AND s.state = 2
             RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, s.runs, s.attempt, s.started_at, s.worker,
-                      o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority, o.notification
+                      o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority, o.notification, o.breaker, o.gives_up_at
         ), attempts AS (
             INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
             SELECT job_id, runs, attempt, tenant_id, started_at, finished_at, worker, outcome, error::jsonb FROM settled WHERE outcome IS NOT NULL
@@ -88,11 +88,12 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
             DELETE FROM job_dispatched d USING settled s WHERE d.job_id = ANY (ARRAY[s.job_id]) AND s.state <> 1
         ), to_waiting AS (
             INSERT INTO job_waiting (job_id, tenant_id, run_at, priority, reason, queue)
-            -- What is switched off or paused is never due: the dispatcher does not come by it, however many there are.
-            SELECT job_id, tenant_id, CASE WHEN reason IN (5, 7) THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
+            -- What is switched off or paused, or waits for a breaker, is never due: the dispatcher does not come by it, however many there are.
+            SELECT job_id, tenant_id, CASE WHEN reason IN (5, 7, 8) THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
         ), held AS (
-            INSERT INTO job_held (job_id, tenant_id, kind, queue)
-            SELECT s.job_id, s.tenant_id, j.kind, s.queue FROM settled s JOIN job j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.state = 0 AND s.reason IN (5, 7)
+            INSERT INTO job_held (job_id, tenant_id, kind, queue, breaker, gives_up_at)
+            SELECT s.job_id, s.tenant_id, j.kind, s.queue, s.breaker, s.gives_up_at
+            FROM settled s JOIN job j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.state = 0 AND s.reason IN (5, 7, 8)
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)
             SELECT job_id, tenant_id, result::jsonb FROM settled WHERE state = 3 AND result IS NOT NULL
@@ -134,6 +135,8 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
     .bind(column(batch, |settlement| settlement.snoozed))
     .bind(column(batch, |settlement| settlement.crashes))
     .bind(column(batch, |settlement| settlement.died))
+    .bind(column(batch, |settlement| settlement.breaker.as_ref().map(|(breaker, _)| breaker.as_str())))
+    .bind(column(batch, |settlement| settlement.breaker.as_ref().map(|(_, gives_up)| *gives_up)))
     .fetch_all(executor)
     .await?;
 

@@ -103,7 +103,8 @@ pub async fn ask(
     new.options.unique = Some(Unique { key: payload.unique_key(), for_seconds: None });
     match insert_within(connection, now, &[new]).await?.into_iter().next() {
         Some(Inserted::Duplicate(running, _) | Inserted::Conflict(running)) => Ok(Asked::Running(running)),
-        Some(Inserted::Accepted) | None => Ok(Asked::New(job)),
+        // It has no owner and no meter: nobody's limits are asked.
+        Some(Inserted::Accepted | Inserted::Refused(_)) | None => Ok(Asked::New(job)),
     }
 }
 

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use crate::{byok::Vendor, tenant::BreakerSettings};
+
 /// What the variables of providers' keys begin with. A manifest can name no other.
 pub const AI_VARIABLE: &str = "OFFSTAGE_AI_";
 
@@ -37,6 +39,10 @@ pub struct Provider {
     pub key_env: Option<String>,
     /// Whether it may have a private address: a model's server of one's own.
     pub private: bool,
+    /// Whose keys users may bring for it; none where absent.
+    pub byok: Option<Vendor>,
+    /// How its circuit breaker is set.
+    pub breaker: BreakerSettings,
 }
 
 /// The same as it is written and stored.
@@ -49,6 +55,10 @@ pub(super) struct ProviderDeclaration {
     key_env: Option<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     private: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    byok: Option<Vendor>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    breaker: Option<BreakerSettings>,
 }
 
 impl ProviderDeclaration {
@@ -77,6 +87,17 @@ impl ProviderDeclaration {
             );
             faults.push(("base_url", detail));
         }
-        Some(Provider { kind: self.kind, base_url: base_url?, key_env: self.key_env.clone(), private: self.private })
+        let breaker = self.breaker.unwrap_or_default();
+        if let Some((field, detail)) = breaker.wrong() {
+            faults.push(("breaker", format!("{field} {detail}")));
+        }
+        Some(Provider {
+            kind: self.kind,
+            base_url: base_url?,
+            key_env: self.key_env.clone(),
+            private: self.private,
+            byok: self.byok,
+            breaker,
+        })
     }
 }

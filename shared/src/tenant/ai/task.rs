@@ -68,6 +68,8 @@ pub struct Task {
     pub cache: Option<Cache>,
     /// By which metric of the product's plans it is counted.
     pub metric: Option<String>,
+    /// Whether users who brought a key of their own call by that.
+    pub own_keys: bool,
 }
 
 /// A model of a provider.
@@ -143,6 +145,8 @@ pub(super) struct TaskDeclaration {
     cache: Option<Cache>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     metric: Option<String>,
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    own_keys: bool,
 }
 
 const fn a_thousand() -> u32 {
@@ -222,6 +226,7 @@ impl TaskDeclaration {
             levels: self.levels.clone(),
             cache: self.cache,
             metric: self.metric.clone(),
+            own_keys: self.own_keys,
         };
         if task.longest() > LONGEST_RUN {
             let detail = format!(

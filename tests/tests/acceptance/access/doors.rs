@@ -105,6 +105,11 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("post", "/v1/ai/{task}", Walk::Make, "ai:write"),
     ("post", "/v1/ai/{task}/batch", Walk::Make, "ai:write"),
     ("get", "/v1/jobs/{id}/stream", Walk::Job, "jobs:read"),
+    ("get", "/v1/byok", Walk::Own, "byok:read"),
+    ("get", "/v1/byok/{provider}", Walk::Own, "byok:read"),
+    ("put", "/v1/byok/{provider}", Walk::Own, "byok:write"),
+    ("delete", "/v1/byok/{provider}", Walk::Own, "byok:write"),
+    ("post", "/v1/byok/{provider}/test", Walk::Own, "byok:write"),
     ("post", "/v1/inquiries", Walk::Own, "emails:write"),
     ("post", "/v1/reports", Walk::Own, "reports:write"),
     ("get", "/v1/reports", Walk::Backend, "moderation:read"),
@@ -142,7 +147,7 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
 
-pub const SCOPES: [&str; 29] = [
+pub const SCOPES: [&str; 31] = [
     "jobs:read",
     "jobs:write",
     "exports:read",
@@ -172,6 +177,8 @@ pub const SCOPES: [&str; 29] = [
     "analytics:write",
     "usage:read",
     "usage:write",
+    "byok:read",
+    "byok:write",
 ];
 
 /// A request to a door, about the job or export `id` where it is about one.
@@ -183,6 +190,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
         .replace("{queue}", "media")
         .replace("{other}", "eve")
         .replace("{tenant}", "acme")
+        .replace("{provider}", "openai")
         .replace("{task}", "walk");
     let address = address.replace("{metric}", "walk").replace("{view}", "walk");
     let address = match (method, path) {

@@ -44,6 +44,12 @@ most = 5
 window_minutes = 60
 "#;
 
+/// A provider of models that users bring keys for.
+fn models(world: &World) -> String {
+    let url = world.sandbox.ai.url();
+    format!("[ai.providers.main]\nkind = \"openai\"\nbase_url = \"{url}\"\nbyok = \"openai\"\n")
+}
+
 /// Everything there is of a user, with the marker in each text.
 struct Traces {
     jobs: Vec<String>,
@@ -56,6 +62,7 @@ async fn leave_traces(backend: &Client, user: &str, marker: &str, world: &World)
     let mine = backend.acting_for(user);
     let profile = json!({"email": format!("{marker}@example.com"), "name": marker, "roles": [marker, "moderator"], "time_zone": "UTC"});
     backend.put(&format!("/v1/users/{user}"), &profile).await.expect(201);
+    mine.put("/v1/byok/openai", &json!({"key": format!("sk-{marker}-0123456789-{marker}")})).await.expect(200);
     mine.put(&format!("/v1/users/{user}/preferences"), &json!({"categories": {marker: {"push": false}}})).await.expect(200);
     backend.put("/v1/users/bob", &json!({"name": "Bob"})).await.expect(201);
     for path in [format!("/v1/users/{user}/follows/bob"), format!("/v1/users/bob/follows/{user}")] {
@@ -266,7 +273,7 @@ async fn no_byte_is_left_of_the_erased() {
     let (world, clock) = World::start_at("2026-11-21T12:00:00Z", |api| api).await;
     let launch = || clock.launch().env("OFFSTAGE_COMPLETION_MAIN", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
     let _worker = world.start_worker(launch()).await;
-    let backend = world.tenant_of("initech", MANIFEST).await;
+    let backend = world.tenant_of("initech", &format!("{MANIFEST}{}", models(&world))).await;
     let marker = format!("m{:x}k", std::process::id()) + &world.text("SELECT md5(random()::text)").await;
     let user = format!("u-{marker}");
     let traces = leave_traces(&backend, &user, &marker, &world).await;

@@ -17,7 +17,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{
+    Method,
+    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use shared::{
@@ -25,6 +28,7 @@ use shared::{
     tenant::{Provider, ProviderKind},
 };
 use tokio::time::Instant;
+use url::Url;
 
 use super::outbound::{Answer, Call, Outbound, Piece};
 pub use error::AiError;
@@ -224,6 +228,32 @@ impl Models {
         }
         reply.request_id = request_id.or(reply.request_id);
         Ok(reply)
+    }
+}
+
+impl Models {
+    /// Asks a provider whether it takes a key, by a GET that costs nothing.
+    ///
+    /// # Errors
+    /// [`AiError`]: it does not, or did not say.
+    pub async fn check(
+        &self,
+        kind: ProviderKind,
+        url: Url,
+        private: bool,
+        key: &SecretString,
+        within: Duration,
+        now: DateTime<Utc>,
+    ) -> Result<(), AiError> {
+        let reach = if private { Reach::Inside } else { Reach::Public };
+        let call = Call {
+            method: Method::GET,
+            headers: headers(kind, Some(key), false)?,
+            keep_of_refusal: REFUSAL,
+            ..Call::post(url, reach, Bytes::new(), within)
+        };
+        let answer = self.outbound.send(call).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(AiError::refused(&answer, Some(key), now)) }
     }
 }
 

@@ -127,6 +127,7 @@ fn services(config: WorkerConfig) -> Result<Services, Box<dyn std::error::Error 
         clock: config.clock.clone(),
         tenants: Tenants::new(pool),
         clients: Clients::new(&config),
+        vault_keys: config.vault_keys.clone(),
         recipient_key: config.mail.recipient_key.clone(),
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,

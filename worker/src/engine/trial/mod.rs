@@ -55,6 +55,7 @@ enum Verdict {
     Snoozed(Duration),
     SwitchedOff,
     Paused,
+    BreakerOpen(String),
     HandedBack,
 }
 
@@ -79,6 +80,7 @@ impl Verdict {
             Outcome::Snoozed(pause) => Self::Snoozed(pause),
             Outcome::SwitchedOff => Self::SwitchedOff,
             Outcome::Paused => Self::Paused,
+            Outcome::BreakerOpen(breaker) => Self::BreakerOpen(breaker),
             // None of these is a handler's.
             _ => Self::HandedBack,
         }
@@ -93,6 +95,7 @@ impl Verdict {
             Self::Snoozed(pause) => Outcome::Snoozed(pause),
             Self::SwitchedOff => Outcome::SwitchedOff,
             Self::Paused => Outcome::Paused,
+            Self::BreakerOpen(breaker) => Outcome::BreakerOpen(breaker),
             Self::HandedBack => Outcome::HandedBack,
         }
     }

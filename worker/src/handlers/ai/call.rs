@@ -2,14 +2,24 @@
 
 use std::time::Duration;
 
-use shared::tenant::Provider;
+use shared::{job::Interrupt, random, tenant::Provider};
 use tokio::time::Instant;
 
 use super::credential::Credential;
 use crate::{
-    clients::ai::{AiError, Listener, Question, Reply},
+    clients::{
+        ai::{AiError, Listener, Question, Reply},
+        breaker::{self, BreakerKey, Permit, Refused},
+    },
     handlers::JobContext,
 };
+
+/// A provider's failure that its circuit breaker has not acted upon yet uses no attempt, so often; a job under which every provider fails is
+/// at fault itself at some time.
+const UNCOUNTED: u16 = 5;
+
+/// How long the job waits then, half as much more or less: until the breaker has seen what the other calls came to.
+const MEANWHILE: Duration = Duration::from_secs(3);
 
 /// A call that is about to be made.
 #[derive(Debug, Clone, Copy)]
@@ -33,10 +43,31 @@ pub(super) struct Called {
     pub(super) answer: Result<Reply, AiError>,
     /// How long the provider took.
     pub(super) took: Duration,
+    /// Where the provider failed: what its circuit breaker says to the next call, if that is no.
+    pub(super) refused: Option<Refused>,
+}
+
+/// Asks the circuit breaker of a provider and a key whether a call may begin (R40).
+///
+/// # Errors
+/// [`Refused`]: another model is asked at once, or the job waits.
+pub(super) async fn admit(
+    context: &JobContext,
+    name: &str,
+    provider: &Provider,
+    credential: &Credential,
+    within: Duration,
+) -> Result<Permit, Refused> {
+    let key = BreakerKey { tenant: context.job.tenant, provider: name.to_owned(), credential: credential.of_breaker() };
+    let call = breaker::Call { key: &key, settings: provider.breaker, deadline: within };
+    context.services.clients.breakers.admit(&call).await
 }
 
 /// Makes a call: once, whatever comes of it.
-pub(super) async fn call(context: &JobContext, call: Call<'_>, listener: Option<&mut dyn Listener>) -> Called {
+///
+/// What its breaker counts: no answer, and one that the provider failed to give. A limit (429) is none, since a provider that paces its
+/// callers is well; nor is a refusal of the key or of the question, which it answered. What never left counts nothing.
+pub(super) async fn call(context: &JobContext, call: Call<'_>, permit: Permit, listener: Option<&mut dyn Listener>) -> Called {
     let began = Instant::now();
     let Call { provider, credential, question, within, .. } = call;
     let services = &context.services;
@@ -45,5 +76,19 @@ pub(super) async fn call(context: &JobContext, call: Call<'_>, listener: Option<
     let outcome = answer.as_ref().map_or_else(AiError::code, |_| "answered");
     metrics::counter!("offstage_ai_calls_total", "provider" => call.name.to_owned(), "outcome" => outcome).increment(1);
     metrics::histogram!("offstage_ai_call_seconds", "provider" => call.name.to_owned()).record(took.as_secs_f64());
-    Called { answer, took }
+    let mut refused = None;
+    match &answer {
+        Err(error) if error.is_of_the_provider() => refused = permit.failed().await.err(),
+        Ok(_) | Err(AiError::KeyRefused { .. } | AiError::NoQuota { .. } | AiError::Refused { .. }) => permit.succeeded().await,
+        Err(_) => permit.ignored().await,
+    }
+    Called { answer, took, refused }
+}
+
+/// What a provider's failure means for the job: it uses no attempt where the provider is to blame, which its breaker finds out.
+pub(super) fn interrupt(context: &JobContext, error: AiError) -> Interrupt {
+    if error.is_of_the_provider() && context.job.snoozes < UNCOUNTED {
+        return Interrupt::Snoozed(MEANWHILE.mul_f64(0.5 + random::fraction()));
+    }
+    error.into_interrupt()
 }

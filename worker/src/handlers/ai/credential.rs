@@ -1,12 +1,21 @@
 //! By whose key a call is made.
 //!
 //! What must stay true: a call is made by the key that was found for it and by no other; what a user's key could not do is not done by the
-//! product's.
+//! product's: a user who has brought a key for a provider calls it by that key, or not at all until it is deleted.
 
 use secrecy::SecretString;
-use shared::{job::Failure, tenant::Provider};
+use shared::{
+    byok::Vendor,
+    job::Failure,
+    ledger::own_keys::{self, Status},
+    tenant::Provider,
+};
+use uuid::Uuid;
 
-use crate::handlers::JobContext;
+use crate::{
+    clients::{ai::AiError, breaker},
+    handlers::{JobContext, byok},
+};
 
 /// A key, and whose it is.
 #[derive(Debug, Clone)]
@@ -14,8 +23,16 @@ pub(super) enum Credential {
     /// The product's own; none where the provider takes calls without.
     Platform(Option<SecretString>),
     /// One that the job's owner brought.
-    #[expect(dead_code, reason = "users bring keys once there is a vault for them")]
-    User(SecretString),
+    User(OwnKey),
+}
+
+/// A key that a user brought.
+#[derive(Debug, Clone)]
+pub(super) struct OwnKey {
+    key: SecretString,
+    vendor: Vendor,
+    row: Uuid,
+    version: i32,
 }
 
 impl Credential {
@@ -23,7 +40,7 @@ impl Credential {
     pub(super) const fn key(&self) -> Option<&SecretString> {
         match self {
             Self::Platform(key) => key.as_ref(),
-            Self::User(key) => Some(key),
+            Self::User(own) => Some(&own.key),
         }
     }
 
@@ -31,14 +48,41 @@ impl Credential {
     pub(super) const fn is_of_user(&self) -> bool {
         matches!(self, Self::User(_))
     }
+
+    /// What its circuit breaker is known by.
+    pub(super) const fn of_breaker(&self) -> breaker::Credential {
+        match self {
+            Self::Platform(_) => breaker::Credential::Platform,
+            Self::User(own) => breaker::Credential::Own(own.row),
+        }
+    }
 }
 
-/// Finds the key for calls of a provider.
+/// Finds the key for calls of a provider; `own_keys` is whether the task takes users' keys.
 ///
 /// # Errors
-/// A [`Failure`]: the operator has to set one first.
-#[expect(clippy::unused_async, reason = "users' keys will be looked up in the database")]
-pub(super) async fn credential(context: &JobContext, name: &str, provider: &Provider) -> Result<Credential, Failure> {
+/// A [`Failure`]: the operator has to set one first, or the user.
+pub(super) async fn credential(context: &JobContext, name: &str, provider: &Provider, own_keys: bool) -> Result<Credential, Failure> {
+    if let (true, Some(vendor), Some(user)) = (own_keys, provider.byok, context.job.owner.as_deref())
+        && let Some(found) = own_keys::sealed(&context.services.pool, context.job.tenant, user, vendor).await?
+    {
+        return match found.status {
+            Status::Active => {
+                let key = byok::opened(context, user, vendor, &found.sealed)?;
+                Ok(Credential::User(OwnKey { key, vendor, row: found.id, version: found.version }))
+            }
+            Status::Unchecked => {
+                let message = format!("the user's key for {} has not been checked yet", vendor.name());
+                Err(Failure::transient("ai_own_key_unchecked", message)
+                    .for_owner(format!("Your {} key is still being checked.", vendor.name())))
+            }
+            Status::Invalid => {
+                let message = format!("the user's key for {} is not valid; they put in another, or delete it", vendor.name());
+                let words = format!("Your {} key does not work. Put in another one, or delete it.", vendor.name());
+                Err(Failure::permanent("ai_own_key_invalid", message).for_owner(words))
+            }
+        };
+    }
     let Some(variable) = &provider.key_env else { return Ok(Credential::Platform(None)) };
     match context.services.ai_keys.get(variable) {
         Some(key) => Ok(Credential::Platform(Some(key.clone()))),
@@ -46,5 +90,32 @@ pub(super) async fn credential(context: &JobContext, name: &str, provider: &Prov
             let message = format!("this worker has no key for the provider `{name}`: set {variable}, and start it anew");
             Err(Failure::transient("ai_key_missing", message))
         }
+    }
+}
+
+/// Notes that a provider does not take a user's key any more, where that is what it said; its owner is told.
+///
+/// # Errors
+/// A transient [`Failure`] when the ledger does not answer.
+pub(super) async fn refused(context: &JobContext, credential: &Credential, error: &AiError) -> Result<(), Failure> {
+    let (Credential::User(own), true) = (credential, is_of_the_key(error)) else { return Ok(()) };
+    let of = (own.row, own.version);
+    let now = context.services.clock.now();
+    if own_keys::checked(&context.services.pool, (context.job.tenant, own.vendor), of, Some(&error.to_string()), now).await? {
+        metrics::counter!("offstage_byok_keys_refused_total", "provider" => own.vendor.word()).increment(1);
+        tracing::info!(tenant = context.job.tenant, provider = own.vendor.word(), "a user's key is not taken any more: its owner is told");
+    }
+    Ok(())
+}
+
+/// By 401 a key is not known; by 403 it may be known and not allowed this model or from here, which its words tell.
+fn is_of_the_key(error: &AiError) -> bool {
+    match error {
+        AiError::KeyUnusable => true,
+        AiError::KeyRefused { status, words } => {
+            let of_key = ["api key", "api_key", "api-key", "token", "credential"];
+            status.as_u16() == 401 || words.as_ref().is_some_and(|words| of_key.iter().any(|word| words.to_lowercase().contains(word)))
+        }
+        _ => false,
     }
 }

@@ -9,7 +9,8 @@
 //!
 //! | the call ([`crate::clients::ai`]) | the effect | the next model | the job, when none answers |
 //! |---|---|---|---|
-//! | not made: no connection, 5xx | struck out | at once | tried again |
+//! | its provider's circuit breaker is open | none | at once | waits for that, no attempt used |
+//! | not made: no connection, 5xx | struck out | at once | waits, no attempt used, as often as `call` says; then tried again |
 //! | too many (429, 529) with a time | struck out | at once | waits for that time, no attempt used |
 //! | cut, late, unreadable | unknown, for good | at once | tried again |
 //! | key refused, no quota | struck out | at once | fails |
@@ -36,9 +37,12 @@ use shared::{
 };
 
 use super::{JobContext, export};
-use crate::clients::ai::{AiError, Finish, Listener, Question, Reply, Role, Turn, Usage};
+use crate::clients::{
+    ai::{AiError, Finish, Listener, Question, Reply, Role, Turn, Usage},
+    breaker::Refused,
+};
 use answer::Wrong;
-use call::{Call, Called, call};
+use call::{Call, Called, admit, call, interrupt};
 use credential::credential;
 use kept::Key;
 use spend::{Books, Item};
@@ -232,19 +236,32 @@ impl Asking<'_> {
     /// One answer: of an earlier run, or by the first of the task's models that gives one.
     async fn ask(&mut self, key: &str, turns: &[Turn]) -> Result<Record, Interrupt> {
         let mut failed: Vec<Interrupt> = Vec::new();
+        let mut held: Vec<Refused> = Vec::new();
         let (mut by_user, mut is_listed) = (false, false);
         for choice in &self.task.models {
             let Some(provider) = self.ai.providers.get(&choice.provider) else { continue };
-            let credential = match credential(self.context, &choice.provider, provider).await {
+            let credential = match credential(self.context, &choice.provider, provider, self.task.own_keys).await {
                 // What a user's key could not do is not done at the product's expense.
                 Ok(credential) if by_user && !credential.is_of_user() => continue,
                 Ok(credential) => credential,
                 Err(failure) => {
+                    // A user's own key is no affair of others: who has none that works is told so, and nobody else pays.
+                    if failure.code.starts_with("ai_own_key") {
+                        return Err(failure.into());
+                    }
                     failed.push(failure.for_owner(FOR_OWNER).into());
                     continue;
                 }
             };
             by_user = credential.is_of_user();
+            let permit = match admit(self.context, &choice.provider, provider, &credential, self.task.timeout).await {
+                Ok(permit) => permit,
+                // The next model is asked at once.
+                Err(refused) => {
+                    held.push(refused);
+                    continue;
+                }
+            };
             let question = self.question(choice, turns);
             let item = Item { step: key, provider: &choice.provider, question: &question, credential: &credential };
             self.books.reserve(item).await?;
@@ -266,7 +283,7 @@ impl Asking<'_> {
             let stream = if self.is_streamed { format!("{}-{}", self.context.job.runs, self.made) } else { String::new() };
             let mut speaking = self.speaking(&stream);
             let listener = speaking.as_mut().map(|speaking| speaking as &mut dyn Listener);
-            let Called { answer, took } = call(self.context, about, listener).await;
+            let Called { answer, took, refused } = call(self.context, about, permit, listener).await;
             drop(speaking);
             self.books.record(item, &answer, took).await?;
             match answer {
@@ -277,13 +294,20 @@ impl Asking<'_> {
                 }
                 Err(error) => {
                     let helps = self.failed(key, is_listed, &choice.provider, &error).await?;
-                    failed.push(error.into_interrupt());
+                    credential::refused(self.context, &credential, &error).await?;
+                    match refused {
+                        Some(refused) => held.push(refused),
+                        None => failed.push(interrupt(self.context, error)),
+                    }
                     if !helps {
                         break;
                     }
                 }
             }
         }
+        // Of several breakers the one that tries again soonest; one that an operator keeps open does so last.
+        let soonest = held.into_iter().min_by_key(|refused| refused.again_in.unwrap_or(Duration::MAX));
+        failed.extend(soonest.map(|refused| Interrupt::BreakerOpen(refused.breaker)));
         Err(most_hopeful(failed))
     }
 
@@ -323,14 +347,16 @@ impl Asking<'_> {
     }
 }
 
-/// Of several models' troubles the one that may pass soonest: a pause that is known, then what may pass by itself, then the rest.
+/// Of several models' troubles the one that may pass soonest: a pause that is known, then a circuit breaker, which uses no attempt, then what
+/// may pass by itself, then the rest.
 fn most_hopeful(failed: Vec<Interrupt>) -> Interrupt {
     let rank = |interrupt: &Interrupt| match interrupt {
         Interrupt::Snoozed(pause) => (0, *pause),
+        Interrupt::BreakerOpen(_) => (1, Duration::ZERO),
         Interrupt::Failed(Failure { class: FailureClass::Transient | FailureClass::Limited, retry_after, .. }) => {
-            (1, retry_after.unwrap_or_default())
+            (2, retry_after.unwrap_or_default())
         }
-        Interrupt::Failed(_) | Interrupt::SwitchedOff | Interrupt::Paused => (2, Duration::ZERO),
+        Interrupt::Failed(_) | Interrupt::SwitchedOff | Interrupt::Paused => (3, Duration::ZERO),
     };
     let best = failed.into_iter().min_by_key(rank);
     match best {
