@@ -8,13 +8,18 @@ use crate::error::Result;
 use crate::fleet::Environment;
 use crate::host::Host;
 use crate::programs::Programs;
+use crate::random;
 use crate::secrets::Secrets;
+use crate::services::ai::{AiServer, Answer};
 use crate::services::mail::MailServer;
 use crate::services::postgres::{Durability, Postgres};
 use crate::services::push::{self, PushService};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
 use crate::services::vendors::VendorService;
+
+/// The variables with the keys of the examples' providers.
+const PROVIDERS: [&str; 2] = ["OFFSTAGE_AI_OPENAI", "OFFSTAGE_AI_ANTHROPIC"];
 
 /// What runs privately; `None` where the environment named another. The servers for mail and pushes always run.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub(super) struct Services {
     pub(super) push: PushService,
     /// Stands in for the services that statistics come from.
     pub(super) vendors: VendorService,
+    /// Stands in for the providers of models whose keys were not given.
+    pub(super) ai: AiServer,
     /// Settings for them, but for those that were given.
     sending: Environment,
 }
@@ -56,8 +63,11 @@ impl Services {
         };
         let mail = async { MailServer::open(directory, host.runtime()?.clone()).await };
         let push = async { PushService::open(host.runtime()?.clone()).await };
+        let ai = async { AiServer::open(format!("sk-sandbox-{}", random::characters(32)?), host.runtime()?.clone()).await };
         let vendors = async { VendorService::open(host.runtime()?.clone()).await };
-        let (postgres, redis, s3, mail, push, vendors) = tokio::try_join!(postgres, redis, s3, mail, push, vendors)?;
+        let (postgres, redis, s3, mail, push, ai, vendors) = tokio::try_join!(postgres, redis, s3, mail, push, ai, vendors)?;
+        // So that its words can be watched while they come.
+        ai.usually(Answer { delay_ms: 400, word_ms: 40, ..Answer::default() });
         let mut sending = Environment::new();
         if !given.has_vendors() {
             sending.extend(vendors.environment());
@@ -77,7 +87,15 @@ impl Services {
         if !given.has_recipient_key() {
             sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key.clone());
         }
-        Ok(Self { postgres, redis, s3, mail, push, vendors, sending })
+        for variable in PROVIDERS.into_iter().filter(|variable| !given.environment.contains_key(*variable)) {
+            sending.insert(variable.to_owned(), ai.key().to_owned());
+        }
+        Ok(Self { postgres, redis, s3, mail, push, vendors, ai, sending })
+    }
+
+    /// Whether the sandbox answers in the place of the provider whose key is in this variable.
+    pub(super) fn answers_for(&self, variable: &str) -> bool {
+        self.sending.contains_key(variable)
     }
 
     /// Whether programs send their mails to the server that shows them.
@@ -130,6 +148,7 @@ impl Services {
         self.mail.stop();
         self.push.stop();
         self.vendors.stop();
+        self.ai.stop();
         // What could go wrong is that the sandbox is already being taken down, which is what is wanted.
         if let Some(redis) = &self.redis {
             let _ = redis.stop().await;
