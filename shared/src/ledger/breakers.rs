@@ -44,6 +44,14 @@ pub(super) fn given_up(gives_up: DateTime<Utc>) -> Failure {
     Failure::permanent("provider_unavailable", message).for_owner("The service that this needs was not available for too long.")
 }
 
+/// Whether any job waits for a breaker.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn any_held(pool: &PgPool) -> Result<bool, LedgerError> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM job_held WHERE breaker IS NOT NULL)").fetch_one(pool).await?)
+}
+
 /// The breakers that jobs of a queue wait for, each once.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! A job's life on a real Postgres: put off, held, dead, redriven, gone. Time is a set clock's; nothing waits.
 
+mod behind_a_breaker;
 mod dead;
 mod kept;
 mod people;

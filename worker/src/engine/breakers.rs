@@ -72,6 +72,9 @@ pub(super) async fn read(engine: &Engine) -> Result<(), LedgerError> {
 
 async fn look(engine: &Engine, queues: &[Queue], seldom: bool) -> Result<(), LedgerError> {
     let (pool, clock) = (&engine.services.pool, &engine.services.clock);
+    if !breakers::any_held(pool).await? {
+        return Ok(());
+    }
     for queue in queues {
         if seldom {
             let given_up = breakers::release(pool, *queue, Let::GiveUp, clock.now()).await?;
