@@ -131,9 +131,12 @@ impl CommandError {
             | Self::Scope(_)
             | Self::App(_)
             | Self::Declare(DeclareError::NameTaken { .. } | DeclareError::Refused { .. }) => Exit::Settings,
-            Self::OutOfBalance | Self::Telemetry(_) | Self::System { .. } | Self::Ledger(_) | Self::Declare(DeclareError::Ledger(_)) | Self::Migrate(_) => {
-                Exit::Fault
-            }
+            Self::OutOfBalance
+            | Self::Telemetry(_)
+            | Self::System { .. }
+            | Self::Ledger(_)
+            | Self::Declare(DeclareError::Ledger(_))
+            | Self::Migrate(_) => Exit::Fault,
         }
     }
 }

@@ -166,7 +166,9 @@ mod tests {
 
     fn check(profile: Value) -> Result<Profile, Vec<String>> {
         let profile: Profile = serde_json::from_value(profile).unwrap();
-        profile.checked(&BTreeMap::from([("pro".to_owned(), Plan::default())])).map_err(|wrong| wrong.into_iter().map(|violation| violation.pointer).collect())
+        profile
+            .checked(&BTreeMap::from([("pro".to_owned(), Plan::default())]))
+            .map_err(|wrong| wrong.into_iter().map(|violation| violation.pointer).collect())
     }
 
     #[test]

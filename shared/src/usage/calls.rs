@@ -217,12 +217,10 @@ pub async fn forget(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, LedgerErro
         .execute(pool)
         .await?;
     // By day alone there is no index: there are few rows, and this is rare.
-    let days = sqlx::query(
-        "DELETE FROM ai_usage_day WHERE ctid = ANY (ARRAY (SELECT ctid FROM ai_usage_day WHERE day < $1 LIMIT $2))",
-    )
-    .bind((now - DAYS_KEPT).date_naive())
-    .bind(PAGE)
-    .execute(pool)
-    .await?;
+    let days = sqlx::query("DELETE FROM ai_usage_day WHERE ctid = ANY (ARRAY (SELECT ctid FROM ai_usage_day WHERE day < $1 LIMIT $2))")
+        .bind((now - DAYS_KEPT).date_naive())
+        .bind(PAGE)
+        .execute(pool)
+        .await?;
     Ok(calls.rows_affected() + days.rows_affected())
 }

@@ -61,7 +61,9 @@ pub async fn standing(
     }
     let mut metrics: Vec<String> = match standing.owner {
         Some(_) => manifest.metrics().into_iter().map(str::to_owned).collect(),
-        None => manifest.metrics().into_iter().filter(|metric| manifest.usage.of_product(metric).next().is_some()).map(str::to_owned).collect(),
+        None => {
+            manifest.metrics().into_iter().filter(|metric| manifest.usage.of_product(metric).next().is_some()).map(str::to_owned).collect()
+        }
     };
     metrics.extend(counted.keys().map(|(metric, _)| metric.clone()));
     metrics.sort_unstable();
@@ -119,7 +121,12 @@ pub async fn of_job(connection: &mut PgConnection, tenant: i32, job: JobId) -> R
     rows.into_iter()
         .map(|row| {
             let amount = |column: &str| row.try_get::<i64, _>(column).map(|amount| u64::try_from(amount).unwrap_or_default());
-            Ok(OfJob { metric: row.try_get("metric")?, reserved: amount("reserved")?, used: amount("used")?, is_charged: row.try_get("is_charged")? })
+            Ok(OfJob {
+                metric: row.try_get("metric")?,
+                reserved: amount("reserved")?,
+                used: amount("used")?,
+                is_charged: row.try_get("is_charged")?,
+            })
         })
         .collect()
 }

@@ -53,7 +53,14 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub(super) fn of(job: JobId, tenant: i32, manifest: &Manifest, standing: &Standing<'_>, charges: &[Charge], now: DateTime<Utc>) -> Self {
+    pub(super) fn of(
+        job: JobId,
+        tenant: i32,
+        manifest: &Manifest,
+        standing: &Standing<'_>,
+        charges: &[Charge],
+        now: DateTime<Utc>,
+    ) -> Self {
         Self { job, tenant, lines: lines(manifest, standing, charges, now), until: line::until(manifest, now) }
     }
 }
@@ -100,7 +107,11 @@ impl fmt::Display for Refused {
 ///
 /// # Errors
 /// [`LedgerError`]: the transaction is of no use any more.
-pub(super) async fn reserve(connection: &mut PgConnection, now: DateTime<Utc>, wanted: &[Wanted]) -> Result<Vec<Option<Refused>>, LedgerError> {
+pub(super) async fn reserve(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    wanted: &[Wanted],
+) -> Result<Vec<Option<Refused>>, LedgerError> {
     let lines: Vec<(usize, &Wanted, &Line)> =
         wanted.iter().enumerate().flat_map(|(place, wanted)| wanted.lines.iter().map(move |line| (place, wanted, line))).collect();
     let mut refused: Vec<Option<Refused>> = vec![None; wanted.len()];

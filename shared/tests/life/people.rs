@@ -24,7 +24,9 @@ impl Ledger {
     async fn put(&self, id: &str, profile: serde_json::Value) -> Kept {
         let profile: Profile = serde_json::from_value(profile).unwrap();
         let mut transaction = tenant::transaction(&self.api, self.tenant).await.unwrap();
-        let kept = keep::put(&mut transaction, self.tenant, id, profile.checked(&std::collections::BTreeMap::new()).unwrap(), self.now()).await.unwrap();
+        let kept = keep::put(&mut transaction, self.tenant, id, profile.checked(&std::collections::BTreeMap::new()).unwrap(), self.now())
+            .await
+            .unwrap();
         transaction.commit().await.unwrap();
         kept
     }

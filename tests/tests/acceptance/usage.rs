@@ -1,6 +1,7 @@
 //! Metering: what a plan limits is limited, whoever races and whatever crashes; what was not used is given back; the books balance.
 
 mod race;
+mod spend;
 
 use acceptance::{Client, World, id_of, until};
 use chrono::TimeDelta;
@@ -49,7 +50,8 @@ async fn used(client: &Client, metric: &str, period: &str) -> (u64, Option<u64>)
 /// Every counter is what it must be, and nothing is reserved for what has ended.
 async fn balances(world: &World) {
     assert_eq!(world.number("SELECT count(*) FROM usage_drift").await, 0, "drift");
-    let outlived = "SELECT count(*) FROM usage_reservation r WHERE NOT EXISTS (SELECT FROM job_state s WHERE s.job_id = r.job_id AND s.state < 3)";
+    let outlived =
+        "SELECT count(*) FROM usage_reservation r WHERE NOT EXISTS (SELECT FROM job_state s WHERE s.job_id = r.job_id AND s.state < 3)";
     assert_eq!(world.number(outlived).await, 0, "reservations without a job");
     let without = "SELECT count(*) FROM job j JOIN job_state s ON s.job_id = j.id WHERE s.state < 3 AND (j.options ->> 'metered')::boolean
                    AND NOT EXISTS (SELECT FROM usage_reservation r WHERE r.job_id = j.id)";
@@ -86,7 +88,8 @@ async fn over_the_limit_is_429_with_usage_limit_and_reset_and_a_repeat_is_charge
     // Reading uses nothing, and tells of the month by the product's clocks.
     let usage = ada.get("/v1/usage").await.expect(200);
     assert_eq!((&usage["user"], &usage["plan"], &usage["time_zone"]), (&json!("ada"), &json!("pilot"), &json!("Europe/Berlin")));
-    let month = usage["metrics"].as_array().unwrap().iter().find(|one| one["metric"] == "calls" && one["period"] == "month").unwrap().clone();
+    let month =
+        usage["metrics"].as_array().unwrap().iter().find(|one| one["metric"] == "calls" && one["period"] == "month").unwrap().clone();
     assert_eq!((&month["used"], &month["limit"], &month["remaining"]), (&json!(2), &json!(5), &json!(3)));
     assert_eq!((&month["starts_at"], &month["resets_at"]), (&json!("2026-10-31T23:00:00Z"), &json!("2026-11-30T23:00:00Z")));
     // The next hour has room until the month has none.
@@ -97,7 +100,10 @@ async fn over_the_limit_is_429_with_usage_limit_and_reset_and_a_repeat_is_charge
         }
     }
     let problem = ada.post("/v1/jobs", &call(&json!({}))).await.problem(429, "usage_limit_exceeded");
-    assert_eq!((&problem["period"], &problem["usage"], &problem["resets_at"]), (&json!("month"), &json!(5), &json!("2026-11-30T23:00:00Z")));
+    assert_eq!(
+        (&problem["period"], &problem["usage"], &problem["resets_at"]),
+        (&json!("month"), &json!(5), &json!("2026-11-30T23:00:00Z"))
+    );
     clock.advance(TimeDelta::days(9));
     ada.create(&call(&json!({}))).await;
     balances(&world).await;
@@ -178,11 +184,9 @@ async fn what_the_house_makes_or_redrives_reserves_before_it_runs() {
     let chain = json!({"kind": "probe.run", "payload": {}, "then": [call(&json!({})), call(&json!({})), call(&json!({}))]});
     let parent = ada.create_id(&chain).await;
     ada.succeeded(&parent).await;
-    until("all that follow have ended", async || {
-        match world.number("SELECT count(*) FROM job_state WHERE state > 2").await {
-            4 => Ok(()),
-            other => Err(other),
-        }
+    until("all that follow have ended", async || match world.number("SELECT count(*) FROM job_state WHERE state > 2").await {
+        4 => Ok(()),
+        other => Err(other),
     })
     .await;
     assert_eq!(world.number("SELECT count(*) FROM job_state WHERE state = 3").await, 3, "two of the three, and what they followed");

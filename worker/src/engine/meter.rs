@@ -32,7 +32,9 @@ async fn reserved(engine: &Engine, job: &ClaimedJob) -> Result<Ensured, Failure>
     let services = &engine.services;
     let tenant = services.tenants.get(job.tenant).await.map_err(|error| match error {
         TenantError::Ledger(error) => Failure::from(error),
-        error @ TenantError::Manifest { .. } => Failure::transient("tenant_unreadable", "the product's manifest can't be read").caused_by(&error),
+        error @ TenantError::Manifest { .. } => {
+            Failure::transient("tenant_unreadable", "the product's manifest can't be read").caused_by(&error)
+        }
     })?;
     // Its tenant is not there any more: its handler says so in its own words.
     let Some(tenant) = tenant else { return Ok(Ensured::Yes) };

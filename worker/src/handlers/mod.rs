@@ -104,7 +104,11 @@ impl Messages {
     /// Starts the tasks behind it, which end with it.
     #[must_use]
     pub fn start(pool: &PgPool, clock: &Clock) -> Self {
-        Self { intentions: Gathered::start(pool.clone(), clock.clone()), notes: Gathered::start(pool.clone(), clock.clone()), calls: Gathered::start(pool.clone(), clock.clone()) }
+        Self {
+            intentions: Gathered::start(pool.clone(), clock.clone()),
+            notes: Gathered::start(pool.clone(), clock.clone()),
+            calls: Gathered::start(pool.clone(), clock.clone()),
+        }
     }
 }
 

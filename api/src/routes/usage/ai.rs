@@ -182,9 +182,9 @@ impl From<DayOfModel> for AiUsageDay {
 pub async fn read(
     State(app): State<App>,
     CallerOrUser(caller): CallerOrUser<UsageRead>,
-    Query(Days { days }): Query<Days>,
+    Query(wanted): Query<Days>,
 ) -> Result<Answer<AiUsage>, Problem> {
-    let days = days.unwrap_or(DAYS);
+    let days = wanted.days.unwrap_or(DAYS);
     if !(1..=MOST_DAYS).contains(&days) {
         return Err(Problem::invalid(vec![Violation::new("/days", format!("is {days}; 1 to {MOST_DAYS} are allowed"))]));
     }
@@ -259,7 +259,8 @@ pub struct CallMadeElsewhere {
 impl CallMadeElsewhere {
     fn check(&self, at: &str, now: DateTime<Utc>, wrong: &mut Vec<Violation>) {
         let mut add = |field: &str, detail: String| wrong.push(Violation::new(format!("{at}/{field}"), detail));
-        let texts = [("id", Some(&self.id)), ("provider", Some(&self.provider)), ("model", Some(&self.model)), ("task", self.task.as_ref())];
+        let texts =
+            [("id", Some(&self.id)), ("provider", Some(&self.provider)), ("model", Some(&self.model)), ("task", self.task.as_ref())];
         for (field, text) in texts {
             let Some(text) = text else { continue };
             if !(1..=LONGEST).contains(&text.chars().count()) || text.chars().any(char::is_control) {

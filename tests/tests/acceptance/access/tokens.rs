@@ -31,6 +31,8 @@ const OF_TOKENS: &[(&str, &str)] = &[
     ("post", "/v1/push/subscriptions"),
     ("delete", "/v1/push/subscriptions"),
     ("get", "/v1/feed"),
+    ("get", "/v1/usage"),
+    ("get", "/v1/ai/usage"),
 ];
 
 #[tokio::test]
@@ -48,7 +50,16 @@ async fn a_users_token_opens_what_is_its_users_own_and_nothing_else() {
         users.push((job, export, notification));
     }
     let made = owner.post("/v1/tokens", &json!({"user": "ada"})).await.expect(201);
-    let all = ["jobs:read", "exports:read", "notifications:read", "notifications:write", "pushes:read", "pushes:write", "feeds:read", "usage:read"];
+    let all = [
+        "jobs:read",
+        "exports:read",
+        "notifications:read",
+        "notifications:write",
+        "pushes:read",
+        "pushes:write",
+        "feeds:read",
+        "usage:read",
+    ];
     assert_eq!(made["scopes"], json!(all));
     let ada = owner.with_key(made["token"].as_str().unwrap());
     for (method, path, walk, _) in DOORS {

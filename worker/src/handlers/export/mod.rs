@@ -140,9 +140,11 @@ impl<'a> Export<'a> {
                 continue;
             }
             if name == OWN_SOURCE {
-                let url = context.services.sources.own().ok_or_else(|| {
-                    Failure::permanent("source_unknown", "this worker reads no datasets of its own database")
-                })?;
+                let url = context
+                    .services
+                    .sources
+                    .own()
+                    .ok_or_else(|| Failure::permanent("source_unknown", "this worker reads no datasets of its own database"))?;
                 let variable = "OFFSTAGE_ENGINE_DATABASE_URL";
                 let source = Source { name, variable, url, statement_timeout: OWN_TIMEOUT, tenant: Some(context.job.tenant) };
                 groups.push((source, vec![one]));
