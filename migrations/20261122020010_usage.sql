@@ -112,6 +112,7 @@ CREATE FUNCTION reserve_usage(
     AS $$
 DECLARE
     v_counter  integer[];   -- of each line: the place of its counter
+    v_counters integer;
     v_used     bigint[];    -- of each counter
     v_before   bigint[];
     v_admitted boolean[];   -- of each line
@@ -130,7 +131,15 @@ BEGIN
     ORDER BY tenant, scope COLLATE "C", metric COLLATE "C", period, starts
     ON CONFLICT DO NOTHING;
 
-    -- Locked in order, and read as they stand once they are locked.
+    -- The place of each line's counter in the order of the keys. By rank and not by a join: of nested loops over 512 lines that was most of all
+    -- (measured: 63 of 99 ms).
+    SELECT array_agg(counter ORDER BY line), max(counter) INTO v_counter, v_counters
+    FROM (
+        SELECT line, dense_rank() OVER (ORDER BY tenant, scope COLLATE "C", metric COLLATE "C", period, starts)::integer AS counter
+        FROM unnest(p_tenants, p_scopes, p_metrics, p_periods, p_starts) WITH ORDINALITY AS e (tenant, scope, metric, period, starts, line)
+    ) ranked;
+
+    -- Locked in that order, and read as they stand once they are locked.
     WITH wanted AS MATERIALIZED (
         SELECT DISTINCT tenant, scope, metric, period, starts
         FROM unnest(p_tenants, p_scopes, p_metrics, p_periods, p_starts) AS e (tenant, scope, metric, period, starts)
@@ -141,17 +150,10 @@ BEGIN
                             AND c.starts_at = w.starts
         ORDER BY c.tenant_id, c.scope, c.metric, c.period, c.starts_at
         FOR UPDATE OF c
-    ), placed AS MATERIALIZED (
-        SELECT l.*, row_number() OVER (ORDER BY tenant_id, scope, metric, period, starts_at)::integer AS place FROM locked l
     )
-    SELECT (SELECT array_agg(p.used ORDER BY p.place) FROM placed p),
-           (SELECT array_agg(p.place ORDER BY e.line)
-            FROM unnest(p_tenants, p_scopes, p_metrics, p_periods, p_starts) WITH ORDINALITY AS e (tenant, scope, metric, period, starts, line)
-            JOIN placed p ON p.tenant_id = e.tenant AND p.scope = e.scope AND p.metric = e.metric AND p.period = e.period
-                         AND p.starts_at = e.starts)
-    INTO v_used, v_counter;
+    SELECT array_agg(l.used ORDER BY l.tenant_id, l.scope, l.metric, l.period, l.starts_at) INTO v_used FROM locked l;
     -- A counter that was forgotten between the two statements; the caller tries again.
-    IF cardinality(v_counter) IS DISTINCT FROM v_lines THEN
+    IF cardinality(v_used) IS DISTINCT FROM v_counters THEN
         RAISE EXCEPTION 'a counter went while it was reserved from' USING ERRCODE = 'serialization_failure';
     END IF;
     v_before := v_used;

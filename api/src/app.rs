@@ -46,6 +46,7 @@ const FROM_THE_START: &[&str] = &[
     "offstage_schedule_runs_wished_total",
     "offstage_stream_events_total",
     "offstage_streams_refused_total",
+    "offstage_usage_refused_total",
 ];
 
 /// Pictures of many jobs that are taken at a time.

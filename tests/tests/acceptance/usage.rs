@@ -1,6 +1,7 @@
 //! Metering: what a plan limits is limited, whoever races and whatever crashes; what was not used is given back; the books balance.
 
 mod race;
+mod spend;
 
 use acceptance::{Client, World, id_of, until};
 use chrono::TimeDelta;

@@ -182,9 +182,9 @@ impl From<DayOfModel> for AiUsageDay {
 pub async fn read(
     State(app): State<App>,
     CallerOrUser(caller): CallerOrUser<UsageRead>,
-    Query(Days { days }): Query<Days>,
+    Query(wanted): Query<Days>,
 ) -> Result<Answer<AiUsage>, Problem> {
-    let days = days.unwrap_or(DAYS);
+    let days = wanted.days.unwrap_or(DAYS);
     if !(1..=MOST_DAYS).contains(&days) {
         return Err(Problem::invalid(vec![Violation::new("/days", format!("is {days}; 1 to {MOST_DAYS} are allowed"))]));
     }

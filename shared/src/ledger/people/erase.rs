@@ -79,7 +79,7 @@ const BY_NAME: &[(&str, Erased, &str)] = &[
     ("metric_day", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("ai_usage_day", Erased::Deleted, "tenant_id = $1 AND scope = $2"),
     // What was paid for stays in the product's books; whose it was does not.
-    ("ai_call", Erased::Set("owner = NULL, job_id = NULL, step = NULL"), "tenant_id = $1 AND owner = $2"),
+    ("ai_call", Erased::Set("owner = NULL, job_id = NULL, step = NULL, reported_id = NULL"), "tenant_id = $1 AND owner = $2"),
     ("usage_counter", Erased::Deleted, "tenant_id = $1 AND scope = $2"),
     ("usage_reservation", Erased::Deleted, "tenant_id = $1 AND scope = $2"),
     ("usage_charge", Erased::Deleted, "tenant_id = $1 AND scope = $2"),

@@ -143,6 +143,8 @@ pub const DOORS: &[(&str, &str, Walk, &str)] = &[
     ("delete", "/v1/push/subscriptions", Walk::Own, "pushes:write"),
     ("get", "/v1/deliveries", Walk::List, "jobs:read"),
     ("get", "/v1/usage", Walk::List, "usage:read"),
+    ("get", "/v1/ai/usage", Walk::List, "usage:read"),
+    ("post", "/v1/ai/usage", Walk::Backend, "usage:write"),
     ("get", "/d/{token}", Walk::Address, ""),
     ("get", "/d/{token}/file", Walk::Address, ""),
 ];
@@ -218,6 +220,7 @@ pub fn knock(client: &Client, method: &str, path: &str, walk: Walk, id: &str) ->
         }
         (Walk::Backend, "/v1/stats/{source}/accept") => request.json(&json!({"flagged_at": "2026-01-01T00:00:00Z"})),
         (Walk::Backend, "/v1/events") => request.json(&json!({"events": [{"id": "walk", "type": "walk"}]})),
+        (Walk::Backend, "/v1/ai/usage") => request.json(&json!({"calls": [{"id": "walk", "provider": "a", "model": "b"}]})),
         (Walk::Backend, "/v1/tokens") => request.json(&json!({"user": "ada"})),
         (Walk::Make, "/v1/emails") => request.json(&json!({
             "to": {"email": "walk@example.com"}, "subject": "Walk", "text": "A walk.", "category": "walk",

@@ -36,6 +36,8 @@ const OF_TOKENS: &[(&str, &str)] = &[
     ("put", "/v1/byok/{provider}"),
     ("delete", "/v1/byok/{provider}"),
     ("post", "/v1/byok/{provider}/test"),
+    ("get", "/v1/usage"),
+    ("get", "/v1/ai/usage"),
 ];
 
 #[tokio::test]

@@ -74,6 +74,9 @@ async fn leave_traces(backend: &Client, user: &str, marker: &str, world: &World)
     mine.put("/v1/byok/openai", &json!({"key": format!("sk-{marker}-0123456789-{marker}")})).await.expect(200);
     mine.put(&format!("/v1/users/{user}/preferences"), &json!({"categories": {marker: {"push": false}}})).await.expect(200);
     backend.put("/v1/users/bob", &json!({"name": "Bob"})).await.expect(201);
+    let told = json!({"calls": [{"id": marker, "user": user, "provider": "openai", "model": "m", "input_tokens": 7}]});
+    backend.post("/v1/ai/usage", &told).await.expect(200);
+    mine.create(&probe(&json!({"meter": {"metric": "traces", "amount": 1}, "pad": marker}))).await;
     for path in [format!("/v1/users/{user}/follows/bob"), format!("/v1/users/bob/follows/{user}")] {
         assert_eq!(backend.send(backend.request(Method::PUT, &path)).await.status, 204);
     }
