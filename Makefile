@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-exports chaos
+.PHONY: help run test lint bench bench-exports bench-events chaos
 
 # Passed on to `sandbox run`, as in `make run ARGUMENTS="--port 9000 --workers 2"`.
 ARGUMENTS ?=
@@ -52,3 +52,11 @@ bench-exports: ## large exports beside `psql \copy`: rates and memory (BENCH_EXP
 	@.ci/prepare services
 	cargo build --release --package api --package worker --package bench --bins
 	target/release/bench --date "$$(date -u +%F)" --exports $(or $(BENCH_EXPORT_ROWS),10000000) --results $(EXPORT_RESULTS)
+
+# Only a run of the full size replaces the report in the repository.
+EVENT_RESULTS ?= $(if $(BENCH_EVENT_SECONDS),target/bench-events.md,bench/EVENTS.md)
+
+bench-events: ## events in, numbers out: rates, freshness, views, beside plain rows and `GROUP BY` (BENCH_EVENT_SECONDS=3: a quick look)
+	@.ci/prepare services
+	cargo build --release --package api --package worker --package bench --bins
+	target/release/bench --date "$$(date -u +%F)" --events $(or $(BENCH_EVENT_SECONDS),60) --results $(EVENT_RESULTS)

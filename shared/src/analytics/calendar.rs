@@ -139,9 +139,7 @@ pub fn midnight(zone: &Zone, date: NaiveDate) -> Option<DateTime<Utc>> {
 
 fn first_date(granularity: Granularity, date: NaiveDate) -> NaiveDate {
     match granularity {
-        Granularity::Week => {
-            date.checked_sub_days(Days::new(u64::from(date.weekday().num_days_from_monday()))).unwrap_or(date)
-        }
+        Granularity::Week => date.checked_sub_days(Days::new(u64::from(date.weekday().num_days_from_monday()))).unwrap_or(date),
         Granularity::Month => date.with_day(1).unwrap_or(date),
         _ => date,
     }
@@ -190,7 +188,10 @@ mod tests {
             assert_eq!(of("Europe/Berlin", Granularity::Day, from, &to)[0].1, buckets);
         }
         // Clocks that go on at midnight: the day begins at one.
-        assert_eq!(of("America/Havana", Granularity::Day, "2026-03-08T12:00:00Z", "2026-03-08T13:00:00Z")[0], ("2026-03-08 01:00".into(), 92));
+        assert_eq!(
+            of("America/Havana", Granularity::Day, "2026-03-08T12:00:00Z", "2026-03-08T13:00:00Z")[0],
+            ("2026-03-08 01:00".into(), 92)
+        );
     }
 
     #[test]
@@ -203,7 +204,10 @@ mod tests {
             of("Europe/Berlin", Granularity::Hour, "2026-10-25T00:00:00Z", "2026-10-25T02:00:00Z"),
             expected(&[("2026-10-25 02:00", 4), ("2026-10-25 02:00", 4)])
         );
-        assert_eq!(of("Asia/Kathmandu", Granularity::Hour, "2026-01-01T00:00:00Z", "2026-01-01T00:15:00Z"), expected(&[("2026-01-01 05:00", 4)]));
+        assert_eq!(
+            of("Asia/Kathmandu", Granularity::Hour, "2026-01-01T00:00:00Z", "2026-01-01T00:15:00Z"),
+            expected(&[("2026-01-01 05:00", 4)])
+        );
     }
 
     #[test]
@@ -215,7 +219,8 @@ mod tests {
         let months = of("Europe/Berlin", Granularity::Month, "2026-01-31T22:00:00Z", "2026-03-31T22:00:00Z");
         assert_eq!(months.iter().map(|(start, _)| &start[..7]).collect::<Vec<_>>(), ["2026-01", "2026-02", "2026-03"]);
         let zone = Zone::find("Europe/Berlin").unwrap();
-        let found = periods(&zone, Granularity::Month, "2026-03-15T00:00:00Z".parse().unwrap(), "2026-04-15T00:00:00Z".parse().unwrap()).unwrap();
+        let found =
+            periods(&zone, Granularity::Month, "2026-03-15T00:00:00Z".parse().unwrap(), "2026-04-15T00:00:00Z".parse().unwrap()).unwrap();
         let previous = before(&zone, Granularity::Month, &found).unwrap();
         assert_eq!((previous.len(), previous[1].end), (2, found[0].first));
         assert_eq!(zone.local(previous[0].start).format("%F %H:%M").to_string(), "2026-01-01 00:00");

@@ -215,7 +215,13 @@ async fn erased(connection: &mut PgConnection, tenant: i32, events: &[NewEvent])
 }
 
 /// Notes ids in a week's partition; answers those that were in neither that nor the week before.
-async fn see(connection: &mut PgConnection, tenant: i32, ids: &[Uuid], week: NaiveDate, before: NaiveDate) -> Result<Vec<Uuid>, LedgerError> {
+async fn see(
+    connection: &mut PgConnection,
+    tenant: i32,
+    ids: &[Uuid],
+    week: NaiveDate,
+    before: NaiveDate,
+) -> Result<Vec<Uuid>, LedgerError> {
     let seen = sqlx::query_scalar(
         "INSERT INTO event_seen (tenant_id, id, week)
          SELECT $1, u.id, $3 FROM unnest($2::uuid[]) AS u (id)
@@ -277,11 +283,8 @@ pub async fn forget(pool: &PgPool, tenant: i32, before: DateTime<Utc>) -> Result
 pub async fn drop_partitions(pool: &PgPool, day: NaiveDate, now: DateTime<Utc>) -> Result<u64, LedgerError> {
     let mut dropped = 0;
     loop {
-        let done: i32 = sqlx::query_scalar("SELECT drop_events($1, $2)")
-            .bind(day)
-            .bind(week_of(now) - TimeDelta::days(7))
-            .fetch_one(pool)
-            .await?;
+        let done: i32 =
+            sqlx::query_scalar("SELECT drop_events($1, $2)").bind(day).bind(week_of(now) - TimeDelta::days(7)).fetch_one(pool).await?;
         if done == 0 {
             return Ok(dropped);
         }
@@ -295,7 +298,8 @@ mod tests {
 
     #[test]
     fn ids_are_themselves_or_their_hash() {
-        let of = |id: &str| NewEvent { id: id.into(), sort: "a".into(), user: None, time: DateTime::UNIX_EPOCH, properties: Map::new() }.key();
+        let of =
+            |id: &str| NewEvent { id: id.into(), sort: "a".into(), user: None, time: DateTime::UNIX_EPOCH, properties: Map::new() }.key();
         let uuid = "01970000-0000-7000-8000-000000000001";
         assert_eq!(of(uuid).to_string(), uuid);
         assert_ne!(of("a"), of("b"));

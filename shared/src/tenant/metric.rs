@@ -97,7 +97,8 @@ impl EventsDeclaration {
             faults.push(("keep_days", format!("is {days}; 1 to {MOST_DAYS} are allowed")));
         }
         if let Some(rollups) = self.keep_rollups_days.filter(|rollups| *rollups < days || *rollups > 36_500) {
-            faults.push(("keep_rollups_days", format!("is {rollups}; {days} (`keep_days`) to 36500 are allowed, or leave it out: for ever")));
+            faults
+                .push(("keep_rollups_days", format!("is {rollups}; {days} (`keep_days`) to 36500 are allowed, or leave it out: for ever")));
         }
         faults
     }
@@ -298,8 +299,7 @@ impl MetricDeclaration {
         }
         let of = self.of.clone().unwrap_or_else(|| USER.to_owned());
         // What decides over numbers, and nothing else. Its order and its words stay: they name what is stored.
-        let decides =
-            json!([1, tenant, name, self.event, filter, self.value, success, of, self.dimensions, self.aggregate.shape().code()]);
+        let decides = json!([1, tenant, name, self.event, filter, self.value, success, of, self.dimensions, self.aggregate.shape().code()]);
         let mut bytes = [0; 16];
         let hash = digest::digest(&digest::SHA256, decides.to_string().as_bytes());
         bytes.iter_mut().zip(hash.as_ref()).for_each(|(to, from)| *to = *from);
@@ -492,7 +492,10 @@ mod tests {
             ("[events]\nkeep_days = 10\nkeep_rollups_days = 9\n", "events.keep_rollups_days"),
             ("[views.v]\npanels = []\n", "views.v.panels"),
             ("[views.v]\npanels = [{ metric = \"x\" }]\n", "views.v.panels"),
-            ("[metrics.m]\nevent = \"run\"\naggregate = \"count\"\n[views.v]\npanels = [{ metric = \"m\", group_by = [\"x\"] }]\n", "views.v.panels"),
+            (
+                "[metrics.m]\nevent = \"run\"\naggregate = \"count\"\n[views.v]\npanels = [{ metric = \"m\", group_by = [\"x\"] }]\n",
+                "views.v.panels",
+            ),
             ("[metrics.M]\nevent = \"run\"\naggregate = \"count\"\n", "metrics.M"),
         ] {
             let found = faults(text);
@@ -527,7 +530,10 @@ mod tests {
         };
         let count = "aggregate = \"count\"\nfilter = { \"a.b\" = [1, \"x\"], c = true }\ndimensions = [\"user\", \"a.b\", \"d\"]";
         let expected = |labels: &str| Some((labels.to_owned(), Observation::Event));
-        assert_eq!(see(count, json!({"a": {"b": 1.0}, "c": true, "d": "é".repeat(101)})), expected(&format!(r#"["ada","1","{}"]"#, "é".repeat(100))));
+        assert_eq!(
+            see(count, json!({"a": {"b": 1.0}, "c": true, "d": "é".repeat(101)})),
+            expected(&format!(r#"["ada","1","{}"]"#, "é".repeat(100)))
+        );
         assert_eq!(see(count, json!({"a.b": "x", "c": true, "d": []})), expected(r#"["ada","x",null]"#));
         assert_eq!(see(count, json!({"a": {"b": 2}, "c": true})), None);
         assert_eq!(see(count, json!({"a": {"b": 1}})), None);

@@ -1,11 +1,7 @@
 //! What is counted of events is what `GROUP BY` over the raw events gives: always, whatever comes late, twice or in another order, in any
 //! zone, and wherever somebody crashes. `ROLLUPS_SEED=…` repeats a run.
 
-use std::{
-    collections::BTreeMap,
-    pin::pin,
-    task::Poll,
-};
+use std::{collections::BTreeMap, pin::pin, task::Poll};
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -232,13 +228,15 @@ impl Counted {
     async fn judge(&self, name: &str, zone: &Zone, granularity: Granularity, grouped: bool) -> BTreeMap<(String, String), Vec<Value>> {
         let local = format!("(e.time AT TIME ZONE '{}')", zone.name());
         let period = match granularity {
-            Granularity::Hour => format!(
-                "to_char({local}, 'YYYY-MM-DD HH24') || ' ' || extract(epoch FROM {local} - (e.time AT TIME ZONE 'UTC'))::int"
-            ),
+            Granularity::Hour => {
+                format!("to_char({local}, 'YYYY-MM-DD HH24') || ' ' || extract(epoch FROM {local} - (e.time AT TIME ZONE 'UTC'))::int")
+            }
             _ => format!("to_char({local}, 'YYYY-MM-DD')"),
         };
         let value = |path: &str| {
-            format!("CASE WHEN jsonb_typeof(e.properties #> '{path}') = 'number' AND abs((e.properties #>> '{path}')::numeric) <= 9e12 THEN round((e.properties #>> '{path}')::numeric, 6) END")
+            format!(
+                "CASE WHEN jsonb_typeof(e.properties #> '{path}') = 'number' AND abs((e.properties #>> '{path}')::numeric) <= 9e12 THEN round((e.properties #>> '{path}')::numeric, 6) END"
+            )
         };
         let (tokens, ms) = (value("{usage,tokens}"), value("{ms}"));
         let (what, filter) = match name {
@@ -246,19 +244,18 @@ impl Counted {
             "tokens" => (format!("count({tokens}), sum({tokens}), min({tokens}), max({tokens})"), format!("({tokens}) IS NOT NULL")),
             "success" => ("count(*), count(*) FILTER (WHERE e.properties ->> 'status' = 'ok')".to_owned(), "true".to_owned()),
             "times" => (
-                format!("count({ms}), percentile_disc(0.5) WITHIN GROUP (ORDER BY {ms}), percentile_disc(0.99) WITHIN GROUP (ORDER BY {ms})"),
+                format!(
+                    "count({ms}), percentile_disc(0.5) WITHIN GROUP (ORDER BY {ms}), percentile_disc(0.99) WITHIN GROUP (ORDER BY {ms})"
+                ),
                 format!("({ms}) IS NOT NULL"),
             ),
             _ => ("count(*), count(DISTINCT e.user_id)".to_owned(), "e.user_id IS NOT NULL".to_owned()),
         };
         let label = if grouped { "jsonb_build_array(e.properties -> 'model')::text" } else { "'[]'" };
-        let statement = format!(
-            "SELECT {period}, {label}, jsonb_build_array({what}) FROM event e WHERE e.type = 'run' AND {filter} GROUP BY 1, 2"
-        );
+        let statement =
+            format!("SELECT {period}, {label}, jsonb_build_array({what}) FROM event e WHERE e.type = 'run' AND {filter} GROUP BY 1, 2");
         let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(self.ledger.sandbox.pool()).await.unwrap();
-        rows.iter()
-            .map(|row| ((row.get(0), row.get(1)), row.get::<Value, _>(2).as_array().unwrap().clone()))
-            .collect()
+        rows.iter().map(|row| ((row.get(0), row.get(1)), row.get::<Value, _>(2).as_array().unwrap().clone())).collect()
     }
 
     /// Compares a metric with its judge, by days and hours of all zones.

@@ -98,10 +98,17 @@ async fn events_are_taken_once_in_any_form_and_what_is_wrong_is_named() {
     let expected = [(2, "invalid"), (3, "time_in_future"), (4, "time_too_old"), (6, "invalid")];
     assert_eq!(rejected, expected.map(|(index, code)| (json!(index), json!(code))), "{taken}");
     // Again, as lines, packed: they are known.
-    let lines: String = [&events[0], &events[5], &run(6, "2026-11-21T12:00:00Z", "bob", &json!({}))].map(|event| format!("{event}\n")).concat();
-    for (encoding, body, accepted) in [("gzip", gzip(lines.as_bytes()), 1), ("zstd", zstd(lines.as_bytes()), 0), ("identity", lines.clone().into_bytes(), 0)] {
+    let lines: String =
+        [&events[0], &events[5], &run(6, "2026-11-21T12:00:00Z", "bob", &json!({}))].map(|event| format!("{event}\n")).concat();
+    for (encoding, body, accepted) in
+        [("gzip", gzip(lines.as_bytes()), 1), ("zstd", zstd(lines.as_bytes()), 0), ("identity", lines.clone().into_bytes(), 0)]
+    {
         let taken = packed(&client, "application/x-ndjson", encoding, body).await.expect(200);
-        assert_eq!((&taken["accepted"], &taken["duplicates"], &taken["rejected"]), (&json!(accepted), &json!(3 - accepted), &json!([])), "{encoding}");
+        assert_eq!(
+            (&taken["accepted"], &taken["duplicates"], &taken["rejected"]),
+            (&json!(accepted), &json!(3 - accepted), &json!([])),
+            "{encoding}"
+        );
     }
     // A sender whose clock is a day behind.
     let request = client.request(Method::POST, "/v1/events").header("X-Sent-At", "2026-11-20T12:07:00Z");
@@ -150,19 +157,32 @@ async fn numbers_are_shown_by_period_and_group_beside_those_before() {
     for _ in 0..2 {
         let runs = read(&format!("runs?{days}")).await;
         assert_eq!(values(&runs, 0), [0, 1, 2, 1].map(|count| json!(f64::from(count))), "{runs}");
-        assert_eq!((&runs["time_zone"], &runs["from"], &runs["granularity"]), (&json!("Asia/Kathmandu"), &json!("2026-11-17T18:15:00Z"), &json!("day")));
+        assert_eq!(
+            (&runs["time_zone"], &runs["from"], &runs["granularity"]),
+            (&json!("Asia/Kathmandu"), &json!("2026-11-17T18:15:00Z"), &json!("day"))
+        );
         assert_eq!(runs["as_of"], "2026-11-21T12:07:00Z");
         assert_eq!(values(&read(&format!("score?{days}")).await, 0), [json!(null), json!(80.0), json!(70.25), json!(60.0)]);
         assert_eq!(values(&read(&format!("success?{days}")).await, 0), [json!(null), json!(1.0), json!(0.5), json!(1.0)]);
         let people = read(&format!("people?{days}")).await;
-        assert_eq!((values(&people, 0), &people["groups"][0]["total"]["value"]), ([0, 1, 2, 1].map(|count| json!(f64::from(count))).to_vec(), &json!(2.0)));
+        assert_eq!(
+            (values(&people, 0), &people["groups"][0]["total"]["value"]),
+            ([0, 1, 2, 1].map(|count| json!(f64::from(count))).to_vec(), &json!(2.0))
+        );
         let times = read(&format!("times?{days}")).await;
         let p99 = times["groups"][0]["total"]["percentiles"]["p99"].as_f64().unwrap();
         assert!((p99 - 400.0).abs() <= 4.0, "{times}");
         let grouped = read(&format!("tokens?{days}&group_by=model&top=1&compare=previous")).await;
         let groups = grouped["groups"].as_array().unwrap();
-        assert_eq!((groups.len(), &groups[0]["labels"], &groups[0]["total"]["value"]), (2, &json!({"model": "a"}), &json!(30.5)), "{grouped}");
-        assert_eq!((&groups[1]["other"], &groups[1]["total"]["value"], values(&grouped, 1)), (&json!(true), &json!(3.0), [0.0, 0.0, 1.0, 2.0].map(|v| json!(v)).to_vec()));
+        assert_eq!(
+            (groups.len(), &groups[0]["labels"], &groups[0]["total"]["value"]),
+            (2, &json!({"model": "a"}), &json!(30.5)),
+            "{grouped}"
+        );
+        assert_eq!(
+            (&groups[1]["other"], &groups[1]["total"]["value"], values(&grouped, 1)),
+            (&json!(true), &json!(3.0), [0.0, 0.0, 1.0, 2.0].map(|v| json!(v)).to_vec())
+        );
         assert_eq!((&groups[0]["change"], &grouped["previous"]["groups"][0]["total"]["value"]), (&json!(-0.5), &json!(61.0)), "{grouped}");
         assert_eq!(grouped["previous"]["from"], "2026-11-13T18:15:00Z");
         let both = read(&format!("runs?{days}&group_by=user,model")).await;
@@ -180,7 +200,11 @@ async fn numbers_are_shown_by_period_and_group_beside_those_before() {
     let view = client.get("/v1/analytics/views/performance?to=2026-11-22").await.expect(200);
     let panels: Vec<_> = view["panels"].as_array().unwrap().iter().map(|panel| panel["metric"].as_str().unwrap()).collect();
     assert_eq!((panels, &view["title"]), (vec!["tokens", "times", "runs"], &json!("Performance")));
-    assert_eq!((view["panels"][0]["groups"].as_array().unwrap().len(), view["panels"][2]["groups"][0]["points"].as_array().unwrap().len()), (2, 3), "{view}");
+    assert_eq!(
+        (view["panels"][0]["groups"].as_array().unwrap().len(), view["panels"][2]["groups"][0]["points"].as_array().unwrap().len()),
+        (2, 3),
+        "{view}"
+    );
     assert!(view["panels"][0]["previous"].is_object());
 
     // Whoever has it is told so. What is over may be five minutes old; what has the present in it is not.
@@ -205,7 +229,10 @@ async fn numbers_are_shown_by_period_and_group_beside_those_before() {
     let token = client.post("/v1/tokens", &json!({"user": "bob"})).await.expect(201)["token"].as_str().unwrap().to_owned();
     let bob = client.with_key(&token);
     let own = bob.get(&format!("{path}&group_by=user,model")).await.expect(200);
-    assert!(own["groups"].as_array().unwrap().iter().all(|group| group["labels"]["user"] == "bob") && !own.to_string().contains("ada"), "{own}");
+    assert!(
+        own["groups"].as_array().unwrap().iter().all(|group| group["labels"]["user"] == "bob") && !own.to_string().contains("ada"),
+        "{own}"
+    );
     let catalogue = bob.get("/v1/analytics").await.expect(200);
     assert_eq!((catalogue["metrics"].as_array().unwrap().len(), &catalogue["views"][0]["metrics"]), (1, &json!(["runs"])), "{catalogue}");
     assert_eq!(bob.get("/v1/analytics/views/performance").await.expect(200)["panels"].as_array().unwrap().len(), 1);
@@ -224,12 +251,12 @@ async fn numbers_are_shown_by_period_and_group_beside_those_before() {
     client.get("/v1/analytics/views/nothing").await.problem(404, "view_not_found");
 }
 
-/// How a process that was started anew reads the same: nothing is kept there.
+/// A metric of the last 30 days, today among them.
 async fn total(client: &Client, metric: &str) -> Value {
     client.get(&format!("/v1/analytics/{metric}")).await.expect(200)["groups"][0]["total"]["value"].clone()
 }
 
-async fn with_worker() -> (World, SetClock, Client) {
+async fn forge() -> (World, SetClock, Client) {
     let (world, clock) = World::start_at(NOW, |api| api).await;
     let client = world.tenant_of("forge", MANIFEST).await;
     (world, clock, client)
@@ -237,9 +264,10 @@ async fn with_worker() -> (World, SetClock, Client) {
 
 #[tokio::test]
 async fn a_new_metric_counts_what_was_before_and_a_rebuild_repairs() {
-    let (world, clock, client) = with_worker().await;
+    let (world, clock, client) = forge().await;
     let _worker = world.start_worker(clock.launch()).await;
-    let events: Vec<Value> = (0..500).map(|n| run(n, &format!("2026-11-{:02}T10:00:00Z", 1 + n % 20), "ada", &json!({"tokens": n, "size": 3}))).collect();
+    let events: Vec<Value> =
+        (0..500).map(|n| run(n, &format!("2026-11-{:02}T10:00:00Z", 1 + n % 20), "ada", &json!({"tokens": n, "size": 3}))).collect();
     assert_eq!(send(&client, &events).await["accepted"], 500);
     world.tenant_of("forge", &format!("{MANIFEST}\n[metrics.size]\nevent = \"run\"\naggregate = \"sum\"\nvalue = \"size\"\n")).await;
     until("the new metric is known", async || match client.get("/v1/analytics/size").await {
@@ -247,9 +275,11 @@ async fn a_new_metric_counts_what_was_before_and_a_rebuild_repairs() {
         answer => Err(answer.status),
     })
     .await;
-    until("a job is to count its past", async || match world.number("SELECT count(*) FROM metric_series WHERE metric = 'size' AND rebuild IS NOT NULL").await {
-        1 => Ok(()),
-        none => Err(none),
+    until("a job is to count its past", async || {
+        match world.number("SELECT count(*) FROM metric_series WHERE metric = 'size' AND rebuild IS NOT NULL").await {
+            1 => Ok(()),
+            none => Err(none),
+        }
     })
     .await;
     assert_eq!(client.get("/v1/analytics/size").await.expect(200)["is_whole"], false);
@@ -263,6 +293,13 @@ async fn a_new_metric_counts_what_was_before_and_a_rebuild_repairs() {
     assert_eq!(total(&client, "size").await, 1_503.0);
 
     // Somebody broke it; nothing else knows of it but the raw events.
+    until("the past of all metrics is counted", async || {
+        match world.number("SELECT count(*) FROM metric_series WHERE NOT is_whole").await {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    })
+    .await;
     until("all is put together", async || match world.number("SELECT count(*) FROM metric_partial").await {
         0 => Ok(()),
         left => Err(left),
@@ -281,15 +318,22 @@ async fn a_new_metric_counts_what_was_before_and_a_rebuild_repairs() {
 
 #[tokio::test]
 async fn of_who_is_erased_nothing_is_left_but_what_all_came_to() {
-    let (world, clock, client) = with_worker().await;
-    let events = [run(1, NOW, "ada", &json!({"model": "a"})), run(2, NOW, "bob", &json!({"model": "a"})), run(3, "2026-11-01T00:00:00Z", "ada", &json!({}))];
+    let (world, clock, client) = forge().await;
+    let events = [
+        run(1, NOW, "ada", &json!({"model": "a"})),
+        run(2, NOW, "bob", &json!({"model": "a"})),
+        run(3, "2026-11-01T00:00:00Z", "ada", &json!({})),
+    ];
     assert_eq!(send(&client, &events).await["accepted"], 3);
     let erasure = id_of(&client.delete("/v1/users/ada").await.expect(202));
     // From now on: neither shown, though nothing is put together yet, nor taken.
     let grouped = "/v1/analytics/runs?group_by=user";
     assert!(!client.get(grouped).await.text().contains("ada"));
     let more = send(&client, &[run(4, NOW, "ada", &json!({})), run(5, NOW, "bob", &json!({}))]).await;
-    assert_eq!((&more["accepted"], &more["rejected"][0]["code"], &more["rejected"][0]["index"]), (&json!(1), &json!("user_being_erased"), &json!(0)));
+    assert_eq!(
+        (&more["accepted"], &more["rejected"][0]["code"], &more["rejected"][0]["index"]),
+        (&json!(1), &json!("user_being_erased"), &json!(0))
+    );
     let _worker = world.start_worker(clock.launch()).await;
     client.succeeded(&erasure).await;
     for statement in [
@@ -305,9 +349,16 @@ async fn of_who_is_erased_nothing_is_left_but_what_all_came_to() {
 
 #[tokio::test]
 async fn what_has_had_its_time_goes_and_what_others_keep_stays() {
-    let (world, clock, client) = with_worker().await;
-    let short = world.tenant_of("brief", &MANIFEST.replace("forge", "brief").replace("[metrics.runs]", "[events]\nkeep_days = 2\nkeep_rollups_days = 2\n[metrics.runs]")).await;
-    for (id, (client, day)) in [(&client, "2026-11-18"), (&client, "2026-11-19"), (&short, "2026-11-20"), (&short, "2026-11-19")].into_iter().enumerate() {
+    let (world, clock, client) = forge().await;
+    let short = world
+        .tenant_of(
+            "brief",
+            &MANIFEST.replace("forge", "brief").replace("[metrics.runs]", "[events]\nkeep_days = 2\nkeep_rollups_days = 2\n[metrics.runs]"),
+        )
+        .await;
+    for (id, (client, day)) in
+        [(&client, "2026-11-18"), (&client, "2026-11-19"), (&short, "2026-11-20"), (&short, "2026-11-19")].into_iter().enumerate()
+    {
         assert_eq!(send(client, &[run(id, &format!("{day}T01:00:00Z"), "ada", &json!({}))]).await["accepted"], 1);
     }
     clock.advance(chrono::TimeDelta::days(1));

@@ -34,8 +34,8 @@ use shared::{
     config::{Probe, Sources},
     job::{Failure, Interrupt, Policy, Success},
     kinds::{
-        ActivityFanOut, CompletionNotify, EmailSend, ExportCreate, Kind, MetricRebuild, NotificationDigest, NotificationFanOut, NotificationTell,
-        ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
+        ActivityFanOut, CompletionNotify, EmailSend, ExportCreate, Kind, MetricRebuild, NotificationDigest, NotificationFanOut,
+        NotificationTell, ProbeRun, PushSend, Registry, SuspensionEnd, UserErase,
     },
     ledger::{
         LedgerError, UNAVAILABLE,

@@ -245,7 +245,8 @@ fn group_answer(group: &Group, periods: &[Period], group_by: &[String], aggregat
         let before = before.iter().find(|other| other.labels == group.labels).and_then(|other| other.total.value(aggregate));
         before.zip(total.value).filter(|(before, _)| *before != 0.0).map(|(before, now)| (now - before) / before.abs())
     });
-    let labels = group.labels.as_ref().map_or_else(BTreeMap::new, |Labels(labels)| group_by.iter().cloned().zip(labels.iter().cloned()).collect());
+    let labels =
+        group.labels.as_ref().map_or_else(BTreeMap::new, |Labels(labels)| group_by.iter().cloned().zip(labels.iter().cloned()).collect());
     let points = periods.iter().zip(&group.periods);
     GroupAnswer {
         labels,
@@ -259,8 +260,9 @@ fn group_answer(group: &Group, periods: &[Period], group_by: &[String], aggregat
 fn of_read(error: ReadError) -> Problem {
     match error {
         ReadError::Ledger(error) => error.into(),
-        ReadError::TooMuch => {
-            Problem::new(Code::QueryInvalid, "group_by: there are more groups in this span than can be added up; ask for a shorter one, or for fewer dimensions.")
-        }
+        ReadError::TooMuch => Problem::new(
+            Code::QueryInvalid,
+            "group_by: there are more groups in this span than can be added up; ask for a shorter one, or for fewer dimensions.",
+        ),
     }
 }

@@ -87,10 +87,7 @@ pub struct ViewEntry {
     params(("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for")),
     responses((status = 200, body = Catalogue)),
 )]
-pub async fn list(
-    State(app): State<App>,
-    CallerOrUser(caller): CallerOrUser<AnalyticsRead>,
-) -> Result<axum::Json<Catalogue>, Problem> {
+pub async fn list(State(app): State<App>, CallerOrUser(caller): CallerOrUser<AnalyticsRead>) -> Result<axum::Json<Catalogue>, Problem> {
     let tenant = app.tenants.get(caller.tenant).await?.ok_or_else(Problem::unexplained)?;
     let who = Who::of(caller.acting_user.as_deref());
     let open = |name: &str| tenant.manifest.metrics.get(name).is_some_and(|metric| is_open(metric, who));

@@ -77,7 +77,10 @@ pub async fn read(
         return Err(unknown());
     }
     if query.is_grouped() {
-        return Err(Problem::new(Code::QueryInvalid, "group_by: the view says how its metrics are grouped; leave `group_by` and `top` out."));
+        return Err(Problem::new(
+            Code::QueryInvalid,
+            "group_by: the view says how its metrics are grouped; leave `group_by` and `top` out.",
+        ));
     }
     let mut span = Span::of(&query, app.clock.now(), view.days, view.granularity)?;
     if view.compare && !query.compares() {

@@ -134,7 +134,10 @@ fn window(bytes: &[u8]) -> Option<u64> {
 }
 
 fn broken(encoding: &str) -> Problem {
-    Problem::new(Code::BodyIncomplete, format!("The body is no whole {encoding} data, as its Content-Encoding says; pack and send it again."))
+    Problem::new(
+        Code::BodyIncomplete,
+        format!("The body is no whole {encoding} data, as its Content-Encoding says; pack and send it again."),
+    )
 }
 
 #[cfg(test)]
@@ -172,7 +175,11 @@ mod tests {
         }
         for (encoding, bytes) in [(Encoding::Gzip, gzip(&whole)), (Encoding::Zstd, zstd(&whole))] {
             for cut in [1, bytes.len() / 2, bytes.len() - 1] {
-                assert_eq!(packed(encoding).unpack(bytes[..cut].to_vec().into()).unwrap_err().code(), Code::BodyIncomplete, "{encoding:?} {cut}");
+                assert_eq!(
+                    packed(encoding).unpack(bytes[..cut].to_vec().into()).unwrap_err().code(),
+                    Code::BodyIncomplete,
+                    "{encoding:?} {cut}"
+                );
             }
         }
     }

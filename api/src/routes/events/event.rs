@@ -91,7 +91,10 @@ impl Rules {
         // What Postgres stores.
         let time = DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(self.now);
         if time > self.now + AHEAD {
-            let detail = format!("/time: is more than {} minutes ahead of our clock; set the sender's clock, or send X-Sent-At", AHEAD.num_minutes());
+            let detail = format!(
+                "/time: is more than {} minutes ahead of our clock; set the sender's clock, or send X-Sent-At",
+                AHEAD.num_minutes()
+            );
             return Err(refused("time_in_future", detail));
         }
         if time < self.oldest {
@@ -118,7 +121,13 @@ impl Rules {
         if memchr_nul(text) && event.properties.iter().any(|(name, value)| name.contains('\0') || has_nul(value)) {
             return Err(refused("invalid", "/properties: contains a NUL character (\\u0000), which can't be stored; remove it"));
         }
-        Ok(NewEvent { time: self.time(event.time.as_deref())?, id: event.id, sort: event.sort, user: event.user, properties: event.properties })
+        Ok(NewEvent {
+            time: self.time(event.time.as_deref())?,
+            id: event.id,
+            sort: event.sort,
+            user: event.user,
+            properties: event.properties,
+        })
     }
 }
 
@@ -155,9 +164,10 @@ pub fn read_all(bytes: &[u8], form: Form, rules: &Rules) -> Result<Vec<Result<Ne
     match form {
         Form::Json => {
             let list: List<'_> = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-                serde_json::error::Category::Data => {
-                    Problem::invalid(vec![Violation::new("/events", "must be a list of events: send {\"events\": [...]}, and nothing beside it")])
-                }
+                serde_json::error::Category::Data => Problem::invalid(vec![Violation::new(
+                    "/events",
+                    "must be a list of events: send {\"events\": [...]}, and nothing beside it",
+                )]),
                 _ => Problem::new(Code::JsonMalformed, format!("{error}.")),
             })?;
             check_count(list.events.len())?;

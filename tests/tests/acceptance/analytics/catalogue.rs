@@ -57,18 +57,20 @@ of = "name"
 
 /// Each package as an event, again and again with other ids and times, until there are enough.
 async fn rows(world: &World, count: u64) -> Vec<Value> {
-    let packages: Vec<(String, Option<String>, Option<String>, Option<i64>, Option<i64>)> =
-        sqlx::query_as("SELECT package, section, maintainer, size::bigint, installed_size::bigint FROM packages ORDER BY package, version, architecture")
-            .fetch_all(&mut sqlx::PgConnection::connect(&world.sandbox.postgres.product_url()).await.unwrap())
-            .await
-            .unwrap();
+    let packages: Vec<(String, Option<String>, Option<String>, Option<i64>, Option<i64>)> = sqlx::query_as(
+        "SELECT package, section, maintainer, size::bigint, installed_size::bigint FROM packages ORDER BY package, version, architecture",
+    )
+    .fetch_all(&mut sqlx::PgConnection::connect(&world.sandbox.postgres.product_url()).await.unwrap())
+    .await
+    .unwrap();
     (0..count)
         .map(|number| {
             let (package, section, maintainer, size, installed) = &packages[usize::try_from(number).unwrap() % packages.len()];
             let round = number / packages.len() as u64;
             // Every 3.7 minutes one, over two months; the rounds differ in their sizes.
             let at = chrono::DateTime::from_timestamp(1_790_000_000 + i64::try_from(number * 7_919 % 5_184_000).unwrap(), 0).unwrap();
-            let user: String = maintainer.as_deref().unwrap_or("nobody").chars().filter(|c| !c.is_whitespace() && !c.is_control()).take(200).collect();
+            let user: String =
+                maintainer.as_deref().unwrap_or("nobody").chars().filter(|c| !c.is_whitespace() && !c.is_control()).take(200).collect();
             json!({
                 "id": format!("{number}"), "type": "package", "time": at, "user": user,
                 "properties": {
@@ -112,9 +114,11 @@ async fn totals_are_those_of_duckdb_on_the_same_rows() {
     }
     std::fs::write(&file, text).unwrap();
     send_all(&client, &rows).await;
-    until_within(Duration::from_secs(120), "all is put together", async || match world.number("SELECT count(*) FROM metric_partial").await {
-        0 => Ok(()),
-        left => Err(left),
+    until_within(Duration::from_secs(120), "all is put together", async || {
+        match world.number("SELECT count(*) FROM metric_partial").await {
+            0 => Ok(()),
+            left => Err(left),
+        }
     })
     .await;
     let mut answers = serde_json::Map::new();
