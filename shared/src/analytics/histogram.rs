@@ -57,18 +57,18 @@ impl Histogram {
         self.zeros + self.negative.iter().chain(&self.positive).map(|(_, count)| count).sum::<u64>()
     }
 
-    /// The value below or at which a share (0 to 1) of all lies, in millionths, within [`ERROR`]; `None` of nothing. By the nearest rank:
-    /// of `n` values in order, the one at `⌈share · n⌉`, and the first for a share of 0.
+    /// The value below or at which so many of a thousand lie, in millionths, within [`ERROR`]; `None` of nothing. By the nearest rank: of
+    /// `n` values in order the one at `⌈n · per_mille / 1000⌉`, and the first for 0. (A share as a float would be off by a rank where
+    /// that product is a whole number.)
     #[must_use]
-    pub fn percentile(&self, share: f64) -> Option<i64> {
+    pub fn percentile(&self, per_mille: u16) -> Option<i64> {
         let (least, most) = self.bounds?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and the count")]
-        let rank = ((share.clamp(0.0, 1.0) * self.count() as f64).ceil() as u64).max(1);
+        let rank = (u128::from(self.count()) * u128::from(per_mille)).div_ceil(1_000).max(1);
         let mut before = 0;
         let below = self.negative.iter().rev().map(|(bin, count)| (-middle(*bin), *count));
         let above = self.positive.iter().map(|(bin, count)| (middle(*bin), *count));
         for (value, count) in below.chain([(0.0, self.zeros)]).chain(above) {
-            before += count;
+            before += u128::from(count);
             if before >= rank {
                 #[expect(clippy::cast_possible_truncation, reason = "a float beyond the range becomes its end, which is then cut")]
                 return Some((value.round() as i64).clamp(least, most));
@@ -182,13 +182,13 @@ mod tests {
         values.sort_unstable();
         for per_mille in 0..=1_000_usize {
             let rank = (values.len() * per_mille).div_ceil(1_000).max(1);
-            let (truth, read) = (values[rank - 1], histogram.percentile(per_mille as f64 / 1_000.0).unwrap());
+            let (truth, read) = (values[rank - 1], histogram.percentile(u16::try_from(per_mille).unwrap()).unwrap());
             let error = (read - truth).abs() as f64;
             // Below a hundred the whole millionths that values are rounded to are coarser than the bins.
             assert!(error <= 1.0 + ERROR * 1.000_001 * truth.abs() as f64, "{per_mille}: {read} for {truth}");
         }
         assert_eq!(histogram.count(), 20_500);
-        assert_eq!(Histogram::default().percentile(0.5), None);
+        assert_eq!(Histogram::default().percentile(500), None);
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
         for value in [i64::MIN + 1, -1, 0, 1, 2, i64::MAX] {
             histogram.add(value);
         }
-        assert_eq!((histogram.percentile(0.0), histogram.percentile(1.0)), (Some(i64::MIN + 1), Some(i64::MAX)));
+        assert_eq!((histogram.percentile(0), histogram.percentile(1_000)), (Some(i64::MIN + 1), Some(i64::MAX)));
         for histogram in [histogram, Histogram::default()] {
             let mut out = Vec::new();
             histogram.encode(&mut out);

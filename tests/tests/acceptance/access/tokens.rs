@@ -29,6 +29,9 @@ const OF_TOKENS: &[(&str, &str)] = &[
     ("get", "/v1/push/key"),
     ("post", "/v1/push/subscriptions"),
     ("delete", "/v1/push/subscriptions"),
+    ("get", "/v1/analytics"),
+    ("get", "/v1/analytics/{metric}"),
+    ("get", "/v1/analytics/views/{view}"),
     ("get", "/v1/feed"),
 ];
 
@@ -47,7 +50,7 @@ async fn a_users_token_opens_what_is_its_users_own_and_nothing_else() {
         users.push((job, export, notification));
     }
     let made = owner.post("/v1/tokens", &json!({"user": "ada"})).await.expect(201);
-    let all = ["jobs:read", "exports:read", "notifications:read", "notifications:write", "pushes:read", "pushes:write", "feeds:read"];
+    let all = ["jobs:read", "exports:read", "notifications:read", "notifications:write", "pushes:read", "pushes:write", "feeds:read", "analytics:read"];
     assert_eq!(made["scopes"], json!(all));
     let ada = owner.with_key(made["token"].as_str().unwrap());
     for (method, path, walk, _) in DOORS {
@@ -82,6 +85,8 @@ async fn a_users_token_opens_what_is_its_users_own_and_nothing_else() {
                     let (_, hers, _) = &users[1];
                     assert!(status == 200 && !text.contains(hers.as_str()) && !text.contains(users[1].0.as_str()), "{context}: {text}");
                 }
+                // The product declares none.
+                Walk::Declared => assert_eq!(status, 404, "{context}"),
                 // Let in, with nothing that is a browser.
                 Walk::Own => assert!([404, 422].contains(&status), "{context}: {status}"),
                 _ => assert_eq!(
