@@ -272,5 +272,4 @@ impl Aggregate {
             Self::Uniques => Shape::Uniques,
         }
     }
-
 }

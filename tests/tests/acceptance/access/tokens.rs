@@ -50,7 +50,16 @@ async fn a_users_token_opens_what_is_its_users_own_and_nothing_else() {
         users.push((job, export, notification));
     }
     let made = owner.post("/v1/tokens", &json!({"user": "ada"})).await.expect(201);
-    let all = ["jobs:read", "exports:read", "notifications:read", "notifications:write", "pushes:read", "pushes:write", "feeds:read", "analytics:read"];
+    let all = [
+        "jobs:read",
+        "exports:read",
+        "notifications:read",
+        "notifications:write",
+        "pushes:read",
+        "pushes:write",
+        "feeds:read",
+        "analytics:read",
+    ];
     assert_eq!(made["scopes"], json!(all));
     let ada = owner.with_key(made["token"].as_str().unwrap());
     for (method, path, walk, _) in DOORS {
