@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-exports bench-ai chaos
+.PHONY: help run test lint bench bench-exports bench-ai bench-events chaos
 
 # Passed on to `sandbox run`, as in `make run ARGUMENTS="--port 9000 --workers 2"`.
 ARGUMENTS ?=
@@ -57,3 +57,11 @@ bench-ai: ## what a task for a model takes around the model's own time (BENCH_AI
 	@.ci/prepare services
 	cargo build --release --package api --package worker --package bench --bins
 	target/release/bench --date "$$(date -u +%F)" --ai $(or $(BENCH_AI_SECONDS),30) --results target/bench-ai.md
+
+# Only a run of the full size replaces the report in the repository.
+EVENT_RESULTS ?= $(if $(BENCH_EVENT_SECONDS),target/bench-events.md,bench/EVENTS.md)
+
+bench-events: ## events in, numbers out: rates, freshness, views, beside plain rows and `GROUP BY` (BENCH_EVENT_SECONDS=3: a quick look)
+	@.ci/prepare services
+	cargo build --release --package api --package worker --package bench --bins
+	target/release/bench --date "$$(date -u +%F)" --events $(or $(BENCH_EVENT_SECONDS),60) --results $(EVENT_RESULTS)

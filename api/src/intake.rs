@@ -85,6 +85,7 @@ impl Intake {
             metrics::counter!("offstage_events_total", "outcome" => outcome).increment(0);
         }
         metrics::counter!("offstage_events_refused_total").increment(0);
+        let _registered = (metrics::histogram!("offstage_events_batch"), metrics::histogram!("offstage_events_store_seconds"));
         Self(Arc::new(Inner {
             pool,
             clock,

@@ -7,6 +7,7 @@
 mod ai;
 mod contest;
 mod error;
+mod events;
 mod exports;
 mod flood;
 mod http;
@@ -62,6 +63,9 @@ struct Arguments {
     /// Instead of all that: what a task for a model takes around the model's time, for so many seconds.
     #[arg(long, env = "BENCH_AI_SECONDS")]
     ai: Option<u64>,
+    /// Instead of all that: events, for so many seconds at the sustained rate.
+    #[arg(long, env = "BENCH_EVENT_SECONDS")]
+    events: Option<u64>,
     /// Peers to run, by name; all when absent.
     #[arg(long, env = "BENCH_PEERS", value_delimiter = ',')]
     with: Vec<String>,
@@ -99,6 +103,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
+    if let Some(seconds) = arguments.events {
+        let report = events::run(&fresh_directory(arguments.data)?, arguments.date, events::Plan { seconds: seconds.max(3) }).await?;
+        return publish(&report, &arguments.results);
+    }
     if let Some(rows) = arguments.exports {
         let patience = Duration::from_secs(arguments.patience);
         let plan = exports::Plan { rows: rows.max(1), rounds: arguments.rounds.max(1), patience };

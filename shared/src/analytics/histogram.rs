@@ -4,8 +4,6 @@
 //! A percentile that is read from it is within [`ERROR`] of the true one, relative to that. Bins are never collapsed: values are
 //! millionths in 64 bits, so there are at most 2,200 bins a sign, and merging adds counts, which is exact.
 
-use std::collections::BTreeMap;
-
 use super::{
     Unreadable,
     encoding::{Reader, put, put_signed},
@@ -17,13 +15,16 @@ pub const ERROR: f64 = 0.01;
 /// The ratio of a bin's upper bound to its lower one.
 const GAMMA: f64 = (1.0 + ERROR) / (1.0 - ERROR);
 
+/// Counts by bin, in the order of bins; no bin is empty.
+type Bins = Vec<(i16, u64)>;
+
 /// Counts by bin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Histogram {
     /// Values below zero, by the bin of their size; zeros; values above it.
-    negative: BTreeMap<i16, u64>,
+    negative: Bins,
     zeros: u64,
-    positive: BTreeMap<i16, u64>,
+    positive: Bins,
     /// The smallest and the largest, in millionths; of nothing while there are none.
     bounds: Option<(i64, i64)>,
 }
@@ -33,19 +34,16 @@ impl Histogram {
     pub fn add(&mut self, value: i64) {
         match value {
             0 => self.zeros += 1,
-            1.. => *self.positive.entry(bin(value)).or_default() += 1,
-            _ => *self.negative.entry(bin(value)).or_default() += 1,
+            1.. => count(&mut self.positive, bin(value)),
+            _ => count(&mut self.negative, bin(value)),
         }
         self.bounds = Some(self.bounds.map_or((value, value), |(least, most)| (least.min(value), most.max(value))));
     }
 
     /// Adds another's counts.
     pub fn merge(&mut self, other: &Self) {
-        for (bins, others) in [(&mut self.negative, &other.negative), (&mut self.positive, &other.positive)] {
-            for (bin, count) in others {
-                *bins.entry(*bin).or_default() += count;
-            }
-        }
+        merge(&mut self.negative, &other.negative);
+        merge(&mut self.positive, &other.positive);
         self.zeros += other.zeros;
         self.bounds = match (self.bounds, other.bounds) {
             (Some((least, most)), Some((low, high))) => Some((least.min(low), most.max(high))),
@@ -56,21 +54,21 @@ impl Histogram {
     /// How many values.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.zeros + self.negative.values().sum::<u64>() + self.positive.values().sum::<u64>()
+        self.zeros + self.negative.iter().chain(&self.positive).map(|(_, count)| count).sum::<u64>()
     }
 
-    /// The value below or at which a share (0 to 1) of all lies, in millionths, within [`ERROR`]; `None` of nothing. By the nearest rank:
-    /// of `n` values in order, the one at `⌈share · n⌉`, and the first for a share of 0.
+    /// The value below or at which so many of a thousand lie, in millionths, within [`ERROR`]; `None` of nothing. By the nearest rank: of
+    /// `n` values in order the one at `⌈n · per_mille / 1000⌉`, and the first for 0. (A share as a float would be off by a rank where
+    /// that product is a whole number.)
     #[must_use]
-    pub fn percentile(&self, share: f64) -> Option<i64> {
+    pub fn percentile(&self, per_mille: u16) -> Option<i64> {
         let (least, most) = self.bounds?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and the count")]
-        let rank = ((share.clamp(0.0, 1.0) * self.count() as f64).ceil() as u64).max(1);
+        let rank = (u128::from(self.count()) * u128::from(per_mille)).div_ceil(1_000).max(1);
         let mut before = 0;
         let below = self.negative.iter().rev().map(|(bin, count)| (-middle(*bin), *count));
         let above = self.positive.iter().map(|(bin, count)| (middle(*bin), *count));
         for (value, count) in below.chain([(0.0, self.zeros)]).chain(above) {
-            before += count;
+            before += u128::from(count);
             if before >= rank {
                 #[expect(clippy::cast_possible_truncation, reason = "a float beyond the range becomes its end, which is then cut")]
                 return Some((value.round() as i64).clamp(least, most));
@@ -101,9 +99,13 @@ impl Histogram {
         for bins in [&mut read.negative, &mut read.positive] {
             let length = reader.count()?;
             let mut last = 0_i64;
-            for _ in 0..length {
-                last = last.checked_add(reader.small()?).ok_or(Unreadable("a bin is out of range"))?;
-                bins.insert(i16::try_from(last).map_err(|_| Unreadable("a bin is out of range"))?, reader.count()?);
+            for place in 0..length {
+                let step = reader.small()?;
+                if place > 0 && step <= 0 {
+                    return Err(Unreadable("its bins are out of order"));
+                }
+                last = last.checked_add(step).ok_or(Unreadable("a bin is out of range"))?;
+                bins.push((i16::try_from(last).map_err(|_| Unreadable("a bin is out of range"))?, reader.count()?));
             }
         }
         if read.count() > 0 {
@@ -112,6 +114,42 @@ impl Histogram {
         }
         Ok(read)
     }
+}
+
+fn count(bins: &mut Bins, bin: i16) {
+    match bins.binary_search_by_key(&bin, |(bin, _)| *bin) {
+        Ok(place) => {
+            if let Some((_, count)) = bins.get_mut(place) {
+                *count += 1;
+            }
+        }
+        Err(place) => bins.insert(place, (bin, 1)),
+    }
+}
+
+/// Adds other bins, both walked through once.
+fn merge(bins: &mut Bins, others: &Bins) {
+    if others.is_empty() {
+        return;
+    }
+    let mut merged = Vec::with_capacity(bins.len() + others.len());
+    let (mut own, mut others) = (bins.iter().copied().peekable(), others.iter().copied().peekable());
+    while let (Some((bin, count)), Some((other, more))) = (own.peek().copied(), others.peek().copied()) {
+        if bin <= other {
+            own.next();
+        }
+        if other <= bin {
+            others.next();
+        }
+        merged.push(match bin.cmp(&other) {
+            std::cmp::Ordering::Less => (bin, count),
+            std::cmp::Ordering::Equal => (bin, count + more),
+            std::cmp::Ordering::Greater => (other, more),
+        });
+    }
+    merged.extend(own);
+    merged.extend(others);
+    *bins = merged;
 }
 
 /// The bin of a value that is not zero, by its size.
@@ -144,13 +182,13 @@ mod tests {
         values.sort_unstable();
         for per_mille in 0..=1_000_usize {
             let rank = (values.len() * per_mille).div_ceil(1_000).max(1);
-            let (truth, read) = (values[rank - 1], histogram.percentile(per_mille as f64 / 1_000.0).unwrap());
+            let (truth, read) = (values[rank - 1], histogram.percentile(u16::try_from(per_mille).unwrap()).unwrap());
             let error = (read - truth).abs() as f64;
             // Below a hundred the whole millionths that values are rounded to are coarser than the bins.
             assert!(error <= 1.0 + ERROR * 1.000_001 * truth.abs() as f64, "{per_mille}: {read} for {truth}");
         }
         assert_eq!(histogram.count(), 20_500);
-        assert_eq!(Histogram::default().percentile(0.5), None);
+        assert_eq!(Histogram::default().percentile(500), None);
     }
 
     #[test]
@@ -159,7 +197,7 @@ mod tests {
         for value in [i64::MIN + 1, -1, 0, 1, 2, i64::MAX] {
             histogram.add(value);
         }
-        assert_eq!((histogram.percentile(0.0), histogram.percentile(1.0)), (Some(i64::MIN + 1), Some(i64::MAX)));
+        assert_eq!((histogram.percentile(0), histogram.percentile(1_000)), (Some(i64::MIN + 1), Some(i64::MAX)));
         for histogram in [histogram, Histogram::default()] {
             let mut out = Vec::new();
             histogram.encode(&mut out);

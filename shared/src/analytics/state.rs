@@ -171,7 +171,7 @@ impl State {
             (Self::Numbers { bounds, .. }, Aggregate::Minimum) => bounds.map(|(least, _)| as_number(i128::from(least))),
             (Self::Numbers { bounds, .. }, Aggregate::Maximum) => bounds.map(|(_, most)| as_number(i128::from(most))),
             (Self::Rate { count, successes }, _) => (*count > 0).then(|| *successes as f64 / *count as f64),
-            (Self::Histogram(histogram), _) => histogram.percentile(0.5).map(|value| as_number(i128::from(value))),
+            (Self::Histogram(histogram), _) => histogram.percentile(500).map(|value| as_number(i128::from(value))),
             (Self::Uniques { uniques, .. }, _) => Some(uniques.count() as f64),
             (Self::Count(count) | Self::Numbers { count, .. }, _) => Some(*count as f64),
         }
@@ -181,7 +181,7 @@ impl State {
     #[must_use]
     pub fn percentiles(&self) -> Option<BTreeMap<&'static str, f64>> {
         let Self::Histogram(histogram) = self else { return None };
-        PERCENTILES.iter().map(|(name, share)| Some((*name, as_number(i128::from(histogram.percentile(*share)?))))).collect()
+        PERCENTILES.iter().map(|(name, per_mille)| Some((*name, as_number(i128::from(histogram.percentile(*per_mille)?))))).collect()
     }
 
     /// By what groups are ranked: a sum by itself, everything else by how many events.
@@ -235,8 +235,8 @@ impl State {
     }
 }
 
-/// The percentiles of an answer.
-const PERCENTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99)];
+/// The percentiles of an answer, in thousandths.
+const PERCENTILES: [(&str, u16); 4] = [("p50", 500), ("p90", 900), ("p95", 950), ("p99", 990)];
 
 /// What a metric says of its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -271,11 +271,5 @@ impl Aggregate {
             Self::Percentiles => Shape::Histogram,
             Self::Uniques => Shape::Uniques,
         }
-    }
-
-    /// Whether nothing is a number of it, rather than no number.
-    #[must_use]
-    pub const fn is_zero_of_nothing(self) -> bool {
-        matches!(self, Self::Count | Self::Sum | Self::Uniques)
     }
 }

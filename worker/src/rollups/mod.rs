@@ -40,10 +40,19 @@ const ROUND_WITHIN: Duration = Duration::from_secs(20);
 /// The longest that a round may hang.
 const HANGS: Duration = Duration::from_secs(120);
 
+/// Counters that are there from the start, so that an alert on one finds it before the first event.
+const FROM_THE_START: &[&str] = &[
+    "offstage_event_partitions_dropped_total",
+    "offstage_rollup_days_rebuilt_total",
+    "offstage_rollup_failures_total",
+    "offstage_rollup_partials_compacted_total",
+    "offstage_rollup_rows_written_total",
+];
+
 /// Works until `stop`.
 pub async fn run(services: Arc<Services>, stop: CancellationToken) {
-    for name in ["offstage_rollup_partials_compacted_total", "offstage_rollup_rows_written_total", "offstage_rollup_failures_total"] {
-        metrics::counter!(name).increment(0);
+    for name in FROM_THE_START {
+        metrics::counter!(*name).increment(0);
     }
     let worker = services.clock.new_id();
     tokio::join!(

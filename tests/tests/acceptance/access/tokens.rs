@@ -30,6 +30,9 @@ const OF_TOKENS: &[(&str, &str)] = &[
     ("get", "/v1/push/key"),
     ("post", "/v1/push/subscriptions"),
     ("delete", "/v1/push/subscriptions"),
+    ("get", "/v1/analytics"),
+    ("get", "/v1/analytics/{metric}"),
+    ("get", "/v1/analytics/views/{view}"),
     ("get", "/v1/feed"),
     ("get", "/v1/byok"),
     ("get", "/v1/byok/{provider}"),
@@ -104,6 +107,8 @@ async fn a_users_token_opens_what_is_its_users_own_and_nothing_else() {
                 }
                 // Let in, with nothing that is a browser, or a key.
                 Walk::Own => assert!([404, 422].contains(&status) || path.starts_with("/v1/byok") && status == 200, "{context}: {status}"),
+                // The product declares none.
+                Walk::Declared => assert_eq!(status, 404, "{context}"),
                 _ => assert_eq!(
                     status,
                     // No model speaks in the user's own job.

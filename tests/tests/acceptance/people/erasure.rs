@@ -42,6 +42,13 @@ channels = ["push"]
 [notifications.nudge.throttle]
 most = 5
 window_minutes = 60
+[metrics.seen]
+event = "seen"
+aggregate = "count"
+dimensions = ["user"]
+[metrics.seers]
+event = "seen"
+aggregate = "uniques"
 "#;
 
 /// A provider of models that users bring keys for.
@@ -181,6 +188,8 @@ async fn leave_what_others_see(backend: &Client, user: &str, marker: &str, world
                           "data": {"text": marker}, "idempotency_key": key});
         backend.post("/v1/activities", &done).await.expect(202);
     }
+    let event = json!({"id": format!("event-{marker}"), "type": "seen", "user": user, "properties": {"text": marker}});
+    assert_eq!(backend.post("/v1/events", &json!({"events": [event]})).await.expect(200)["accepted"], 1);
 }
 
 /// A browser, and messages: one that was sent, one that is planned, one that is tried again and again.
