@@ -6,7 +6,7 @@ CREATE TABLE summary (
     job_id       uuid,                          -- its job
     refreshed_at timestamptz,                   -- the last success
     took_ms      bigint,                        -- that success
-    concurrently boolean,                       -- whether readers could go on meanwhile
+    is_concurrent boolean,                      -- whether readers could go on meanwhile
     failing_since timestamptz,
     failures     integer NOT NULL DEFAULT 0,    -- in a row
     failure_code text,

@@ -25,6 +25,7 @@ pub struct FoundSummary {
     /// What that took, in milliseconds.
     pub took_ms: Option<i64>,
     /// Whether readers could go on meanwhile.
+    #[sqlx(rename = "is_concurrent")]
     pub concurrently: Option<bool>,
     /// Since when attempts fail.
     pub failing_since: Option<DateTime<Utc>>,
@@ -42,7 +43,7 @@ pub struct FoundSummary {
 /// [`LedgerError`].
 pub async fn list(connection: &mut PgConnection, tenant: i32) -> Result<Vec<FoundSummary>, LedgerError> {
     Ok(sqlx::query_as(
-        "SELECT name, started_at, job_id, refreshed_at, took_ms, concurrently, failing_since, failures, failure_code, failure
+        "SELECT name, started_at, job_id, refreshed_at, took_ms, is_concurrent, failing_since, failures, failure_code, failure
          FROM summary WHERE tenant_id = $1 ORDER BY name",
     )
     .bind(tenant)
@@ -82,7 +83,7 @@ pub async fn refreshed(
     now: DateTime<Utc>,
 ) -> Result<(), LedgerError> {
     sqlx::query(
-        "UPDATE summary SET refreshed_at = $3, took_ms = $4, concurrently = $5, failing_since = NULL, failures = 0, failure_code = NULL, failure = NULL
+        "UPDATE summary SET refreshed_at = $3, took_ms = $4, is_concurrent = $5, failing_since = NULL, failures = 0, failure_code = NULL, failure = NULL
          WHERE tenant_id = $1 AND name = $2",
     )
     .bind(tenant)

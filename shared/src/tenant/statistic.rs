@@ -25,6 +25,9 @@ const EVERY: std::ops::RangeInclusive<u32> = 300..=604_800;
 /// How often unless the manifest says otherwise: these numbers move slowly.
 const EVERY_HOUR: u32 = 3_600;
 
+/// The widest jitter, in seconds: as schedules have it.
+const WIDEST_JITTER: u32 = 86_400;
+
 /// How long readings are kept unless the manifest says otherwise, in days: a year, and a month to compare with.
 const KEEP_DAYS: u32 = 400;
 
@@ -183,7 +186,7 @@ impl StatisticSource {
     /// together do not come together.
     #[must_use]
     pub fn jitter_seconds(&self) -> u32 {
-        self.jitter_seconds.unwrap_or(self.every_seconds() / 4)
+        self.jitter_seconds.unwrap_or((self.every_seconds() / 4).min(WIDEST_JITTER))
     }
 
     /// How long readings are kept, in days.
@@ -255,8 +258,8 @@ impl StatisticSource {
             faults.push(("every_seconds", format!("is {every}; {} to {} are allowed", EVERY.start(), EVERY.end())));
         } else if self.jitter_seconds() >= every {
             faults.push(("jitter_seconds", format!("is {}; it must be less than every_seconds", self.jitter_seconds())));
-        } else if self.jitter_seconds() > 86_400 {
-            faults.push(("jitter_seconds", format!("is {}; 86400 are the most", self.jitter_seconds())));
+        } else if self.jitter_seconds() > WIDEST_JITTER {
+            faults.push(("jitter_seconds", format!("is {}; {WIDEST_JITTER} are the most", self.jitter_seconds())));
         }
         if !(1..=3_650).contains(&self.keep_days()) {
             faults.push(("keep_days", format!("is {}; 1 to 3650 are allowed", self.keep_days())));
@@ -362,6 +365,7 @@ mod tests {
     #[test]
     fn numbers_are_bounded() {
         let with = |more: &str| faults(&format!("about = 'discord_invite'\nsubject = 'a'\n{more}"));
+        assert_eq!(with("every_seconds = 604800"), Vec::<&str>::new());
         assert_eq!(with("every_seconds = 299"), ["every_seconds"]);
         assert_eq!(with("every_seconds = 600\njitter_seconds = 600"), ["jitter_seconds"]);
         assert_eq!(with("keep_days = 0"), ["keep_days"]);

@@ -32,8 +32,8 @@ const LEASE: Duration = Duration::from_secs(150);
 /// Redirects, and tokens made anew, of one run.
 const MOST_CALLS: usize = 5;
 
-/// How long a run waits for another's call to the same vendor before it makes room.
-const TURN_WITHIN: Duration = Duration::from_secs(20);
+/// How long a run waits for another that asks for the same, or asks the same vendor, before it makes room.
+const TURN_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -55,8 +55,15 @@ pub(super) async fn run(payload: StatsRefresh, context: JobContext) -> Result<Su
     let services = &context.services;
     // The job's own: whoever takes it over after a crash goes on where it was, and waits for nobody who is dead.
     let lease = context.job.id.0;
-    let held = statistics::lease(&services.pool, tenant.id, &payload.source, lease, LEASE, services.clock.now()).await?;
-    let Some(held) = held else { return Err(Interrupt::Snoozed(HELD_FOR)) };
+    let until = Instant::now() + TURN_WITHIN;
+    let held = loop {
+        let now = services.clock.now();
+        match statistics::lease(&services.pool, tenant.id, &payload.source, lease, LEASE, now).await? {
+            Some(held) => break held,
+            None if Instant::now() >= until => return Err(Interrupt::Snoozed(spread(HELD_FOR))),
+            None => sleep(LOOK_EVERY.mul_f64(0.5 + random::fraction())).await,
+        }
+    };
     let refresh = Refresh { context: &context, tenant: &tenant, name: &payload.source, source, held };
     if let Some(measured_at) = refresh.held.measured_at.filter(|at| *at > context.job.counted_from) {
         // Somebody else brought it since this one was due.

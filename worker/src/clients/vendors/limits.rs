@@ -73,12 +73,14 @@ impl Limits {
     pub(super) fn told(&self, key: &str, is_limit: bool) -> Told {
         let ends = self.resets_in.filter(|_| self.remaining == Some(0));
         let blocked_for = self.retry_after.filter(|_| is_limit).or(ends.filter(|_| is_limit));
+        // The pause that is asked for goes before whatever else is said; and a number without a time, or a time without a number, is of no
+        // window.
+        let window = self.remaining.zip(self.resets_in).filter(|_| !is_limit || self.retry_after.is_none());
         Told {
             key: key.to_owned(),
             most: self.most,
-            remaining: self.remaining,
-            // A number without a time, or a time without a number, is of no window.
-            resets_in: self.resets_in.filter(|_| self.remaining.is_some()),
+            remaining: window.map(|(remaining, _)| remaining),
+            resets_in: window.map(|(_, resets_in)| resets_in),
             blocked_for,
             is_unexplained: is_limit && blocked_for.is_none(),
             is_invalid: false,
