@@ -24,8 +24,6 @@ const MEANWHILE: Duration = Duration::from_secs(3);
 /// A call that is about to be made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call<'a> {
-    /// The provider's name in the manifest.
-    pub(super) name: &'a str,
     /// The provider.
     pub(super) provider: &'a Provider,
     /// By whose key.
