@@ -112,14 +112,14 @@ pub(super) async fn reserve(
     now: DateTime<Utc>,
     wanted: &[Wanted],
 ) -> Result<Vec<Option<Refused>>, LedgerError> {
+    fn column<'a, T>(lines: &[(usize, &'a Wanted, &'a Line)], value: impl Fn(&'a Wanted, &'a Line) -> T) -> Vec<T> {
+        lines.iter().map(|(_, wanted, line)| value(wanted, line)).collect()
+    }
     let lines: Vec<(usize, &Wanted, &Line)> =
         wanted.iter().enumerate().flat_map(|(place, wanted)| wanted.lines.iter().map(move |line| (place, wanted, line))).collect();
     let mut refused: Vec<Option<Refused>> = vec![None; wanted.len()];
     if lines.is_empty() {
         return Ok(refused);
-    }
-    fn column<'a, T>(lines: &[(usize, &'a Wanted, &'a Line)], value: impl Fn(&'a Wanted, &'a Line) -> T) -> Vec<T> {
-        lines.iter().map(|(_, wanted, line)| value(wanted, line)).collect()
     }
     let rows = sqlx::query("SELECT refused_line, refused_used FROM reserve_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)")
         .bind(now)

@@ -5,7 +5,7 @@
 
 use shared::{
     job::{Failure, Outcome},
-    ledger::{LedgerError, claim::ClaimedJob},
+    ledger::claim::ClaimedJob,
     tenant::TenantError,
     usage::reserve::{Ensured, ensure},
 };
@@ -42,5 +42,5 @@ async fn reserved(engine: &Engine, job: &ClaimedJob) -> Result<Ensured, Failure>
     let owner = job.owner.as_deref();
     let charges = (kind.charges)(&job.payload, &tenant.manifest, owner, services.clock.now());
     let ensured = ensure(&services.pool, &tenant.manifest, (job.id, job.tenant, owner), &charges, services.clock.now());
-    ensured.await.map_err(|error: LedgerError| Failure::from(error))
+    Ok(ensured.await?)
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use shared::{
     job::{Failure, Interrupt},
-    ledger::LedgerError,
     tenant::{Manifest, Task},
     usage::{
         AI_COST, Charge,
@@ -76,7 +75,7 @@ impl Books<'_> {
 
     /// Writes down a call that an earlier run began and nobody knows the end of, as if it had taken all that it could.
     pub(super) async fn record_lost(&self, item: Item<'_>) -> Result<(), Failure> {
-        if is_known(&self.context.services.pool, self.context.job.id, item.step).await.map_err(|error: LedgerError| Failure::from(error))? {
+        if is_known(&self.context.services.pool, self.context.job.id, item.step).await? {
             return Ok(());
         }
         self.context.spent(self.made(item, "lost", worst(item.question), None)).await
