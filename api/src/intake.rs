@@ -240,7 +240,9 @@ impl Inner {
             }
             Err(error) => {
                 let error = Arc::new(error);
-                answers.into_iter().for_each(|(_, answer)| drop(answer.send(Err(Arc::clone(&error)))));
+                for (_, answer) in answers {
+                    let _ = answer.send(Err(Arc::clone(&error)));
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use shared::{
-    analytics::{BUCKETS_OF_DAY, DayBody, Labels, bucket_of, bucket_start, day_of, observe::Observation, state::State},
+    analytics::{BUCKETS_OF_DAY, DayBody, Labels, Shape, bucket_of, bucket_start, day_of, observe::Observation, state::State},
     tenant::Manifest,
 };
 
@@ -18,7 +18,28 @@ const DAYS: i64 = 365;
 const EVENTS: u64 = 40;
 
 /// Times that each view is read.
-const READS: usize = 200;
+const READS: usize = 100;
+
+/// A day of so many events in each bucket.
+fn body(shape: Shape, day: u64, events: u64) -> Vec<u8> {
+    let mut body = DayBody::new(shape);
+    for slot in 0..u8::try_from(BUCKETS_OF_DAY).unwrap_or(96) {
+        let mut state = State::empty(shape);
+        for event in 0..events {
+            let mixed = (event + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(slot) << 40).wrapping_add(day << 20);
+            let value = i64::try_from(mixed.rotate_left(17) % 4_000_000_000).unwrap_or(0);
+            state.add(match shape {
+                Shape::Count => Observation::Event,
+                Shape::Rate => Observation::Success(event % 10 > 0),
+                // Of 5,000 users.
+                Shape::Uniques => Observation::Member((mixed.rotate_left(31) % 5_000).wrapping_mul(0x2545_f491_4f6c_dd1d)),
+                Shape::Numbers | Shape::Histogram => Observation::Value(value),
+            });
+        }
+        body.merge(slot, &state);
+    }
+    body.encode()
+}
 
 /// Writes the year and reads 90 days of it, by day and with today in them, so that nothing is kept of an answer.
 pub async fn run(bench: &Bench<'_>) -> Result<Vec<(&'static str, Latencies)>> {
@@ -32,29 +53,11 @@ pub async fn run(bench: &Bench<'_>) -> Result<Vec<(&'static str, Latencies)>> {
         let groups: Vec<(i16, Labels)> = std::iter::once((0, Labels::default()))
             .chain((0..5).filter(|_| is_grouped).map(|model| (1, Labels(vec![Some(format!("m{model}"))]))))
             .collect();
-        for day in today - DAYS..today {
-            for (grouping, labels) in &groups {
-                let mut body = DayBody::new(metric.shape());
-                for slot in 0..u8::try_from(BUCKETS_OF_DAY).unwrap_or(96) {
-                    let mut state = State::empty(metric.shape());
-                    for event in 0..EVENTS * if *grouping == 0 { 5 } else { 1 } {
-                        let mixed = (event + 1)
-                            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                            .wrapping_add(u64::from(slot) << 40)
-                            .wrapping_add(day.unsigned_abs());
-                        let value = i64::try_from(mixed.rotate_left(17) % 4_000_000_000).unwrap_or(0);
-                        state.add(match metric.shape() {
-                            shared::analytics::Shape::Count => Observation::Event,
-                            shared::analytics::Shape::Rate => Observation::Success(event % 10 > 0),
-                            // Of 5,000 users.
-                            shared::analytics::Shape::Uniques => {
-                                Observation::Member((mixed.rotate_left(31) % 5_000).wrapping_mul(0x2545_f491_4f6c_dd1d))
-                            }
-                            _ => Observation::Value(value),
-                        });
-                    }
-                    body.merge(slot, &state);
-                }
+        for (grouping, labels) in &groups {
+            // A week's bodies, again and again.
+            let bodies: Vec<Vec<u8>> =
+                (0..7).map(|day| body(metric.shape(), day, if *grouping == 0 { EVENTS * 5 } else { EVENTS })).collect();
+            for (day, body) in (today - DAYS..today).zip(bodies.iter().cycle()) {
                 sqlx::query(
                     "INSERT INTO metric_day (tenant_id, series, grouping, day, labels, body) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
                 )
@@ -63,7 +66,7 @@ pub async fn run(bench: &Bench<'_>) -> Result<Vec<(&'static str, Latencies)>> {
                 .bind(*grouping)
                 .bind(bucket_start(day * BUCKETS_OF_DAY).date_naive())
                 .bind(labels.to_text())
-                .bind(body.encode())
+                .bind(body)
                 .execute(pool)
                 .await?;
             }

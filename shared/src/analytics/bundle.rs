@@ -227,7 +227,7 @@ mod tests {
         ] {
             let mut bundle = Bundle::new(shape);
             for (place, observation) in observations.into_iter().enumerate() {
-                bundle.add(1_900_000 + place as i64, labels(Some("a\"é"), None), observation);
+                bundle.add(1_900_000 + i64::try_from(place).unwrap(), labels(Some("a\"é"), None), observation);
                 bundle.add(-1, labels(None, Some("")), observation);
             }
             let stored = bundle.encode();
@@ -238,8 +238,10 @@ mod tests {
             }
             let mut days = [DayBody::new(shape), DayBody::new(shape)];
             let states: Vec<_> = bundle.states().map(|(bucket, _, state)| (slot_of(bucket), state.clone())).collect();
-            states.iter().for_each(|(slot, state)| days[0].merge(*slot, state));
-            states.iter().rev().for_each(|(slot, state)| days[1].merge(*slot, state));
+            for ((slot, state), (last_slot, last)) in states.iter().zip(states.iter().rev()) {
+                days[0].merge(*slot, state);
+                days[1].merge(*last_slot, last);
+            }
             assert_eq!(days[0].encode(), days[1].encode());
             assert_eq!(DayBody::decode(&days[0].encode()).as_ref(), Ok(&days[1]));
         }

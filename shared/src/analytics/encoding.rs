@@ -89,8 +89,12 @@ mod tests {
         let unsigned = [0, 1, 127, 128, 300, u128::from(u64::MAX), u128::MAX];
         let signed = [0, -1, 1, -64, 64, i128::from(i64::MIN), i128::MAX, i128::MIN];
         let mut out = Vec::new();
-        unsigned.iter().for_each(|value| put(*value, &mut out));
-        signed.iter().for_each(|value| put_signed(*value, &mut out));
+        for value in unsigned {
+            put(value, &mut out);
+        }
+        for value in signed {
+            put_signed(value, &mut out);
+        }
         let mut reader = Reader(&out);
         for value in unsigned {
             assert_eq!(reader.number(), Ok(value));

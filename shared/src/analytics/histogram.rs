@@ -127,29 +127,21 @@ fn count(bins: &mut Bins, bin: i16) {
     }
 }
 
-/// Adds other bins, both walked through once.
+/// Adds other bins, both walked through once; those that are new are put in their places after that.
 fn merge(bins: &mut Bins, others: &Bins) {
-    if others.is_empty() {
-        return;
-    }
-    let mut merged = Vec::with_capacity(bins.len() + others.len());
-    let (mut own, mut others) = (bins.iter().copied().peekable(), others.iter().copied().peekable());
-    while let (Some((bin, count)), Some((other, more))) = (own.peek().copied(), others.peek().copied()) {
-        if bin <= other {
-            own.next();
+    let mut new = Vec::new();
+    let mut own = bins.iter_mut().peekable();
+    for (other, more) in others {
+        while own.next_if(|(bin, _)| bin < other).is_some() {}
+        match own.peek_mut() {
+            Some((bin, count)) if bin == other => *count += more,
+            _ => new.push((*other, *more)),
         }
-        if other <= bin {
-            others.next();
-        }
-        merged.push(match bin.cmp(&other) {
-            std::cmp::Ordering::Less => (bin, count),
-            std::cmp::Ordering::Equal => (bin, count + more),
-            std::cmp::Ordering::Greater => (other, more),
-        });
     }
-    merged.extend(own);
-    merged.extend(others);
-    *bins = merged;
+    if !new.is_empty() {
+        bins.append(&mut new);
+        bins.sort_unstable_by_key(|(bin, _)| *bin);
+    }
 }
 
 /// The bin of a value that is not zero, by its size.
@@ -178,7 +170,9 @@ mod tests {
             .chain([0; 500])
             .collect();
         let mut histogram = Histogram::default();
-        values.iter().for_each(|value| histogram.add(*value));
+        for value in &values {
+            histogram.add(*value);
+        }
         values.sort_unstable();
         for per_mille in 0..=1_000_usize {
             let rank = (values.len() * per_mille).div_ceil(1_000).max(1);

@@ -1,6 +1,6 @@
 //! An answer's numbers: states of a span put together by period and group, the largest groups for themselves and the rest as one.
 
-use std::collections::HashMap;
+use std::{cmp::Ordering, collections::HashMap};
 
 use super::{BUCKETS_OF_DAY, Bundle, DayBody, Labels, Period, Shape, State, Unreadable, state::Aggregate};
 
@@ -42,68 +42,142 @@ pub struct Question<'a> {
 /// Which rows count, and under which labels; `None` leaves one out.
 pub type Place<'a> = dyn Fn(&Labels) -> Option<Labels> + 'a;
 
+/// States with the number of their group: a row of a day, or what a commit added.
+enum Part<'a> {
+    Day(usize, i64, &'a [u8]),
+    Added(usize, i64, &'a State),
+}
+
 impl Read {
     /// Puts it together; without a grouping there is one group, of no labels. Where `fixed` names groups, those are shown and no others.
     ///
     /// # Errors
     /// [`Unreadable`].
     pub fn answer(&self, question: &Question<'_>, place: &Place<'_>, fixed: Option<&[Labels]>) -> Result<Vec<Group>, Unreadable> {
-        let Some((first, end)) = question.periods.first().zip(question.periods.last()).map(|(first, last)| (first.first, last.end)) else {
+        if question.periods.is_empty() {
             return Ok(Vec::new());
+        }
+        let mut numbers: HashMap<Labels, usize> = HashMap::new();
+        let mut names: Vec<Labels> = Vec::new();
+        let mut number_of = |labels: Labels| {
+            *numbers.entry(labels).or_insert_with_key(|labels| {
+                names.push(labels.clone());
+                names.len() - 1
+            })
         };
-        // Ranked by all of their span first, so that only those that are shown are put together by period.
-        let mut totals: HashMap<Labels, State> = HashMap::new();
-        self.each(question, place, |labels, bucket, state| {
-            if (first..end).contains(&bucket) {
-                totals.entry(labels.clone()).or_insert_with(|| State::empty(question.shape)).merge(state);
-            }
-        })?;
-        let mut ranked: Vec<_> = fixed
-            .unwrap_or_default()
-            .iter()
-            .map(|labels| (labels.clone(), totals.remove(labels).unwrap_or_else(|| State::empty(question.shape))))
-            .collect();
-        let mut rest: Vec<_> = totals.into_iter().collect();
-        if fixed.is_none() {
-            rest.sort_by(|(one, few), (other, many)| {
-                many.weight(question.aggregate).cmp(&few.weight(question.aggregate)).then_with(|| one.cmp(other))
-            });
-            let beyond = rest.split_off(rest.len().min(question.top));
-            ranked.extend(std::mem::replace(&mut rest, beyond));
+        for labels in fixed.unwrap_or_default() {
+            number_of(labels.clone());
         }
-        let empty = vec![State::empty(question.shape); question.periods.len()];
-        let mut groups: Vec<Group> =
-            ranked.into_iter().map(|(labels, total)| Group { labels: Some(labels), periods: empty.clone(), total }).collect();
-        if !rest.is_empty() {
-            let mut total = State::empty(question.shape);
-            rest.iter().for_each(|(_, state)| total.merge(state));
-            groups.push(Group { labels: None, periods: empty, total });
-        }
-        let places: HashMap<Labels, usize> =
-            groups.iter().enumerate().filter_map(|(index, group)| Some((group.labels.clone()?, index))).collect();
-        let other = if rest.is_empty() { usize::MAX } else { groups.len() - 1 };
-        self.each(question, place, |labels, bucket, state| {
-            let index = question.periods.partition_point(|period| period.end <= bucket);
-            let period = question.periods.get(index).filter(|period| period.first <= bucket);
-            let group = groups.get_mut(places.get(labels).copied().unwrap_or(other));
-            if let Some(cell) = group.filter(|_| period.is_some()).and_then(|group| group.periods.get_mut(index)) {
-                cell.merge(state);
-            }
-        })?;
-        Ok(groups)
-    }
-
-    fn each(&self, question: &Question<'_>, place: &Place<'_>, mut visit: impl FnMut(&Labels, i64, &State)) -> Result<(), Unreadable> {
+        let mut parts = Vec::with_capacity(self.days.len());
         for (day, labels, body) in &self.days {
             if let Some(labels) = place(labels) {
-                DayBody::each(body, |slot, state| visit(&labels, day * BUCKETS_OF_DAY + i64::from(slot), &state))?;
+                parts.push(Part::Day(number_of(labels), *day, body));
             }
         }
         for (bucket, labels, state) in self.bundles.iter().flat_map(Bundle::states) {
             if let Some(labels) = place(&labels.grouped(question.grouping)) {
-                visit(&labels, bucket, state);
+                parts.push(Part::Added(number_of(labels), bucket, state));
             }
         }
-        Ok(())
+        // Which groups are shown for themselves, by number, and in which order.
+        let shown: Vec<usize> = match fixed {
+            Some(fixed) => (0..fixed.len()).collect(),
+            None if names.len() <= question.top => (0..names.len()).collect(),
+            None => largest(&parts, question, &names)?,
+        };
+        let mut slots = vec![shown.len(); names.len()];
+        for (slot, number) in shown.iter().enumerate() {
+            if let Some(place) = slots.get_mut(*number) {
+                *place = slot;
+            }
+        }
+        let (mut cells, seen) = cells(&parts, question, &slots, shown.len() + 1)?;
+        let rest = cells.pop().filter(|_| seen.last() == Some(&true));
+        let mut groups: Vec<Group> = shown
+            .iter()
+            .zip(cells)
+            .zip(&seen)
+            // A row of the first or last day may have nothing within the span.
+            .filter(|(_, seen)| **seen || fixed.is_some())
+            .filter_map(|((number, periods), _)| Some(group(names.get(*number).cloned()?, periods, question.shape)))
+            .collect();
+        if fixed.is_none() {
+            groups.sort_by(|one, other| {
+                by_weight((&one.total, one.labels.as_ref()), (&other.total, other.labels.as_ref()), question.aggregate)
+            });
+        }
+        groups.extend(rest.map(|periods| Group { labels: None, ..group(Labels::default(), periods, question.shape) }));
+        Ok(groups)
     }
+}
+
+fn group(labels: Labels, periods: Vec<State>, shape: Shape) -> Group {
+    let mut total = State::empty(shape);
+    for state in &periods {
+        total.merge(state);
+    }
+    Group { labels: Some(labels), periods, total }
+}
+
+fn by_weight(one: (&State, Option<&Labels>), other: (&State, Option<&Labels>), aggregate: Aggregate) -> Ordering {
+    other.0.weight(aggregate).cmp(&one.0.weight(aggregate)).then_with(|| one.1.cmp(&other.1))
+}
+
+/// The largest groups, by number: where there are many, what is not shown for itself is not put together by period.
+fn largest(parts: &[Part<'_>], question: &Question<'_>, names: &[Labels]) -> Result<Vec<usize>, Unreadable> {
+    let mut totals: Vec<(usize, State)> = (0..names.len()).map(|number| (number, State::empty(question.shape))).collect();
+    each(parts, question, |number, _, state| {
+        if let Some((_, total)) = totals.get_mut(number) {
+            total.merge(state);
+        }
+    })?;
+    totals.retain(|(_, total)| total.count() > 0);
+    totals.sort_by(|(one, many), (other, few)| by_weight((many, names.get(*one)), (few, names.get(*other)), question.aggregate));
+    totals.truncate(question.top);
+    Ok(totals.into_iter().map(|(number, _)| number).collect())
+}
+
+/// States by slot and period, and which slots have any.
+fn cells(parts: &[Part<'_>], question: &Question<'_>, slots: &[usize], count: usize) -> Result<(Vec<Vec<State>>, Vec<bool>), Unreadable> {
+    let mut cells = vec![vec![State::empty(question.shape); question.periods.len()]; count];
+    let mut seen = vec![false; count];
+    each(parts, question, |number, period, state| {
+        let slot = slots.get(number).copied().unwrap_or(count);
+        if let Some(cell) = cells.get_mut(slot).and_then(|periods| periods.get_mut(period)) {
+            cell.merge(state);
+        }
+        if let Some(seen) = seen.get_mut(slot) {
+            *seen = true;
+        }
+    })?;
+    Ok((cells, seen))
+}
+
+/// Walks through all states within the span: the number of their group, and of their period.
+fn each(parts: &[Part<'_>], question: &Question<'_>, mut visit: impl FnMut(usize, usize, &State)) -> Result<(), Unreadable> {
+    let periods = question.periods;
+    let mut last = 0;
+    // Neighbours mostly are of one period.
+    let mut period_of = |bucket: i64| {
+        let is_in = |index: usize| periods.get(index).is_some_and(|period| period.first <= bucket && bucket < period.end);
+        if !is_in(last) {
+            last = periods.partition_point(|period| period.end <= bucket);
+        }
+        is_in(last).then_some(last)
+    };
+    for part in parts {
+        match part {
+            Part::Day(number, day, body) => DayBody::each(body, |slot, state| {
+                if let Some(period) = period_of(day * BUCKETS_OF_DAY + i64::from(slot)) {
+                    visit(*number, period, &state);
+                }
+            })?,
+            Part::Added(number, bucket, state) => {
+                if let Some(period) = period_of(*bucket) {
+                    visit(*number, period, state);
+                }
+            }
+        }
+    }
+    Ok(())
 }

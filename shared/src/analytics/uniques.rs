@@ -61,13 +61,19 @@ impl Uniques {
                 hashes.extend(others);
                 self.condense();
             }
-            (Self::Registers(registers), Self::Exact(others)) => others.iter().for_each(|hash| raise(registers, *hash)),
+            (Self::Registers(registers), Self::Exact(others)) => {
+                for hash in others {
+                    raise(registers, *hash);
+                }
+            }
             (Self::Registers(registers), Self::Registers(others)) => {
                 registers.iter_mut().zip(others.iter()).for_each(|(register, other)| *register = (*register).max(*other));
             }
             (Self::Exact(hashes), Self::Registers(others)) => {
                 let mut registers = others.clone();
-                hashes.iter().for_each(|hash| raise(&mut registers, *hash));
+                for hash in &*hashes {
+                    raise(&mut registers, *hash);
+                }
                 *self = Self::Registers(registers);
             }
         }
@@ -88,7 +94,9 @@ impl Uniques {
             && hashes.len() > EXACT
         {
             let mut registers = Box::new([0; REGISTERS]);
-            hashes.iter().for_each(|hash| raise(&mut registers, *hash));
+            for hash in &*hashes {
+                raise(&mut registers, *hash);
+            }
             *self = Self::Registers(registers);
         }
     }
@@ -98,7 +106,9 @@ impl Uniques {
             Self::Exact(hashes) => {
                 out.push(0);
                 put(hashes.len() as u128, out);
-                hashes.iter().for_each(|hash| out.extend_from_slice(&hash.to_be_bytes()));
+                for hash in hashes {
+                    out.extend_from_slice(&hash.to_be_bytes());
+                }
             }
             Self::Registers(registers) => {
                 out.push(1);
@@ -228,12 +238,16 @@ mod tests {
         for count in [0, 10, EXACT, EXACT + 1, 5_000] {
             let members = hashes(count);
             let mut straight = Uniques::default();
-            members.iter().for_each(|hash| straight.add(*hash));
+            for hash in &members {
+                straight.add(*hash);
+            }
             // In parts of all sizes, backwards, some twice.
             let mut pieced = Uniques::default();
             for (index, part) in members.rchunks(37).enumerate() {
                 let mut piece = Uniques::default();
-                part.iter().rev().for_each(|hash| piece.add(*hash));
+                for hash in part.iter().rev() {
+                    piece.add(*hash);
+                }
                 if index % 3 == 0 {
                     let mut swapped = piece.clone();
                     swapped.merge(&pieced);

@@ -331,7 +331,8 @@ async fn what_is_counted_is_what_group_by_gives_whatever_happens() {
         let other: Vec<NewEvent> = (0..=dice.roll(80)).map(|_| dice.of(&events).clone()).collect();
         let (metric, rebuilt) = (*dice.of(&metrics), *dice.of(&metrics));
         let day = dice.of(&events).time.date_naive();
-        let mut steps = || if dice.roll(2) == 0 { dice.roll(60) } else { 1_000_000 };
+        // A transaction takes some ten steps, more on a busy machine.
+        let mut steps = || if dice.roll(2) == 0 { dice.roll(12) } else { 1_000_000 };
         let (first, second, third, fourth) = (steps(), steps(), steps(), steps());
         let done = tokio::join!(
             crash_after(first, counted.take(&batch)),
@@ -346,7 +347,7 @@ async fn what_is_counted_is_what_group_by_gives_whatever_happens() {
         let read: u64 = groups.iter().map(|(_, group)| group.total.count()).sum();
         assert_eq!(i64::try_from(read).unwrap(), raw, "round {round}");
     }
-    assert!(crashed > 20, "{crashed} crashed, {conflicts} had to be tried again");
+    assert!(crashed > 10, "{crashed} crashed, {conflicts} had to be tried again");
     for name in counted.manifest.metrics.keys() {
         counted.compare(name, "with partials").await;
     }

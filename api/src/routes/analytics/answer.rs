@@ -87,9 +87,9 @@ pub struct GroupAnswer {
     /// The whole span.
     total: Numbers,
     /// By how much the total differs from that of the periods before, relative to it: 0.5 is half as much again. Only where that was asked
-    /// for; `null` where there is nothing to compare.
+    /// for, and there is something to compare.
     #[serde(skip_serializing_if = "Option::is_none")]
-    change: Option<Option<f64>>,
+    change: Option<f64>,
     /// One a period.
     points: Vec<Point>,
 }
@@ -241,7 +241,7 @@ fn answer(
 
 fn group_answer(group: &Group, periods: &[Period], group_by: &[String], aggregate: Aggregate, before: Option<&[Group]>) -> GroupAnswer {
     let total = Numbers::of(&group.total, aggregate);
-    let change = before.map(|before| {
+    let change = before.and_then(|before| {
         let before = before.iter().find(|other| other.labels == group.labels).and_then(|other| other.total.value(aggregate));
         before.zip(total.value).filter(|(before, _)| *before != 0.0).map(|(before, now)| (now - before) / before.abs())
     });

@@ -116,13 +116,12 @@ impl Span {
         let granularity = query.granularity.unwrap_or(granularity);
         let to = query.to.as_deref().map(|text| moment("to", text, &zone)).transpose()?;
         let to = to.unwrap_or(now + TimeDelta::microseconds(1));
-        let from = match query.from.as_deref() {
-            Some(text) => moment("from", text, &zone)?,
-            None => {
-                let last = zone.local(to - TimeDelta::microseconds(1)).date_naive();
-                let first = last.checked_sub_days(Days::new(u64::from(days.saturating_sub(1))));
-                first.and_then(|first| calendar::midnight(&zone, first)).unwrap_or(to - TimeDelta::days(i64::from(days)))
-            }
+        let from = if let Some(text) = query.from.as_deref() {
+            moment("from", text, &zone)?
+        } else {
+            let last = zone.local(to - TimeDelta::microseconds(1)).date_naive();
+            let first = last.checked_sub_days(Days::new(u64::from(days.saturating_sub(1))));
+            first.and_then(|first| calendar::midnight(&zone, first)).unwrap_or(to - TimeDelta::days(i64::from(days)))
         };
         if from >= to {
             return Err(invalid("from: must be before `to`"));

@@ -83,7 +83,9 @@ async fn rows(world: &World, count: u64) -> Vec<Value> {
 async fn send_all(client: &Client, rows: &[Value]) {
     for (number, chunk) in rows.chunks(5_000).enumerate() {
         let mut lines = String::new();
-        chunk.iter().for_each(|row| writeln!(lines, "{row}").unwrap());
+        for row in chunk {
+            writeln!(lines, "{row}").unwrap();
+        }
         let body = gzip(lines.as_bytes());
         let taken = packed(client, "application/x-ndjson", "gzip", body.clone()).await.expect(200);
         assert_eq!((&taken["accepted"], &taken["rejected"]), (&json!(chunk.len()), &json!([])), "{number}");
