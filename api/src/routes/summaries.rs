@@ -74,13 +74,13 @@ pub struct SummaryView {
 }
 
 impl SummaryView {
-    fn of(name: &str, declared: &Summary, found: Option<FoundSummary>, now: DateTime<Utc>) -> Self {
+    fn of(name: &str, declared: &Summary, found: Option<&FoundSummary>, now: DateTime<Utc>) -> Self {
         let of = match declared.refreshed() {
             Some(Refreshed::View(name) | Refreshed::Function(name)) => name.to_owned(),
             None => String::new(),
         };
-        let refreshed_at = found.as_ref().and_then(|found| found.refreshed_at);
-        let failing = found.as_ref().and_then(|found| {
+        let refreshed_at = found.and_then(|found| found.refreshed_at);
+        let failing = found.and_then(|found| {
             Some(SummaryFailure {
                 since: found.failing_since?,
                 attempts: found.failures,
@@ -93,10 +93,10 @@ impl SummaryView {
             of,
             refreshed_at,
             age: refreshed_at.map(|at| (now - at).num_seconds().max(0)),
-            took_ms: found.as_ref().and_then(|found| found.took_ms),
-            concurrently: found.as_ref().and_then(|found| found.concurrently),
-            started_at: found.as_ref().and_then(|found| found.started_at),
-            job: found.as_ref().and_then(|found| found.job_id),
+            took_ms: found.and_then(|found| found.took_ms),
+            concurrently: found.and_then(|found| found.concurrently),
+            started_at: found.and_then(|found| found.started_at),
+            job: found.and_then(|found| found.job_id),
             failing,
         }
     }
@@ -122,11 +122,12 @@ pub struct SummaryList {
 pub async fn list(State(app): State<App>, Backend(caller): Backend<StatsRead>) -> Result<Answer<SummaryList>, Problem> {
     let tenant = tenant_of(&app, caller.tenant).await?;
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
-    let mut found = summaries::list(&mut transaction, caller.tenant).await?;
+    let found = summaries::list(&mut transaction, caller.tenant).await?;
     let now = app.clock.now();
-    let items = tenant.manifest.summaries.iter().map(|(name, declared)| {
-        let place = found.iter().position(|found| found.name == *name);
-        SummaryView::of(name, declared, place.map(|place| found.swap_remove(place)), now)
-    });
+    let items = tenant
+        .manifest
+        .summaries
+        .iter()
+        .map(|(name, declared)| SummaryView::of(name, declared, found.iter().find(|found| found.name == *name), now));
     Ok(Answer(SummaryList { items: items.collect() }))
 }

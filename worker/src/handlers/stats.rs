@@ -92,9 +92,10 @@ impl Refresh<'_> {
         let question = vendors.question(&self.tenant.name, self.source)?;
         // What was learned of another question is nothing worth.
         let is_same = self.held.asked.as_deref() == Some(question.asked.as_slice());
-        let tags = match is_same && self.held.figures.is_some() {
-            true => Tags { etag: self.held.etag.clone(), last_modified: self.held.last_modified.clone() },
-            false => Tags::default(),
+        let tags = if is_same && self.held.figures.is_some() {
+            Tags { etag: self.held.etag.clone(), last_modified: self.held.last_modified.clone() }
+        } else {
+            Tags::default()
         };
         let remembered = self.held.moved_to.as_deref().filter(|_| is_same).and_then(|place| Url::parse(place).ok());
         let mut moved_to = remembered.filter(|place| question.may_go_to(place));
@@ -176,7 +177,7 @@ impl Refresh<'_> {
     async fn call(&self, question: &Question, place: &Url, tags: &Tags) -> Result<Reply, Interrupt> {
         let services = &self.context.services;
         let vendor = question.vendor.word();
-        let call = Uuid::new_v4();
+        let call = services.clock.new_id();
         self.take(question, call).await?;
         let asked = services.clients.vendors.ask(question, place, tags, services.clock.now()).await;
         let now = services.clock.now();

@@ -142,7 +142,9 @@ async fn read_ahead(app: &App, tenant: &Tenant, wanted: &[&str]) {
     match ask_for(app, tenant.id, wanted).await {
         Ok(jobs) => {
             metrics::counter!("offstage_statistic_read_aheads_total").increment(jobs.len() as u64);
-            jobs.into_iter().for_each(|job| app.follow.tell(job, Call::Dispatch(StatsRefresh::QUEUE)));
+            for job in jobs {
+                app.follow.tell(job, Call::Dispatch(StatsRefresh::QUEUE));
+            }
         }
         Err(error) => {
             tracing::debug!(

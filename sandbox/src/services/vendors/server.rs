@@ -42,8 +42,8 @@ impl Given {
         Self { status, headers: Vec::new(), body: body.to_string() }
     }
 
-    fn with(mut self, name: &str, value: impl ToString) -> Self {
-        self.headers.push((name.to_owned(), value.to_string()));
+    fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.headers.push((name.to_owned(), format!("{value}")));
         self
     }
 }
@@ -287,8 +287,8 @@ pub(super) fn tag_of(body: &Value) -> String {
 
 fn varied(tag: &str, accept: Option<&str>, authorization: Option<&str>) -> String {
     let digest = Sha256::digest([tag, accept.unwrap_or_default(), authorization.unwrap_or_default()].join("\n").as_bytes());
-    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("W/\"{short}\"")
+    let short = digest.iter().take(8).fold(0_u64, |short, byte| short << 8 | u64::from(*byte));
+    format!("W/\"{short:016x}\"")
 }
 
 fn base64_of(text: &str) -> String {
