@@ -195,8 +195,8 @@ codes! {
     InquiryLimitExceeded = "inquiry_limit_exceeded", TOO_MANY_REQUESTS, "There have been enough inquiries";
     /// There have been enough wishes for the statistic.
     RefreshLimitExceeded = "refresh_limit_exceeded", TOO_MANY_REQUESTS, "It was refreshed often enough";
-    /// As much of something is used as may be.
-    UsageLimitExceeded = "usage_limit_exceeded", TOO_MANY_REQUESTS, "A usage limit is reached";
+    /// As much of something is used as may be. In capitals, as products' clients know it (R44).
+    UsageLimitExceeded = "USAGE_LIMIT_EXCEEDED", TOO_MANY_REQUESTS, "A usage limit is reached";
     /// The user's keys were checked as often as they may.
     ByokLimitExceeded = "byok_limit_exceeded", TOO_MANY_REQUESTS, "Keys were checked often enough";
     /// A mistake of ours.
@@ -449,7 +449,7 @@ pub struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     gone_at: Option<DateTime<Utc>>,
-    /// Which metric may not be used further; this and what follows with 429 `usage_limit_exceeded`.
+    /// Which metric may not be used further; this and what follows with 429 `USAGE_LIMIT_EXCEEDED`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, example = "ai_enhancements")]
     metric: Option<&'a str>,
@@ -489,7 +489,10 @@ mod tests {
         let words: HashSet<_> = Code::ALL.iter().map(|code| code.word()).collect();
         assert_eq!(words.len(), Code::ALL.len());
         for code in Code::ALL {
-            assert!(code.word().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{}", code.word());
+            // Capitals are the products' own words.
+            let is_own = code == Code::UsageLimitExceeded;
+            let is_letter = if is_own { u8::is_ascii_uppercase } else { u8::is_ascii_lowercase };
+            assert!(code.word().bytes().all(|byte| is_letter(&byte) || byte == b'_'), "{}", code.word());
             assert!(code.status().is_client_error() || code.status().is_server_error());
             assert_eq!(serde_json::to_value(code).unwrap(), code.word());
         }

@@ -73,7 +73,7 @@ async fn over_the_limit_is_429_with_usage_limit_and_reset_and_a_repeat_is_charge
     let id = ada.create_id(&first).await;
     ada.create(&call(&json!({}))).await;
     let refused = ada.post("/v1/jobs", &call(&json!({}))).await;
-    let problem = refused.problem(429, "usage_limit_exceeded");
+    let problem = refused.problem(429, "USAGE_LIMIT_EXCEEDED");
     let told = |field: &str| problem[field].clone();
     assert_eq!((told("metric"), told("scope"), told("period")), (json!("calls"), json!("user"), json!("hour")));
     assert_eq!((told("usage"), told("limit"), told("resets_at")), (json!(2), json!(2), json!("2026-11-22T11:00:00Z")));
@@ -99,7 +99,7 @@ async fn over_the_limit_is_429_with_usage_limit_and_reset_and_a_repeat_is_charge
             ada.create(&call(&json!({}))).await;
         }
     }
-    let problem = ada.post("/v1/jobs", &call(&json!({}))).await.problem(429, "usage_limit_exceeded");
+    let problem = ada.post("/v1/jobs", &call(&json!({}))).await.problem(429, "USAGE_LIMIT_EXCEEDED");
     assert_eq!(
         (&problem["period"], &problem["usage"], &problem["resets_at"]),
         (&json!("month"), &json!(5), &json!("2026-11-30T23:00:00Z"))
@@ -132,7 +132,7 @@ async fn users_are_put_on_plans_and_what_is_unlimited_is() {
     assert_eq!(used(&ada, "calls", "month").await, (12, None));
     // Whoever comes back to a plan that limits has used what they used.
     forge.put("/v1/users/ada", &json!({"plan": "pilot"})).await.expect(200);
-    ada.post("/v1/jobs", &call(&json!({}))).await.problem(429, "usage_limit_exceeded");
+    ada.post("/v1/jobs", &call(&json!({}))).await.problem(429, "USAGE_LIMIT_EXCEEDED");
     balances(&world).await;
 }
 
@@ -159,12 +159,12 @@ async fn what_fails_or_is_cancelled_is_given_back_and_what_was_used_is_charged()
     assert_eq!(used(&ada, "tokens", "day").await, (12, Some(60)));
     assert_eq!(used(&forge, "tokens", "day").await, (12, Some(100)), "the product's too");
     // Worst cases bound what is under way; the product's limit bounds all together.
-    let problem = ada.post("/v1/jobs", &tokens(49, 1, "ok")).await.problem(429, "usage_limit_exceeded");
+    let problem = ada.post("/v1/jobs", &tokens(49, 1, "ok")).await.problem(429, "USAGE_LIMIT_EXCEEDED");
     assert_eq!((&problem["scope"], &problem["usage"], &problem["limit"]), (&json!("user"), &json!(12), &json!(60)));
     let mut held = tokens(60, 1, "ok");
     held["run_at"] = json!(world.now().await + TimeDelta::hours(1));
     let held = forge.acting_for("eve").create_id(&held).await;
-    let problem = forge.acting_for("bob").post("/v1/jobs", &tokens(40, 1, "ok")).await.problem(429, "usage_limit_exceeded");
+    let problem = forge.acting_for("bob").post("/v1/jobs", &tokens(40, 1, "ok")).await.problem(429, "USAGE_LIMIT_EXCEEDED");
     assert_eq!((&problem["scope"], &problem["usage"], &problem["limit"]), (&json!("product"), &json!(72), &json!(100)));
     forge.post_nothing(&format!("/v1/jobs/{held}/cancel")).await.expect(200);
     // A job that failed and is tried again reserves again.
@@ -191,10 +191,10 @@ async fn what_the_house_makes_or_redrives_reserves_before_it_runs() {
     .await;
     assert_eq!(world.number("SELECT count(*) FROM job_state WHERE state = 3").await, 3, "two of the three, and what they followed");
     let refused = world.text("SELECT job_id::text FROM job_state WHERE state = 4").await;
-    assert_eq!(ada.job(&refused).await["error"]["code"], "usage_limit_exceeded");
+    assert_eq!(ada.job(&refused).await["error"]["code"], "USAGE_LIMIT_EXCEEDED");
     assert_eq!(used(&ada, "calls", "hour").await, (2, Some(2)));
     // Redriven while there is no room it is refused at the door; once there is, it runs.
-    ada.post_nothing(&format!("/v1/jobs/{refused}/retry")).await.problem(429, "usage_limit_exceeded");
+    ada.post_nothing(&format!("/v1/jobs/{refused}/retry")).await.problem(429, "USAGE_LIMIT_EXCEEDED");
     assert_eq!(ada.job(&refused).await["state"], "failed");
     balances(&world).await;
 }
@@ -205,7 +205,7 @@ async fn a_batch_is_refused_as_a_whole_or_one_by_one() {
     let (_, ada) = forge(&world).await;
     let jobs = json!([call(&json!({})), {"kind": "probe.run", "payload": {}}, call(&json!({})), call(&json!({}))]);
     let refused = ada.post("/v1/jobs/batch", &json!({ "jobs": jobs })).await;
-    refused.problem(429, "usage_limit_exceeded");
+    refused.problem(429, "USAGE_LIMIT_EXCEEDED");
     assert_eq!(refused.pointers(), ["/jobs/3"]);
     assert_eq!(world.number("SELECT count(*) FROM job").await, 0);
     assert_eq!(used(&ada, "calls", "hour").await.0, 0);

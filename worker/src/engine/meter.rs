@@ -22,7 +22,7 @@ pub(super) async fn stop(engine: &Engine, job: &ClaimedJob) -> Option<Outcome> {
         Ok(Ensured::No(refused)) => {
             metrics::counter!("offstage_usage_refused_total", "metric" => refused.metric.clone(), "period" => refused.period.word())
                 .increment(1);
-            Some(Outcome::Failed(Failure::permanent("usage_limit_exceeded", format!("it did not run: {refused}"))))
+            Some(Outcome::Failed(Failure::permanent("USAGE_LIMIT_EXCEEDED", format!("it did not run: {refused}"))))
         }
         Err(error) => Some(Outcome::Failed(error)),
     }

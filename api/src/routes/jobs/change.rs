@@ -110,7 +110,7 @@ async fn stop(app: &App, asked: Asked<'_>) -> Result<Changed, LedgerError> {
         (status = 404, body = ProblemBody<'static>, description = "`job_not_found`"),
         (status = 409, body = ProblemBody<'static>, description = "`job_not_retryable`: it has not ended, has succeeded, is past its `start_by`, or another job holds its unique key"),
         (status = 410, body = ProblemBody<'static>, description = "`job_gone`: it was removed at `gone_at`"),
-        (status = 429, body = ProblemBody<'static>, description = "`usage_limit_exceeded`: it would use more than may be used, with `usage`, `limit` and `resets_at`"),
+        (status = 429, body = ProblemBody<'static>, description = "`USAGE_LIMIT_EXCEEDED`: it would use more than may be used, with `usage`, `limit` and `resets_at`"),
     ),
 )]
 pub async fn retry(State(app): State<App>, caller: Caller<JobsWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {

@@ -73,7 +73,7 @@ async fn insist(client: &Client, user: &str, place: usize, amount: u64) -> Optio
         match client.try_send(request).await {
             Ok(answer) if [200, 202].contains(&answer.status) => return Some(id_of(&answer.json())),
             Ok(answer) if answer.status == 429 => {
-                answer.problem(429, "usage_limit_exceeded");
+                answer.problem(429, "USAGE_LIMIT_EXCEEDED");
                 return None;
             }
             Ok(answer) => assert_eq!(answer.status, 503, "{}", answer.text()),

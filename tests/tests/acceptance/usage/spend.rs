@@ -108,7 +108,7 @@ async fn a_budget_is_reserved_at_its_worst_and_kept() {
         match answer.status {
             202 => accepted.push(id_of(&answer.json())),
             _ => {
-                let problem = answer.problem(429, "usage_limit_exceeded");
+                let problem = answer.problem(429, "USAGE_LIMIT_EXCEEDED");
                 assert_eq!((&problem["metric"], &problem["scope"], &problem["limit"]), (&json!("ai_cost"), &json!("user"), &json!(2_000)));
                 refused += 1;
             }

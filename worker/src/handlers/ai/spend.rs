@@ -59,7 +59,7 @@ impl Books<'_> {
             Ensured::Yes => Ok(()),
             Ensured::No(refused) => {
                 let words = format!("another call was needed and may not be made: {refused}");
-                Err(Failure::permanent("usage_limit_exceeded", words).for_owner(FOR_OWNER).into())
+                Err(Failure::permanent("USAGE_LIMIT_EXCEEDED", words).for_owner(FOR_OWNER).into())
             }
         }
     }
