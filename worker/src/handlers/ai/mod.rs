@@ -278,7 +278,7 @@ impl Asking<'_> {
                 }
                 Intent::New | Intent::Fenced | Intent::SwitchedOff => {}
             }
-            let about = Call { provider, credential: &credential, question: &question, within: self.task.timeout };
+            let about = Call { name: &choice.provider, provider, credential: &credential, question: &question, within: self.task.timeout };
             self.made += 1;
             let stream = if self.is_streamed { format!("{}-{}", self.context.job.runs, self.made) } else { String::new() };
             let mut speaking = self.speaking(&stream);
