@@ -37,14 +37,11 @@ impl Credential {
 ///
 /// # Errors
 /// A [`Failure`]: the operator has to set one first.
-#[expect(clippy::unused_async, reason = "users' keys will be looked up in the database")]
 pub(super) async fn credential(context: &JobContext, name: &str, provider: &Provider) -> Result<Credential, Failure> {
     let Some(variable) = &provider.key_env else { return Ok(Credential::Platform(None)) };
-    match context.services.ai_keys.get(variable) {
-        Some(key) => Ok(Credential::Platform(Some(key.clone()))),
-        None => {
-            let message = format!("this worker has no key for the provider `{name}`: set {variable}, and start it anew");
-            Err(Failure::transient("ai_key_missing", message))
-        }
-    }
+    let Some(key) = context.services.ai_keys.get(variable) else {
+        let message = format!("this worker has no key for the provider `{name}`: set {variable}, and start it anew");
+        return Err(Failure::transient("ai_key_missing", message));
+    };
+    Ok(Credential::Platform(Some(key.clone())))
 }
