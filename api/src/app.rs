@@ -125,6 +125,7 @@ impl App {
             metrics::counter!(*name).increment(0);
         }
         let _registered = metrics::histogram!("offstage_batch_store_seconds");
+        let _registered = metrics::histogram!("offstage_accept_metered_seconds");
         for by in ["idempotency_key", "unique"] {
             metrics::counter!("offstage_jobs_duplicate_total", "by" => by).increment(0);
         }

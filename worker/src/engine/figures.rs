@@ -43,6 +43,7 @@ const FROM_THE_START: &[&str] = &[
     "offstage_settles_stale_total",
     "offstage_sweep_failures_total",
     "offstage_uploads_aborted_total",
+    "offstage_usage_lapsed_total",
     "offstage_users_erased_total",
     "offstage_worker_fenced_total",
     "offstage_worker_heartbeat_failures_total",

@@ -62,7 +62,7 @@ pub(super) struct AiDeclaration {
 }
 
 /// What a provider may put around a question, in tokens.
-const FRAME: usize = 256;
+const FRAME: usize = 512;
 
 /// What is wrong, by the path of its field.
 pub(super) type Faults = Vec<(Vec<String>, String)>;
@@ -147,7 +147,8 @@ impl Ai {
     pub fn most_of_call(&self, task: &Task, question_bytes: usize, at: DateTime<Utc>) -> Option<u64> {
         let schema = task.output.as_ref().map_or(0, |schema| schema.value().to_string().len());
         // A token is a byte at least, in every vocabulary there is; what a provider puts around a question is small beside that.
-        let input = u64::try_from(question_bytes.saturating_add(schema).saturating_add(FRAME)).unwrap_or(u64::MAX);
+        // Twice the schema: some models are shown it in words.
+        let input = u64::try_from(question_bytes.saturating_add(2 * schema).saturating_add(FRAME)).unwrap_or(u64::MAX);
         let prices = task.models.iter().filter_map(|choice| self.price(&choice.provider, &choice.model, at));
         prices.map(|price| price.of(input, task.max_tokens.into())).max()
     }

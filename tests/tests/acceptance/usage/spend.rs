@@ -11,7 +11,7 @@ fn manifest(world: &World, more: &str) -> String {
     let task = |name: &str, model: &str, more: &str| {
         format!(
             "[ai.tasks.{name}]\nmodels = [{{ provider = \"main\", model = \"{model}\" }}]\nprompt = \"{{{{ input.prompt }}}}\"\n\
-             input = {{ type = \"object\" }}\nmax_tokens = 100\n{more}\n"
+             input = {{ type = \"object\" }}\nmax_tokens = 100\ntimeout_seconds = 60\n{more}\n"
         )
     };
     let schema = "output = { type = \"object\", required = [\"score\"], properties = { score = { type = \"integer\" } } }";
@@ -99,8 +99,8 @@ async fn a_budget_is_reserved_at_its_worst_and_kept() {
     let (world, _worker) = World::with_worker().await;
     let (shop, ada) = shop(&world, "product.ai_cost = { month = 1_000_000 }").await;
     let ai = &world.sandbox.ai;
-    // Each may cost up to 100 tokens of answer and some 300 of question: two at once are too much for a budget of 2,000.
-    ai.usually(Answer { delay_ms: 1_500, ..tokens(10, 100) });
+    // Each may cost 400 for its answer and some hundreds for its question: three at once are too much for a budget of 2,000.
+    ai.usually(Answer { delay_ms: 1_500, text: Some("no".into()), ..tokens(10, 100) });
     let mut accepted = Vec::new();
     let mut refused = 0;
     for number in 0..6 {

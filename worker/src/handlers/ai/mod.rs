@@ -263,8 +263,8 @@ impl Asking<'_> {
                 }
             };
             let question = self.question(choice, turns);
-            let item = Item { step: key, provider: &choice.provider, question: &question, credential: &credential };
-            self.books.reserve(item).await?;
+            let asked = self.system.as_ref().map_or(0, String::len) + turns.iter().map(|turn| turn.text.len()).sum::<usize>();
+            let item = Item { step: key, provider: &choice.provider, question: &question, asked, credential: &credential };
             let intent = json!({ "provider": choice.provider, "model": choice.model });
             match self.context.intend_outward(key, &intent).await? {
                 Intent::Done { receipt } => {
@@ -277,6 +277,15 @@ impl Asking<'_> {
                     is_listed = true;
                 }
                 Intent::New | Intent::Fenced | Intent::SwitchedOff => {}
+            }
+            // The first one of all was reserved with the job.
+            if (self.made > 0 || self.context.job.runs > 1)
+                && let Err(refused) = self.books.reserve(item).await
+            {
+                if !is_listed {
+                    self.context.forget_effect(key).await?;
+                }
+                return Err(refused);
             }
             let about = Call { name: &choice.provider, provider, credential: &credential, question: &question, within: self.task.timeout };
             self.made += 1;

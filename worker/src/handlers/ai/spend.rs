@@ -38,6 +38,8 @@ pub(super) struct Item<'a> {
     /// The provider's name in the manifest.
     pub(super) provider: &'a str,
     pub(super) question: &'a Question,
+    /// How many bytes are asked, as they were counted when the job was accepted.
+    pub(super) asked: usize,
     pub(super) credential: &'a Credential,
 }
 
@@ -50,9 +52,7 @@ impl Books<'_> {
         }
         let services = &self.context.services;
         let now = services.clock.now();
-        let Question { system, turns, .. } = item.question;
-        let bytes = system.as_ref().map_or(0, String::len) + turns.iter().map(|turn| turn.text.len() + 64).sum::<usize>();
-        let Some(most) = self.manifest.ai.most_of_call(self.task, bytes, now) else { return Ok(()) };
+        let Some(most) = self.manifest.ai.most_of_call(self.task, item.asked, now) else { return Ok(()) };
         let job = &self.context.job;
         let whose = (job.id, job.tenant, job.owner.as_deref());
         match extend(&services.pool, self.manifest, whose, &Charge::incurred(AI_COST, most), now).await? {
