@@ -1,5 +1,5 @@
 //! Events made of Debian's package catalogue, in by HTTP; the numbers are those of `DuckDB` on the same rows. `ANALYTICS_EVENTS=1000000`
-//! sends that many, which is the full size; otherwise 30,000.
+//! sends that many, which is the full size; otherwise 10,000.
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
@@ -102,7 +102,7 @@ async fn totals_are_those_of_duckdb_on_the_same_rows() {
     let _worker = world.start_worker(clock.launch()).await;
     let client = world.tenant_of("debian", MANIFEST).await;
     world.sandbox.load_packages().await.unwrap();
-    let count = std::env::var("ANALYTICS_EVENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(30_000);
+    let count = std::env::var("ANALYTICS_EVENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(10_000);
     let rows = rows(&world, count).await;
     let file = world.sandbox.directory().join("events.ndjson");
     let mut text = String::new();
