@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-exports chaos
+.PHONY: help run test lint bench bench-exports bench-ai chaos
 
 # Passed on to `sandbox run`, as in `make run ARGUMENTS="--port 9000 --workers 2"`.
 ARGUMENTS ?=
@@ -52,3 +52,8 @@ bench-exports: ## large exports beside `psql \copy`: rates and memory (BENCH_EXP
 	@.ci/prepare services
 	cargo build --release --package api --package worker --package bench --bins
 	target/release/bench --date "$$(date -u +%F)" --exports $(or $(BENCH_EXPORT_ROWS),10000000) --results $(EXPORT_RESULTS)
+
+bench-ai: ## what a task for a model takes around the model's own time (BENCH_AI_SECONDS=5: a quick look)
+	@.ci/prepare services
+	cargo build --release --package api --package worker --package bench --bins
+	target/release/bench --date "$$(date -u +%F)" --ai $(or $(BENCH_AI_SECONDS),30) --results target/bench-ai.md

@@ -4,6 +4,7 @@
 //! best; what one does and another leaves out is said; a figure that other programs on the machine spoiled is marked. Ratios
 //! are the result, since machines differ; CPU microseconds a job say where the time goes.
 
+mod ai;
 mod contest;
 mod error;
 mod exports;
@@ -58,6 +59,9 @@ struct Arguments {
     /// Instead of all that: exports of so many rows beside `psql \copy`.
     #[arg(long, env = "BENCH_EXPORT_ROWS")]
     exports: Option<u64>,
+    /// Instead of all that: what a task for a model takes around the model's time, for so many seconds.
+    #[arg(long, env = "BENCH_AI_SECONDS")]
+    ai: Option<u64>,
     /// Peers to run, by name; all when absent.
     #[arg(long, env = "BENCH_PEERS", value_delimiter = ',')]
     with: Vec<String>,
@@ -99,6 +103,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         let patience = Duration::from_secs(arguments.patience);
         let plan = exports::Plan { rows: rows.max(1), rounds: arguments.rounds.max(1), patience };
         let report = exports::run(&fresh_directory(arguments.data)?, arguments.date, plan).await?;
+        return publish(&report, &arguments.results);
+    }
+    if let Some(seconds) = arguments.ai {
+        let report = ai::run(&fresh_directory(arguments.data)?, arguments.date, seconds.max(1)).await?;
         return publish(&report, &arguments.results);
     }
     let plan = Plan {

@@ -37,7 +37,18 @@ pub(crate) fn directory() -> PathBuf {
 
 /// Its manifest, for `api tenant apply`.
 pub(crate) fn manifest() -> PathBuf {
-    directory().join("tenant.toml")
+    manifest_of(PROMPTLOCKR)
+}
+
+/// The product with tables and a page.
+pub(crate) const PROMPTLOCKR: &str = "promptlockr";
+
+/// The products of `examples/`.
+pub(crate) const PRODUCTS: [&str; 5] = [PROMPTLOCKR, "analyticbot", "community", "mealplanner", "promptforge"];
+
+/// A product's manifest.
+pub(crate) fn manifest_of(product: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(product).join("tenant.toml")
 }
 
 impl Example<'_> {

@@ -89,9 +89,10 @@ impl Local {
 
         let fleet = Fleet::new(programs, directory.logs());
         let place = Place::prefer(settings.web_port)?;
-        let manifest = manifest_for(&place, &directory)?;
-        let apply = vec!["tenant".into(), "apply".into(), manifest.into()];
-        fleet.run_api(&host, environment.clone(), apply).await?;
+        for manifest in manifests_for(&place, &services, &directory)? {
+            let apply = vec!["tenant".into(), "apply".into(), manifest.into()];
+            fleet.run_api(&host, environment.clone(), apply).await?;
+        }
         let launch = Launch::new().prefer_port(settings.port);
         let api = fleet.start_api(&host, environment.clone(), launch).await?;
         let address = api.address().ok_or_else(|| Error::Invalid("the API has no address".to_owned()))?;
@@ -142,12 +143,20 @@ fn defaults() -> Environment {
     ])
 }
 
-/// The example's manifest with the page's origins, which are this run's.
-fn manifest_for(place: &Place, directory: &Directory) -> Result<PathBuf> {
-    let (from, to) = (example::manifest(), directory.path().join("tenant.toml"));
-    let manifest = std::fs::read_to_string(&from).doing(|| format!("read {}", from.display()))?;
-    std::fs::write(&to, place.listed_in(&manifest)).doing(|| format!("write {}", to.display()))?;
-    Ok(to)
+/// The examples' manifests, with what is this run's: models whose keys were not given are the sandbox', and promptlockr's page has its origins.
+fn manifests_for(place: &Place, services: &Services, directory: &Directory) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for product in example::PRODUCTS {
+        let (from, to) = (example::manifest_of(product), directory.path().join(format!("{product}.toml")));
+        let manifest = std::fs::read_to_string(&from).doing(|| format!("read {}", from.display()))?;
+        let mut manifest = services.ai.listed_in(&manifest, |variable| services.answers_for(variable));
+        if product == example::PROMPTLOCKR {
+            manifest = place.listed_in(&manifest);
+        }
+        std::fs::write(&to, manifest).doing(|| format!("write {}", to.display()))?;
+        written.push(to);
+    }
+    Ok(written)
 }
 
 async fn load(example: &Example<'_>, rows: u64) -> Result<()> {

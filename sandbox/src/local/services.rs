@@ -8,12 +8,17 @@ use crate::error::Result;
 use crate::fleet::Environment;
 use crate::host::Host;
 use crate::programs::Programs;
+use crate::random;
 use crate::secrets::Secrets;
+use crate::services::ai::{AiServer, Answer};
 use crate::services::mail::MailServer;
 use crate::services::postgres::{Durability, Postgres};
 use crate::services::push::{self, PushService};
 use crate::services::redis::Redis;
 use crate::services::s3::S3;
+
+/// The variables with the keys of the examples' providers.
+const PROVIDERS: [&str; 2] = ["OFFSTAGE_AI_OPENAI", "OFFSTAGE_AI_ANTHROPIC"];
 
 /// What runs privately; `None` where the environment named another. The servers for mail and pushes always run.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub(super) struct Services {
     pub(super) mail: MailServer,
     /// Stands in for browsers and their vendors.
     pub(super) push: PushService,
+    /// Stands in for the providers of models whose keys were not given.
+    pub(super) ai: AiServer,
     /// Settings for them, but for those that were given.
     sending: Environment,
 }
@@ -53,7 +60,10 @@ impl Services {
         };
         let mail = async { MailServer::open(directory, host.runtime()?.clone()).await };
         let push = async { PushService::open(host.runtime()?.clone()).await };
-        let (postgres, redis, s3, mail, push) = tokio::try_join!(postgres, redis, s3, mail, push)?;
+        let ai = async { AiServer::open(format!("sk-sandbox-{}", random::characters(32)?), host.runtime()?.clone()).await };
+        let (postgres, redis, s3, mail, push, ai) = tokio::try_join!(postgres, redis, s3, mail, push, ai)?;
+        // So that its words can be watched while they come.
+        ai.usually(Answer { delay_ms: 400, word_ms: 40, ..Answer::default() });
         let mut sending = Environment::new();
         if !given.has_mail() {
             sending.extend(mail.environment());
@@ -70,7 +80,15 @@ impl Services {
         if !given.has_recipient_key() {
             sending.insert("OFFSTAGE_RECIPIENT_KEY".to_owned(), secrets.recipient_key.clone());
         }
-        Ok(Self { postgres, redis, s3, mail, push, sending })
+        for variable in PROVIDERS.into_iter().filter(|variable| !given.environment.contains_key(*variable)) {
+            sending.insert(variable.to_owned(), ai.key().to_owned());
+        }
+        Ok(Self { postgres, redis, s3, mail, push, ai, sending })
+    }
+
+    /// Whether the sandbox answers in the place of the provider whose key is in this variable.
+    pub(super) fn answers_for(&self, variable: &str) -> bool {
+        self.sending.contains_key(variable)
     }
 
     /// Whether programs send their mails to the server that shows them.
@@ -122,6 +140,7 @@ impl Services {
         }
         self.mail.stop();
         self.push.stop();
+        self.ai.stop();
         // What could go wrong is that the sandbox is already being taken down, which is what is wanted.
         if let Some(redis) = &self.redis {
             let _ = redis.stop().await;

@@ -52,6 +52,16 @@ pub(super) fn services(directory: &Path, services: &Services) {
         "the servers of OFFSTAGE_SMTP_…: mails leave this machine".to_owned()
     };
     line("Mail", &mail);
+    let real: Vec<_> = [("OpenAI", "OFFSTAGE_AI_OPENAI"), ("Anthropic", "OFFSTAGE_AI_ANTHROPIC")]
+        .into_iter()
+        .filter(|(_, variable)| !services.answers_for(variable))
+        .map(|(name, _)| name)
+        .collect();
+    let models = match real.as_slice() {
+        [] => "(answers without any model; set OFFSTAGE_AI_OPENAI or OFFSTAGE_AI_ANTHROPIC to a key for real ones)".to_owned(),
+        real => format!("(answers without any model, but for {}: calls with your keys leave this machine)", real.join(" and ")),
+    };
+    line("Models", &format!("{} {models}", services.ai.url()));
     line("Push", &format!("{} (stands in for browsers' push services)", services.push.url()));
 }
 
@@ -87,6 +97,10 @@ Try it. Make an export of the user demo's prompts, wait for it, download it:
   until curl -sS -w '\\n' {url}/v1/exports/$ID {caller} | tee /dev/stderr | grep -qE '\"(completed|failed|cancelled|expired|request_id)\"'; do sleep 1; done
 
   curl -sS -o prompts.csv \"$(curl -sS -o /dev/null -w '%{{redirect_url}}' {url}/v1/exports/$ID/download {caller})\" && ls -l prompts.csv
+
+Put a task to a model, and watch its words come:
+
+  ID=$(curl -sS {url}/v1/ai/enhance {caller} -H 'Content-Type: application/json' -d '{{\"input\":{{\"prompt\":\"Write a poem about the sea.\"}},\"stream\":true}}' | grep -o '\"id\":\"[^\"]*' | head -n 1 | cut -d '\"' -f 4); curl -sSN {url}/v1/jobs/$ID/stream {caller}
 ",
         );
         say!("Logs are in {}. For scripts: {}.", shown(&self.directory.logs()), shown(&self.demo.file));

@@ -67,6 +67,22 @@ pub async fn read(connection: &mut Commands, keys: &Keys, job: JobId, after: &st
     Ok(rows.iter().filter_map(entry).collect())
 }
 
+/// Forgets the words of jobs.
+///
+/// # Errors
+/// [`QueueError::Redis`].
+pub async fn forget(connection: &mut Commands, keys: &Keys, jobs: &[JobId]) -> Result<(), QueueError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    // One command each, since their keys may lie on different nodes.
+    let mut pipeline = redis::pipe();
+    for job in jobs {
+        pipeline.cmd("DEL").arg(keys.words(*job)).ignore();
+    }
+    pipeline.query_async(connection).await.map_err(QueueError::during("forget words"))
+}
+
 /// What can't be read is nobody's words.
 fn entry(row: &Value) -> Option<Entry> {
     let (place, fields) = <(String, Vec<String>)>::from_redis_value_ref(row).ok()?;

@@ -9,6 +9,7 @@ use shared::{
     ledger::{LedgerError, breakers, dispatch, switches},
     queue::{Commands, Queue, push},
     schedule::TickOutcome,
+    tenant::ProviderKind,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Counters that are there from the start, so that an alert on one finds it before the first event. Those with labels that only the event
 /// knows (a kind) begin with it.
 const FROM_THE_START: &[&str] = &[
+    "offstage_ai_words_lost_total",
     "offstage_announcements_dropped_total",
     "offstage_breaker_redis_failures_total",
     "offstage_batches_finished_total",
@@ -71,6 +73,15 @@ pub(super) fn begin(queues: &[Queue], probe: bool) {
     }
     for outcome in clients::push::OUTCOMES {
         metrics::counter!("offstage_pushes_total", "outcome" => outcome).increment(0);
+    }
+    for kind in [ProviderKind::OpenAi, ProviderKind::Anthropic] {
+        for outcome in clients::ai::OUTCOMES {
+            metrics::counter!("offstage_ai_calls_total", "kind" => kind.word(), "outcome" => outcome).increment(0);
+        }
+        let _registered = metrics::histogram!("offstage_ai_call_seconds", "kind" => kind.word());
+    }
+    for outcome in ["hit", "miss"] {
+        metrics::counter!("offstage_ai_cache_total", "outcome" => outcome).increment(0);
     }
     for outcome in clients::mail::OUTCOMES {
         metrics::counter!("offstage_mails_total", "outcome" => outcome).increment(0);

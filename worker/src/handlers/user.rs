@@ -33,7 +33,8 @@ pub(super) async fn run(_: UserErase, context: JobContext) -> Result<Success, In
         loop {
             let page = erase::jobs(pool, tenant, &user, after, clock.now()).await?;
             left += page.left;
-            removed += page.gone;
+            removed += u64::try_from(page.gone.len()).unwrap_or(u64::MAX);
+            context.services.followers.forget(&page.gone).await;
             if Instant::now() > until || context.cancelled.is_cancelled() {
                 return Err(Interrupt::Snoozed(Duration::ZERO));
             }

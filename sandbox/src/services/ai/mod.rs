@@ -14,7 +14,7 @@ mod server;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -105,8 +105,11 @@ pub struct Asked {
     pub key: String,
     /// The body.
     pub body: Value,
-    /// Whether the client went before the answer was whole.
+    /// Whether the answer was sent to its end.
     pub is_whole: bool,
+    /// When the first word of a streamed answer was sent.
+    #[serde(skip)]
+    pub first_word: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -210,6 +213,20 @@ impl AiServer {
     #[must_use]
     pub fn calls(&self) -> Vec<Asked> {
         locked(&self.state).calls.iter().cloned().collect()
+    }
+
+    /// A manifest whose providers lead here, of those whose keys are in these variables: as in the products' examples, where only the key is
+    /// named.
+    #[must_use]
+    pub fn listed_in(&self, manifest: &str, stands_in_for: impl Fn(&str) -> bool) -> String {
+        let line = |line: &str| {
+            let variable = line.strip_prefix("key_env = \"").and_then(|rest| rest.strip_suffix('"'));
+            match variable.filter(|variable| variable.starts_with("OFFSTAGE_AI_") && stands_in_for(variable)) {
+                Some(_) => format!("{line}\nbase_url = \"{}\"\n", self.url()),
+                None => format!("{line}\n"),
+            }
+        };
+        manifest.lines().map(line).collect()
     }
 
     /// The settings by which `worker` calls it.

@@ -1,7 +1,7 @@
 //! The listening side: who asks, what is asked, what it is answered with, and how.
 
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -140,7 +140,7 @@ impl Server {
             Ok(question) => question,
             Err(message) => return dialect.refusal(400, None, &message, &[]),
         };
-        let (number, answer) = self.take(Asked { operation, key, body, is_whole: false }, &question.model);
+        let (number, answer) = self.take(Asked { operation, key, body, is_whole: false, first_word: None }, &question.model);
         pause(answer.delay_ms).await;
         match &answer.trouble {
             Some(Trouble::Error { status, code, headers }) => {
@@ -171,13 +171,18 @@ impl Server {
         (number, answer)
     }
 
-    /// Notes that a call's answer was sent to its end.
-    fn ended(&self, number: usize) {
+    /// Notes something of a call.
+    fn note(&self, number: usize, note: impl FnOnce(&mut Asked)) {
         let mut state = locked(&self.state);
         let place = number.checked_sub(state.forgotten + 1);
         if let Some(call) = place.and_then(|place| state.calls.get_mut(place)) {
-            call.is_whole = true;
+            note(call);
         }
+    }
+
+    /// Notes that a call's answer was sent to its end.
+    fn ended(&self, number: usize) {
+        self.note(number, |call| call.is_whole = true);
     }
 
     fn whole(&self, dialect: Dialect, number: usize, question: &Question, said: &Said) -> Answered {
@@ -235,6 +240,7 @@ impl Server {
             if let Some((piece, is_word)) = pieces.next() {
                 if is_word {
                     pause(word_ms).await;
+                    server.note(number, |call| _ = call.first_word.get_or_insert_with(Instant::now));
                 }
                 return Some((Ok(Frame::data(Bytes::from(piece))), (pieces, rest, server, word_ms)));
             }

@@ -168,10 +168,10 @@ async fn batches(pool: &PgPool, tenant: i32, user: &str) -> Result<u64, LedgerEr
 }
 
 /// What came of a page of jobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// Jobs that are gone.
-    pub gone: u64,
+    pub gone: Vec<JobId>,
     /// Jobs that are still there: they run, their objects stand, or something is yet to follow their end.
     pub left: u64,
     /// The last one looked at; `None` at the end.
@@ -212,15 +212,15 @@ pub async fn jobs(pool: &PgPool, tenant: i32, user: &str, after: Option<JobId>, 
         ids.push(id);
     }
     if ids.is_empty() {
-        return Ok(Page { gone: 0, left: 0, next: None });
+        return Ok(Page { gone: Vec::new(), left: 0, next: None });
     }
     let gone = bury(pool, tenant, &ids, now).await?;
-    let found = u64::try_from(ids.len()).unwrap_or(u64::MAX);
+    let left = u64::try_from(ids.len().saturating_sub(gone.len())).unwrap_or(u64::MAX);
     let more = i64::try_from(ids.len()).is_ok_and(|found| found >= JOBS);
-    Ok(Page { gone, left: found.saturating_sub(gone), next: ids.last().copied().filter(|_| more).map(JobId) })
+    Ok(Page { gone, left, next: ids.last().copied().filter(|_| more).map(JobId) })
 }
 
-async fn bury(pool: &PgPool, tenant: i32, ids: &[Uuid], now: DateTime<Utc>) -> Result<u64, LedgerError> {
+async fn bury(pool: &PgPool, tenant: i32, ids: &[Uuid], now: DateTime<Utc>) -> Result<Vec<JobId>, LedgerError> {
     // The sweeper deletes what is withdrawn.
     sqlx::query(
         "UPDATE job_file SET removed_at = coalesce(removed_at, $2), page_token = NULL WHERE job_id = ANY ($1) AND deleted_at IS NULL",
@@ -272,7 +272,7 @@ async fn bury(pool: &PgPool, tenant: i32, ids: &[Uuid], now: DateTime<Utc>) -> R
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    Ok(u64::try_from(gone.len()).unwrap_or(u64::MAX))
+    Ok(gone.into_iter().map(JobId).collect())
 }
 
 /// Forgets whom a job erased. After that the name may be somebody's again.

@@ -19,6 +19,15 @@ pub enum ProviderKind {
 }
 
 impl ProviderKind {
+    /// Its word in manifests and figures.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+        }
+    }
+
     /// Where it is when the manifest does not say.
     const fn address(self) -> &'static str {
         match self {

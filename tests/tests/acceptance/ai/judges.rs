@@ -80,7 +80,7 @@ print(json.dumps(said))
 "#;
     let sandbox = server().await;
     script_errors(&sandbox);
-    let said = judge(&["openai"], SCRIPT, vec![sandbox.ai.url(), sandbox.ai.key().to_owned()]).await;
+    let said = judge(&["openai==3.54.0"], SCRIPT, vec![sandbox.ai.url(), sandbox.ai.key().to_owned()]).await;
     assert_eq!(said["errors"], serde_json::json!([[429, "7", "dict"], [500, null, "dict"]]), "{said}");
     let text = said["plain"][0].as_str().unwrap();
     assert!(text.contains("ünïcode") && said["streamed"] == text, "{said}");
@@ -125,7 +125,7 @@ print(json.dumps(said))
 "#;
     let sandbox = server().await;
     script_errors(&sandbox);
-    let said = judge(&["anthropic"], SCRIPT, vec![sandbox.ai.url(), sandbox.ai.key().to_owned()]).await;
+    let said = judge(&["anthropic==2.12.0"], SCRIPT, vec![sandbox.ai.url(), sandbox.ai.key().to_owned()]).await;
     assert_eq!(said["errors"], serde_json::json!([[429, "7", "rate_limit_error"], [500, null, "api_error"]]), "{said}");
     let text = said["plain"][0].as_str().unwrap();
     assert!(text.contains("ünïcode") && said["streamed"] == text, "{said}");

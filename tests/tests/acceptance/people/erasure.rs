@@ -47,8 +47,18 @@ window_minutes = 60
 /// A provider of models that users bring keys for.
 fn models(world: &World) -> String {
     let url = world.sandbox.ai.url();
-    format!("[ai.providers.main]\nkind = \"openai\"\nbase_url = \"{url}\"\nbyok = \"openai\"\n")
+    format!("[ai.providers.main]\nkind = \"openai\"\nbase_url = \"{url}\"\nbyok = \"openai\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n")
 }
+
+const TASK: &str = r#"
+[ai.tasks.echo]
+models = [{ provider = "main", model = "m" }]
+prompt = "{{ input.prompt }}"
+input = { type = "object" }
+timeout_seconds = 60
+cache = { ttl_seconds = 86400 }
+own_keys = false
+"#;
 
 /// Everything there is of a user, with the marker in each text.
 struct Traces {
@@ -196,7 +206,11 @@ async fn leave_messages(mine: &Client, user: &str, marker: &str, world: &World) 
         _ => Ok(()),
     })
     .await;
-    vec![pushed, sent, planned]
+    // What a model was asked and said, kept for who asks the same, and on its way to who follows it.
+    let asked = json!({"input": {"prompt": marker}, "stream": true});
+    let asked = id_of(&mine.post("/v1/ai/echo", &asked).await.expect(202));
+    mine.succeeded(&asked).await;
+    vec![pushed, sent, planned, asked]
 }
 
 /// Where a text still stands: the dump of the database, Redis' keys and values, object storage.
@@ -273,7 +287,7 @@ async fn no_byte_is_left_of_the_erased() {
     let (world, clock) = World::start_at("2026-11-21T12:00:00Z", |api| api).await;
     let launch = || clock.launch().env("OFFSTAGE_COMPLETION_MAIN", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
     let _worker = world.start_worker(launch()).await;
-    let backend = world.tenant_of("initech", &format!("{MANIFEST}{}", models(&world))).await;
+    let backend = world.tenant_of("initech", &format!("{MANIFEST}{}{TASK}", models(&world))).await;
     let marker = format!("m{:x}k", std::process::id()) + &world.text("SELECT md5(random()::text)").await;
     let user = format!("u-{marker}");
     let traces = leave_traces(&backend, &user, &marker, &world).await;
@@ -283,8 +297,10 @@ async fn no_byte_is_left_of_the_erased() {
     let tables: Vec<&str> = before.iter().filter_map(|place| place.strip_prefix("COPY public.")?.split(' ').next()).collect();
     for table in [
         "activity",
+        "ai_cache",
         "batch",
         "delivery",
+        "effect",
         "end_user",
         "end_user_role",
         "feed_entry",
@@ -309,6 +325,7 @@ async fn no_byte_is_left_of_the_erased() {
         assert!(tables.contains(&table), "the marker was in {table} before: {tables:?}");
     }
     assert!(before.iter().any(|place| place.starts_with("S3:")), "and in a file");
+    assert!(before.iter().any(|place| place.starts_with("Redis:")), "and on its way to who follows a model's words");
     let s3 = &world.sandbox.s3;
     assert_eq!((s3.objects().unwrap().len(), s3.unfinished_uploads().unwrap().len()), (1, 1), "and something is on its way there");
 

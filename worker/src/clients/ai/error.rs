@@ -17,6 +17,25 @@ const EXCERPT: usize = 300;
 /// Anthropic's word for "too many for us all just now" (<https://platform.claude.com/docs/en/api/errors>).
 const OVERLOADED: u16 = 529;
 
+/// The outcome of a call that was answered, in figures.
+pub const ANSWERED: &str = "answered";
+
+/// The outcomes of calls, in figures: [`ANSWERED`], and the codes of errors.
+pub const OUTCOMES: [&str; 12] = [
+    ANSWERED,
+    "ai_address_not_allowed",
+    "ai_unanswered",
+    "ai_key_refused",
+    "ai_quota_exhausted",
+    "ai_limited",
+    "ai_unavailable",
+    "ai_refused",
+    "ai_cut",
+    "ai_unreadable",
+    "ai_too_long",
+    "ai_late",
+];
+
 /// A call without an answer. Holds neither key nor address.
 #[derive(Debug, thiserror::Error)]
 pub enum AiError {

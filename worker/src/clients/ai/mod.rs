@@ -12,6 +12,8 @@ mod error;
 mod openai;
 mod pause;
 mod sse;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +33,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::outbound::{Answer, Call, Outbound, Piece};
-pub use error::AiError;
+pub use error::{ANSWERED, AiError, OUTCOMES};
 use sse::Events;
 
 /// The longest answer, in bytes of its body: some hundred thousand tokens.

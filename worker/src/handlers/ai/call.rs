@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::credential::Credential;
 use crate::{
     clients::{
-        ai::{AiError, Listener, Question, Reply},
+        ai::{ANSWERED, AiError, Listener, Question, Reply},
         breaker::{self, BreakerKey, Permit, Refused},
     },
     handlers::JobContext,
@@ -73,9 +73,9 @@ pub(super) async fn call(context: &JobContext, call: Call<'_>, permit: Permit, l
     let services = &context.services;
     let answer = services.clients.models.ask(provider, credential.key(), question, within, listener, services.clock.now()).await;
     let took = began.elapsed();
-    let outcome = answer.as_ref().map_or_else(AiError::code, |_| "answered");
-    metrics::counter!("offstage_ai_calls_total", "provider" => call.name.to_owned(), "outcome" => outcome).increment(1);
-    metrics::histogram!("offstage_ai_call_seconds", "provider" => call.name.to_owned()).record(took.as_secs_f64());
+    let outcome = answer.as_ref().map_or_else(AiError::code, |_| ANSWERED);
+    metrics::counter!("offstage_ai_calls_total", "kind" => provider.kind.word(), "outcome" => outcome).increment(1);
+    metrics::histogram!("offstage_ai_call_seconds", "kind" => provider.kind.word()).record(took.as_secs_f64());
     let mut refused = None;
     match &answer {
         Err(error) if error.is_of_the_provider() => refused = permit.failed().await.err(),

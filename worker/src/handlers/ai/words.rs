@@ -42,6 +42,16 @@ impl Followers {
         Self { commands: redis.commands(), keys: redis.keys().clone() }
     }
 
+    /// Forgets what was said in jobs that are erased. Where Redis is away it goes by itself, [`words::KEPT_FOR`] after the last word.
+    pub async fn forget(&self, jobs: &[JobId]) {
+        if let Err(error) = words::forget(&mut self.commands.clone(), &self.keys, jobs).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "what models said in erased jobs could not be removed from Redis; it goes by itself within ten minutes"
+            );
+        }
+    }
+
     /// Begins a stream of words of a job. It ends when what is returned is dropped and all was told.
     pub(super) fn begin(&self, job: JobId, stream: String) -> Speaking {
         let (sender, receiver) = mpsc::channel(WAITING);

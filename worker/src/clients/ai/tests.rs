@@ -1,0 +1,117 @@
+use bytes::Bytes;
+use reqwest::{StatusCode, header::HeaderMap};
+use serde_json::json;
+use shared::job::{Failure, FailureClass, Interrupt};
+
+use super::*;
+
+fn now() -> DateTime<Utc> {
+    "2026-11-20T12:00:00Z".parse().unwrap()
+}
+
+fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Answer {
+    let headers: HeaderMap = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+    Answer { status: StatusCode::from_u16(status).unwrap(), headers, body: Bytes::from(body.to_owned()), is_cut: false }
+}
+
+#[test]
+fn the_finest_word_on_when_to_come_back_holds_within_bounds() {
+    for (headers, milliseconds) in [
+        (vec![], None),
+        (vec![("retry-after", "7")], Some(7_000)),
+        (vec![("retry-after", "7"), ("retry-after-ms", "1500.5")], Some(1_500)),
+        (vec![("x-ms-retry-after-ms", "2000")], Some(2_000)),
+        (vec![("retry-after", "Fri, 20 Nov 2026 12:00:30 GMT")], Some(30_000)),
+        // A date that has passed, and nothing at all, are no reason to come back at once and for ever.
+        (vec![("retry-after", "Fri, 20 Nov 2026 11:00:00 GMT")], Some(500)),
+        (vec![("retry-after-ms", "0")], Some(500)),
+        (vec![("retry-after", "86400")], Some(3_600_000)),
+        (vec![("retry-after-ms", "1e300")], None),
+        (vec![("retry-after-ms", "-5")], None),
+        (vec![("retry-after-ms", "NaN"), ("retry-after", "soon")], None),
+    ] {
+        let pause = pause::of(&answer(429, &headers, ""), now()).map(|pause| pause.as_millis());
+        assert_eq!(pause, milliseconds, "{headers:?}");
+    }
+}
+
+#[test]
+fn a_refusal_is_what_it_says() {
+    let openai = |code: &str| json!({"error": {"message": "words", "type": "t", "code": code}}).to_string();
+    let anthropic = |kind: &str| json!({"type": "error", "error": {"type": kind, "message": "words"}}).to_string();
+    let after = [("retry-after", "7")];
+    use FailureClass::{Limited, Permanent, Transient};
+    for (answer, code, class, another) in [
+        (answer(429, &[], &openai("rate_limit_exceeded")), "ai_limited", Transient, true),
+        (answer(429, &after, &openai("rate_limit_exceeded")), "ai_limited", Limited, true),
+        (answer(429, &after, &openai("insufficient_quota")), "ai_quota_exhausted", Permanent, true),
+        (answer(400, &[], &anthropic("billing_error")), "ai_quota_exhausted", Permanent, true),
+        (answer(402, &[], ""), "ai_quota_exhausted", Permanent, true),
+        (answer(401, &[], &openai("invalid_api_key")), "ai_key_refused", Permanent, true),
+        (answer(403, &[], &anthropic("permission_error")), "ai_key_refused", Permanent, true),
+        (answer(404, &[], &openai("model_not_found")), "ai_refused", Permanent, false),
+        (answer(307, &[("location", "https://elsewhere.example")], ""), "ai_refused", Permanent, false),
+        (answer(408, &[], ""), "ai_unavailable", Transient, true),
+        (answer(500, &[], "<html>"), "ai_unavailable", Transient, true),
+        (answer(503, &after, ""), "ai_limited", Limited, true),
+        (answer(529, &[], &anthropic("overloaded_error")), "ai_limited", Transient, true),
+    ] {
+        let error = AiError::refused(&answer, None, now());
+        assert_eq!((error.code(), error.another_may_help()), (code, another), "{error}");
+        assert!(!error.may_have_arrived() && OUTCOMES.contains(&error.code()));
+        assert_eq!(error.is_of_the_key(), code == "ai_key_refused");
+        let waits =
+            matches!(AiError::refused(&answer, None, now()).into_interrupt(), Interrupt::Snoozed(pause) if pause == Duration::from_secs(7));
+        assert_eq!(waits, class == Limited, "{error}");
+        assert_eq!(Failure::from(error).class, class);
+    }
+}
+
+#[test]
+fn a_providers_words_are_bounded_and_hold_no_key() {
+    let key = SecretString::from("sk-proj-abcdefghijklmnop");
+    let said = "Incorrect API key provided: sk-proj-abcdefghijklmnop. Or was it sk-****mnop, mnop? Write to us.\u{7}";
+    let body = json!({"error": {"message": said}}).to_string();
+    let told = AiError::refused(&answer(401, &[], &body), Some(&key), now()).to_string();
+    assert!(told.contains("Incorrect API key") && told.contains("Write to us."), "{told}");
+    for part in ["sk-", "mnop", "\u{7}"] {
+        assert!(!told.contains(part), "{told}");
+    }
+    let long = json!({"error": {"message": "x".repeat(10_000)}}).to_string();
+    assert!(AiError::refused(&answer(400, &[], &long), None, now()).to_string().len() < 400);
+}
+
+#[test]
+fn a_key_goes_into_one_header_and_is_nowhere_shown() {
+    let key = SecretString::from("secret-key");
+    for (kind, name, value) in
+        [(ProviderKind::OpenAi, "authorization", "Bearer secret-key"), (ProviderKind::Anthropic, "x-api-key", "secret-key")]
+    {
+        let headers = headers(kind, Some(&key), false).unwrap();
+        assert_eq!(headers[name], value);
+        assert!(!format!("{headers:?}").contains("secret-key"));
+    }
+    // What a user brought may be anything: it is an error, not a panic.
+    let odd = SecretString::from("a\nb");
+    assert_eq!(headers(ProviderKind::OpenAi, Some(&odd), false).unwrap_err().code(), "ai_key_refused");
+}
+
+#[test]
+fn what_servers_of_the_dialect_leave_out_is_no_fault() {
+    let reply = openai::reply(br#"{"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}"#).unwrap();
+    assert_eq!((reply.text.as_str(), &reply.finish, reply.usage), ("hello", &Finish::Complete, Usage::default()));
+    let reply = openai::reply(br#"{"choices": [{"message": {"content": null, "refusal": "no"}, "finish_reason": "stop"}]}"#).unwrap();
+    assert_eq!((reply.text.as_str(), reply.finish), ("no", Finish::Refusal));
+    let reply = openai::reply(br#"{"choices": [{"message": {"content": "x"}, "finish_reason": "a_word_of_its_own"}]}"#).unwrap();
+    assert_eq!(reply.finish, Finish::Unknown);
+    for unreadable in ["", "{}", "[]", "{\"choices\": []}", "{\"choices\": [{\"message\": {\"content\": 7}}]}", "<html>"] {
+        assert_eq!(openai::reply(unreadable.as_bytes()).unwrap_err().code(), "ai_unreadable", "{unreadable}");
+        assert_eq!(anthropic::reply(unreadable.as_bytes()).unwrap_err().code(), "ai_unreadable", "{unreadable}");
+    }
+    let reply = anthropic::reply(
+        br#"{"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "hello"}], "stop_reason": "end_turn",
+             "usage": {"input_tokens": 1, "cache_read_input_tokens": 5, "output_tokens": 2}}"#,
+    )
+    .unwrap();
+    assert_eq!((reply.text.as_str(), reply.usage.input_tokens, reply.usage.output_tokens), ("hello", 6, 2));
+}
