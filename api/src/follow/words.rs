@@ -43,7 +43,11 @@ impl Words {
                     }
                 }
                 // Anything may have been missed.
-                Signal::Subscribed => self.followed().values().for_each(|sender| _ = sender.send_replace(())),
+                Signal::Subscribed => {
+                    for sender in self.followed().values() {
+                        sender.send_replace(());
+                    }
+                }
                 Signal::Wake(_) | Signal::Changed(_) | Signal::Accepted(_) | Signal::Cancel(_) | Signal::Breaker(_) => {}
             }
         }

@@ -52,17 +52,15 @@ impl Kind for AiRun {
     }
 
     fn violations_for(&self, tenant: &Manifest, _: Option<&str>) -> Vec<Violation> {
-        match tenant.ai.tasks.get(&self.task) {
-            Some(task) => task.violations(&self.input),
-            None => {
-                let known: Vec<_> = tenant.ai.tasks.keys().map(String::as_str).collect();
-                let detail = match known.as_slice() {
-                    [] => "names a task, and this product has none: its manifest has no [ai.tasks.…]".to_owned(),
-                    known => format!("is not a task of this product; there are: {}", known.join(", ")),
-                };
-                vec![Violation::new("/task", detail)]
-            }
+        if let Some(task) = tenant.ai.tasks.get(&self.task) {
+            return task.violations(&self.input);
         }
+        let known: Vec<_> = tenant.ai.tasks.keys().map(String::as_str).collect();
+        let detail = match known.as_slice() {
+            [] => "names a task, and this product has none: its manifest has no [ai.tasks.…]".to_owned(),
+            known => format!("is not a task of this product; there are: {}", known.join(", ")),
+        };
+        vec![Violation::new("/task", detail)]
     }
 
     fn sample() -> Self {

@@ -38,7 +38,7 @@ fn made(root: &Value, schema: &Value, name: &str, depth: usize) -> Value {
             let items = schema.get("items").cloned().unwrap_or_else(|| json!({"type": "string"}));
             (0..count).map(|_| made(root, &items, name, depth - 1)).collect()
         }
-        Some("integer") => json!(number(schema).ceil() as i64),
+        Some("integer") => whole(number(schema)),
         Some("number") => json!(number(schema)),
         Some("boolean") => json!(true),
         Some("null") => Value::Null,
@@ -49,6 +49,11 @@ fn made(root: &Value, schema: &Value, name: &str, depth: usize) -> Value {
 fn object(root: &Value, schema: &Value, depth: usize) -> Value {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return json!({}) };
     properties.iter().map(|(name, schema)| (name.clone(), made(root, schema, name, depth - 1))).collect::<Map<_, _>>().into()
+}
+
+/// A whole number, as JSON has it: without a point.
+fn whole(number: f64) -> Value {
+    serde_json::from_str(&format!("{:.0}", number.ceil())).unwrap_or_default()
 }
 
 /// Near the top of what is allowed: a score passes most gates.

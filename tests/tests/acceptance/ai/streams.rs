@@ -8,7 +8,8 @@ use super::{Desk, main_model, says, task};
 
 /// Words enough to be followed for a while.
 fn long(name: &str) -> String {
-    (0..40).map(|number| format!("{name}{number} ")).collect::<String>() + "grüße"
+    let words: Vec<String> = (0..40).map(|number| format!("{name}{number}")).collect();
+    words.join(" ") + " grüße"
 }
 
 /// What a listener has after these events.

@@ -50,14 +50,14 @@ struct Block {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Tokens {
-    #[serde(default)]
-    input_tokens: Option<u64>,
-    #[serde(default)]
-    cache_creation_input_tokens: Option<u64>,
-    #[serde(default)]
-    cache_read_input_tokens: Option<u64>,
-    #[serde(default)]
-    output_tokens: Option<u64>,
+    #[serde(default, rename = "input_tokens")]
+    input: Option<u64>,
+    #[serde(default, rename = "cache_creation_input_tokens")]
+    cache_written: Option<u64>,
+    #[serde(default, rename = "cache_read_input_tokens")]
+    cache_read: Option<u64>,
+    #[serde(default, rename = "output_tokens")]
+    output: Option<u64>,
 }
 
 /// One event of a stream; those that say nothing of these are passed over.
@@ -131,11 +131,12 @@ impl Gathered {
     /// The counts of a stream are cumulative: the last ones hold.
     fn count(&mut self, tokens: Option<Tokens>) {
         let Some(tokens) = tokens else { return };
-        if let Some(input) = tokens.input_tokens {
-            let cached = tokens.cache_creation_input_tokens.unwrap_or_default() + tokens.cache_read_input_tokens.unwrap_or_default();
-            self.reply.usage.input_tokens = input + cached;
+        if let Some(input) = tokens.input {
+            // They count those apart; all of them were the question's.
+            let cached = tokens.cache_written.unwrap_or_default().saturating_add(tokens.cache_read.unwrap_or_default());
+            self.reply.usage.input_tokens = input.saturating_add(cached);
         }
-        if let Some(output) = tokens.output_tokens {
+        if let Some(output) = tokens.output {
             self.reply.usage.output_tokens = output;
         }
     }

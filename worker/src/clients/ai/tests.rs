@@ -37,10 +37,11 @@ fn the_finest_word_on_when_to_come_back_holds_within_bounds() {
 
 #[test]
 fn a_refusal_is_what_it_says() {
+    use FailureClass::{Limited, Permanent, Transient};
+
     let openai = |code: &str| json!({"error": {"message": "words", "type": "t", "code": code}}).to_string();
     let anthropic = |kind: &str| json!({"type": "error", "error": {"type": kind, "message": "words"}}).to_string();
     let after = [("retry-after", "7")];
-    use FailureClass::{Limited, Permanent, Transient};
     for (answer, code, class, another) in [
         (answer(429, &[], &openai("rate_limit_exceeded")), "ai_limited", Transient, true),
         (answer(429, &after, &openai("rate_limit_exceeded")), "ai_limited", Limited, true),

@@ -84,13 +84,11 @@ pub(super) async fn credential(context: &JobContext, name: &str, provider: &Prov
         };
     }
     let Some(variable) = &provider.key_env else { return Ok(Credential::Platform(None)) };
-    match context.services.ai_keys.get(variable) {
-        Some(key) => Ok(Credential::Platform(Some(key.clone()))),
-        None => {
-            let message = format!("this worker has no key for the provider `{name}`: set {variable}, and start it anew");
-            Err(Failure::transient("ai_key_missing", message))
-        }
-    }
+    let Some(key) = context.services.ai_keys.get(variable) else {
+        let message = format!("this worker has no key for the provider `{name}`: set {variable}, and start it anew");
+        return Err(Failure::transient("ai_key_missing", message));
+    };
+    Ok(Credential::Platform(Some(key.clone())))
 }
 
 /// Notes that a provider does not take a user's key any more, where that is what it said; its owner is told.
