@@ -184,6 +184,7 @@ fn cipher(key: &[u8]) -> Result<LessSafeKey, VaultError> {
 }
 
 /// Which of the two.
+#[derive(Debug, Clone, Copy)]
 enum Layer {
     /// The data key, wrapped by the key of this version.
     Key(u8),

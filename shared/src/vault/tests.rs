@@ -16,7 +16,7 @@ fn keys(text: &str) -> VaultKeys {
 
 const ADA: Binding<'static> = Binding { tenant: 7, user: "ada", provider: "openai" };
 
-/// McGrew and Viega, "The Galois/Counter Mode of Operation (GCM)", appendix B: the test cases of 256-bit keys and 96-bit nonces.
+/// `McGrew` and Viega, "The Galois/Counter Mode of Operation (GCM)", appendix B: the test cases of 256-bit keys and 96-bit nonces.
 #[test]
 fn the_cipher_is_the_specification_s() {
     let key = "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308";

@@ -268,7 +268,7 @@ async fn no_key_is_in_any_log_error_column_or_dump() {
     }
     let holds = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
     for (what, secret) in &secrets {
-        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = secret.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         for (place, bytes) in &places {
             assert!(!holds(bytes, secret) && !holds(bytes, hex.as_bytes()), "{what} is in {place}");
         }

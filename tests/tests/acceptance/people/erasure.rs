@@ -64,6 +64,7 @@ prompt = "{{ input.prompt }}"
 input = { type = "object" }
 timeout_seconds = 60
 cache = { ttl_seconds = 86400 }
+own_keys = false
 "#;
 
 /// Everything there is of a user, with the marker in each text.

@@ -468,7 +468,7 @@ impl Breakers {
                 "the circuit breaker is half open: one call is tried"
             ),
             Phase::Ramp => {
-                tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker lets some calls through")
+                tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker lets some calls through");
             }
             Phase::Closed => tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker closed"),
         }
@@ -552,12 +552,11 @@ impl Permit {
             Some(Mode::MetricsOnly) => return Ok(()),
             None => {}
         }
-        let (phase, wait) = match heard.filter(|_| !breakers.is_away()) {
-            Some(heard) => (heard.phase, heard.until.saturating_duration_since(Instant::now())),
-            None => {
-                let (answer, wait) = breakers.take_here(&self.name, Event::Look);
-                (answer.phase, wait)
-            }
+        let (phase, wait) = if let Some(heard) = heard.filter(|_| !breakers.is_away()) {
+            (heard.phase, heard.until.saturating_duration_since(Instant::now()))
+        } else {
+            let (answer, wait) = breakers.take_here(&self.name, Event::Look);
+            (answer.phase, wait)
         };
         if phase == Phase::Closed { Ok(()) } else { Err(Refused { breaker: self.name.clone(), again_in: Some(wait) }) }
     }

@@ -76,8 +76,8 @@ pub(super) async fn call(context: &JobContext, call: Call<'_>, permit: Permit, l
     let outcome = answer.as_ref().map_or_else(AiError::code, |_| ANSWERED);
     metrics::counter!("offstage_ai_calls_total", "kind" => provider.kind.word(), "outcome" => outcome).increment(1);
     metrics::histogram!("offstage_ai_call_seconds", "kind" => provider.kind.word()).record(took.as_secs_f64());
-    let (provider, model, took_ms) = (call.name, question.model.as_str(), took.as_millis());
-    tracing::debug!(job = %context.job.id, provider, model, outcome, took_ms, "a model was called");
+    let (name, model, took_ms) = (call.name, question.model.as_str(), took.as_millis());
+    tracing::debug!(job = %context.job.id, provider = name, model, outcome, took_ms, "a model was called");
     let mut refused = None;
     match &answer {
         Err(error) if error.is_of_the_provider() => refused = permit.failed().await.err(),
