@@ -199,7 +199,9 @@ pub async fn read(
     let metered = read::standing(&mut transaction, caller.tenant, manifest, &standing, now).await?;
     drop(transaction);
     let mut total = AiUsageTotal::default();
-    found.iter().for_each(|day| total.add(day));
+    for day in &found {
+        total.add(day);
+    }
     Ok(Answer(AiUsage {
         user: owner.map(str::to_owned),
         currency: manifest.ai.currency.clone(),
