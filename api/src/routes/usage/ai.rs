@@ -14,7 +14,7 @@ use shared::{
         read, reserve,
     },
 };
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use super::MetricUsage;
 use crate::{
@@ -53,10 +53,9 @@ const LONGEST_AGO: i64 = 90;
 const AHEAD: TimeDelta = TimeDelta::minutes(5);
 
 /// Which days.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub struct Days {
+pub struct AiUsageQuery {
     /// How many days, today included; 30 when absent, at most 90.
     #[param(minimum = 1, maximum = 90)]
     days: Option<u32>,
@@ -172,7 +171,7 @@ impl From<DayOfModel> for AiUsageDay {
 /// of exports.
 #[utoipa::path(
     get, path = "/v1/ai/usage", tag = "usage", operation_id = "read_ai_usage",
-    params(Days, ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for; then only their own")),
+    params(AiUsageQuery, ("X-Acting-User" = Option<String>, Header, description = "The end user the backend acts for; then only their own")),
     responses(
         (status = 200, body = AiUsage),
         (status = 400, body = ProblemBody<'static>, description = "`query_invalid`"),
@@ -182,7 +181,7 @@ impl From<DayOfModel> for AiUsageDay {
 pub async fn read(
     State(app): State<App>,
     CallerOrUser(caller): CallerOrUser<UsageRead>,
-    Query(wanted): Query<Days>,
+    Query(wanted): Query<AiUsageQuery>,
 ) -> Result<Answer<AiUsage>, Problem> {
     let days = wanted.days.unwrap_or(DAYS);
     if !(1..=MOST_DAYS).contains(&days) {
@@ -200,7 +199,9 @@ pub async fn read(
     let metered = read::standing(&mut transaction, caller.tenant, manifest, &standing, now).await?;
     drop(transaction);
     let mut total = AiUsageTotal::default();
-    found.iter().for_each(|day| total.add(day));
+    for day in &found {
+        total.add(day);
+    }
     Ok(Answer(AiUsage {
         user: owner.map(str::to_owned),
         currency: manifest.ai.currency.clone(),
