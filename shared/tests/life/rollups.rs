@@ -204,17 +204,14 @@ impl Counted {
             }));
             for group in found.answer(&question, &|labels: &Labels| Some(labels.clone()), None).unwrap() {
                 let key = group.labels.clone().unwrap().to_text();
-                match groups.get_mut(&key) {
-                    Some(there) => {
-                        there.periods.extend(group.periods);
-                        there.total.merge(&group.total);
-                    }
-                    None => {
-                        let mut whole = group.clone();
-                        let missing = keys.len() - group.periods.len();
-                        whole.periods.splice(0..0, vec![State::empty(metric.shape()); missing]);
-                        groups.insert(key, whole);
-                    }
+                if let Some(there) = groups.get_mut(&key) {
+                    there.periods.extend(group.periods);
+                    there.total.merge(&group.total);
+                } else {
+                    let mut whole = group.clone();
+                    let missing = keys.len() - group.periods.len();
+                    whole.periods.splice(0..0, vec![State::empty(metric.shape()); missing]);
+                    groups.insert(key, whole);
                 }
             }
             for group in groups.values_mut() {

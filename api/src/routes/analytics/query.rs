@@ -180,13 +180,13 @@ fn moment(field: &str, text: &str, zone: &Zone) -> Result<DateTime<Utc>, Problem
 mod tests {
     use super::*;
 
-    fn span(query: AnalyticsQuery) -> Result<Span, String> {
-        Span::of(&query, "2026-11-21T12:00:00Z".parse().unwrap(), 30, Granularity::Day).map_err(|problem| format!("{problem:?}"))
+    fn span(query: &AnalyticsQuery) -> Result<Span, String> {
+        Span::of(query, "2026-11-21T12:00:00Z".parse().unwrap(), 30, Granularity::Day).map_err(|problem| format!("{problem:?}"))
     }
 
     #[test]
     fn a_span_is_thirty_days_with_today_unless_one_says_otherwise() {
-        let found = span(AnalyticsQuery::default()).unwrap();
+        let found = span(&AnalyticsQuery::default()).unwrap();
         assert_eq!(found.periods.len(), 30);
         assert_eq!(found.periods.last().unwrap().start.to_rfc3339(), "2026-11-21T00:00:00+00:00");
         let now = "2026-11-21T12:00:00Z".parse().unwrap();
@@ -198,7 +198,7 @@ mod tests {
             compare: Some(Compare::Previous),
             ..AnalyticsQuery::default()
         };
-        let found = span(dates).unwrap();
+        let found = span(&dates).unwrap();
         assert_eq!((found.periods.len(), found.before.len(), found.tz.as_str()), (20, 20, "Asia/Kathmandu"));
         assert_eq!(found.periods[0].start.to_rfc3339(), "2026-10-31T18:15:00+00:00");
         assert!(found.is_over(now));
@@ -220,7 +220,7 @@ mod tests {
                 tz: tz.map(str::to_owned),
                 ..AnalyticsQuery::default()
             };
-            assert!(span(query).unwrap_err().contains("QueryInvalid"));
+            assert!(span(&query).unwrap_err().contains("QueryInvalid"));
         }
     }
 }
