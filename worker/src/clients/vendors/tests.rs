@@ -10,10 +10,6 @@ fn vendors(credentials: &[(&str, &str)]) -> Vendors {
 }
 
 fn source(text: &str) -> StatisticSource {
-    toml_of(text)
-}
-
-fn toml_of(text: &str) -> StatisticSource {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
@@ -65,10 +61,8 @@ fn each_vendor_is_asked_at_its_own_address_as_it_wants_it() {
 #[test]
 fn limits_are_read_in_their_order() {
     let github = question(GITHUB);
-    let date = ("date", "Thu, 04 Oct 2024 00:00:00 GMT");
     let reset = DateTime::parse_from_rfc2822("Fri, 04 Oct 2024 00:10:00 GMT").unwrap().timestamp().to_string();
     let window = [("date", "Fri, 04 Oct 2024 00:00:00 GMT"), ("x-ratelimit-limit", "5000"), ("x-ratelimit-reset", reset.as_str())];
-    let _ = date;
     let with = |more: &[(&'static str, &'static str)]| [window.to_vec(), more.to_vec()].concat();
     let told = |status, headers: &[(&'static str, &str)], body: &str| {
         let reply = reply(&github, &answer(status, headers, body));
