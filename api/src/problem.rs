@@ -490,7 +490,7 @@ mod tests {
         assert_eq!(words.len(), Code::ALL.len());
         for code in Code::ALL {
             // Capitals are the products' own words.
-            let is_own = code == Code::UsageLimitExceeded;
+            let is_own = *code == Code::UsageLimitExceeded;
             let is_letter = if is_own { u8::is_ascii_uppercase } else { u8::is_ascii_lowercase };
             assert!(code.word().bytes().all(|byte| is_letter(&byte) || byte == b'_'), "{}", code.word());
             assert!(code.status().is_client_error() || code.status().is_server_error());

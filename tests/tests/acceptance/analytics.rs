@@ -237,6 +237,11 @@ async fn numbers_are_shown_by_period_and_group_beside_those_before() {
     assert_eq!((catalogue["metrics"].as_array().unwrap().len(), &catalogue["views"][0]["metrics"]), (1, &json!(["runs"])), "{catalogue}");
     assert_eq!(bob.get("/v1/analytics/views/performance").await.expect(200)["panels"].as_array().unwrap().len(), 1);
     bob.post("/v1/events", &json!({"events": []})).await.problem(403, "token_not_allowed");
+}
+
+#[tokio::test]
+async fn what_can_not_be_read_is_said() {
+    let (_world, _clock, client) = forge().await;
     for (query, code) in [
         ("runs?tz=Mars", "query_invalid"),
         ("runs?group_by=colour", "query_invalid"),

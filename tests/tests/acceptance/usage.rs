@@ -224,7 +224,7 @@ async fn a_reservation_that_outlives_its_job_lapses_and_the_check_sees_what_is_w
     let (_, ada) = forge(&world).await;
     let check = async || {
         let output = world.sandbox.run_api(["usage", "check"]).await;
-        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_else(|error| error.to_string())
+        output.map_or_else(|error| error.to_string(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
     };
     ada.create_id(&call(&json!({}))).await;
     let lost = ada.create_id(&call(&json!({}))).await;

@@ -54,9 +54,12 @@ aggregate = "uniques"
 of = "name"
 "#;
 
+/// Name, section, maintainer, size and size when installed.
+type Package = (String, Option<String>, Option<String>, Option<i64>, Option<i64>);
+
 /// Each package as an event, again and again with other ids and times, until there are enough.
 async fn rows(world: &World, count: u64) -> Vec<Value> {
-    let packages: Vec<(String, Option<String>, Option<String>, Option<i64>, Option<i64>)> = sqlx::query_as(
+    let packages: Vec<Package> = sqlx::query_as(
         "SELECT package, section, maintainer, size::bigint, installed_size::bigint FROM packages ORDER BY package, version, architecture",
     )
     .fetch_all(&mut sqlx::PgConnection::connect(&world.sandbox.postgres.product_url()).await.unwrap())

@@ -120,7 +120,8 @@ async fn exactly_the_limit_is_admitted_however_many_race_and_whatever_is_killed(
         })
         .await;
         let (api, worker) = tokio::join!(world.api.kill9(), worker.kill9());
-        (api.unwrap(), worker.unwrap());
+        api.unwrap();
+        worker.unwrap();
     }
     let mut admitted: Vec<BTreeSet<String>> = vec![BTreeSet::new(); races.len()];
     let mut refused = vec![0; races.len()];

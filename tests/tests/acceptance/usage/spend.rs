@@ -105,13 +105,12 @@ async fn a_budget_is_reserved_at_its_worst_and_kept() {
     let mut refused = 0;
     for number in 0..6 {
         let answer = ada.post("/v1/ai/rate", &json!({"input": {"prompt": format!("Number {number}?")}})).await;
-        match answer.status {
-            202 => accepted.push(id_of(&answer.json())),
-            _ => {
-                let problem = answer.problem(429, "USAGE_LIMIT_EXCEEDED");
-                assert_eq!((&problem["metric"], &problem["scope"], &problem["limit"]), (&json!("ai_cost"), &json!("user"), &json!(2_000)));
-                refused += 1;
-            }
+        if answer.status == 202 {
+            accepted.push(id_of(&answer.json()));
+        } else {
+            let problem = answer.problem(429, "USAGE_LIMIT_EXCEEDED");
+            assert_eq!((&problem["metric"], &problem["scope"], &problem["limit"]), (&json!("ai_cost"), &json!("user"), &json!(2_000)));
+            refused += 1;
         }
     }
     assert!(!accepted.is_empty() && refused > 0, "{accepted:?}");
