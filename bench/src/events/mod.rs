@@ -148,8 +148,8 @@ pub async fn run(directory: &Path, date: String, plan: Plan) -> Result<Report> {
     worker.stop().await?;
     let peak = api.pid().and_then(peak);
 
-    let (plain, grouped) = bench.plain(burst).await?;
-    sent.push(plain);
+    let (rows, grouped) = bench.plain(burst).await?;
+    sent.push(rows);
     let views = views::run(&bench).await?;
     let servers = format!("Postgres {}", world.postgres.version());
     let report = Report { date, servers, plan, results: Results { sent, fresh, compacted, grouped, views, memory: (idle, peak) } };

@@ -396,6 +396,7 @@ struct Declaration {
     summaries: BTreeMap<String, Summary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ai: Option<AiDeclaration>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     metrics: BTreeMap<String, MetricDeclaration>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     views: BTreeMap<String, View>,
