@@ -66,10 +66,10 @@ async fn a_users_token_opens_what_is_its_users_own_and_nothing_else() {
         "pushes:read",
         "pushes:write",
         "feeds:read",
-        "analytics:read",
-        "usage:read",
         "byok:read",
         "byok:write",
+        "analytics:read",
+        "usage:read",
     ];
     assert_eq!(made["scopes"], json!(all));
     let ada = owner.with_key(made["token"].as_str().unwrap());
