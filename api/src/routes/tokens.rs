@@ -166,7 +166,8 @@ mod tests {
                 .map(|scopes| scopes.to_string())
                 .map_err(|wrong| wrong.into_iter().map(|violation| violation.pointer).collect::<Vec<_>>())
         };
-        let all = "jobs:read,exports:read,notifications:read,notifications:write,pushes:read,pushes:write,feeds:read";
+        let all = "jobs:read,exports:read,notifications:read,notifications:write,pushes:read,pushes:write,feeds:read,\
+                   byok:read,byok:write,analytics:read,usage:read";
         assert_eq!(words(None, &[Scope::All]).as_deref(), Ok(all));
         assert_eq!(words(None, &[Scope::JobsRead, Scope::JobsWrite, Scope::TokensWrite]).as_deref(), Ok("jobs:read"));
         assert_eq!(words(Some(&["exports:read"]), &[Scope::All]).as_deref(), Ok("exports:read"));

@@ -165,7 +165,9 @@ pub async fn take(pool: &PgPool, vendor: &str, budgets: &[Budget], call: Uuid, n
     let mut accounts = Vec::with_capacity(budgets.len());
     for budget in budgets {
         let row = sqlx::query(
-            "SELECT most, remaining, resets_at, blocked_until, invalid, invalid_from, coalesce(taken_until > clock_timestamp(), false) AS is_taken
+            "SELECT most, remaining, resets_at, blocked_until, invalid, invalid_from,
+                    -- A route whose bucket has been told of meanwhile has its limits there: it is looked up again.
+                    coalesce(taken_until > clock_timestamp(), false) OR bucket IS NOT NULL AS is_taken
              FROM vendor_budget WHERE key = $1",
         )
         .bind(&budget.key)

@@ -193,13 +193,14 @@ impl Refresh<'_> {
     /// Waits for a call's turn; puts the job off where there is none for longer.
     async fn take(&self, question: &Question, call: Uuid) -> Result<(), Interrupt> {
         let services = &self.context.services;
-        let bucket = match question.route() {
-            Some(route) => vendors::bucket(&services.pool, &route).await?,
-            None => None,
-        };
-        let budgets = question.budgets(bucket.as_deref());
         let until = Instant::now() + TURN_WITHIN;
         loop {
+            // Looked up each time: who had the turn before may have been told of it.
+            let bucket = match question.route() {
+                Some(route) => vendors::bucket(&services.pool, &route).await?,
+                None => None,
+            };
+            let budgets = question.budgets(bucket.as_deref());
             let now = services.clock.now();
             match vendors::take(&services.pool, question.vendor.word(), &budgets, call, now).await? {
                 Taken::Go => return Ok(()),
