@@ -104,7 +104,7 @@ async fn a_jump_is_flagged_and_a_person_can_believe_it() {
     // It is no answer of 304 that would make the old ones good again.
     assert_eq!(refreshed(&client, "tools").await["outcome"], "flagged");
     let flagged = statistic(&client, "tools").await["flagged"].clone();
-    let accept = async |at: &serde_json::Value| client.post("/v1/stats/tools/accept", &json!({"flagged_at": at})).await;
+    let accept = async |at: &Value| client.post("/v1/stats/tools/accept", &json!({"flagged_at": at})).await;
     accept(&json!("2026-01-01T00:00:00Z")).await.problem(409, "reading_not_flagged");
     accept(&json!("yesterday")).await.problem(422, "validation_failed");
     let accepted = accept(&flagged["at"]).await.expect(200);
