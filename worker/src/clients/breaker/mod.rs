@@ -14,6 +14,7 @@
 //! What counts as a failure is the caller's to say; [`Permit::ignored`] is for what proves nothing of the provider.
 
 pub(crate) mod circuit;
+mod permit;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use uuid::Uuid;
 
 use circuit::{ALL, Answer, Circuit, Event, Millis, RAMP, Rules};
 pub use circuit::{Counts, Phase};
+pub use permit::Permit;
 
 /// How soon successes are told.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
@@ -190,20 +192,6 @@ struct Heard {
     phase: Phase,
     epoch: u64,
     until: Instant,
-}
-
-/// The right to call once. Dropped without a word it counts nothing.
-#[derive(Debug)]
-pub struct Permit {
-    breakers: Breakers,
-    name: String,
-    /// The epochs in which it was given, the fleet's and the local one.
-    epochs: (Option<u64>, u64),
-    /// The probe's token, and whether it is Redis'.
-    probe: Option<(u64, bool)>,
-    slow_after: Duration,
-    began: Instant,
-    reported: bool,
 }
 
 impl Breakers {
@@ -524,119 +512,6 @@ fn entry<'a>(known: &'a mut HashMap<String, Known>, name: &str, call: &Call<'_>)
     // The manifest may have changed.
     (entry.rules, entry.used) = (call.settings.into(), now);
     entry
-}
-
-impl Permit {
-    /// The call succeeded, or failed by no fault of the provider that it answered (a refusal of what was asked).
-    pub async fn succeeded(mut self) {
-        let is_slow = self.began.elapsed() > self.slow_after;
-        let word = if is_slow { "slow" } else { "succeeded" };
-        self.report(word, Counts { calls: 1, failures: 0, slow: u64::from(is_slow) }).await;
-    }
-
-    /// The call failed by the provider's fault: no answer, or one that says so. Answers whether its breaker lets calls through after that;
-    /// where not, what the job waits for.
-    ///
-    /// # Errors
-    /// [`Refused`], as the next call would be.
-    pub async fn failed(mut self) -> Result<(), Refused> {
-        self.report("failed", Counts { calls: 1, failures: 1, slow: 0 }).await;
-        let breakers = self.breakers.clone();
-        let (key, heard) = {
-            let known = breakers.known();
-            let Some(entry) = known.get(&self.name) else { return Ok(()) };
-            (entry.key.clone(), entry.fleet)
-        };
-        match breakers.mode(&key) {
-            Some(Mode::ForcedOpen) => return Err(Refused { breaker: self.name.clone(), again_in: None }),
-            Some(Mode::MetricsOnly) => return Ok(()),
-            None => {}
-        }
-        let (phase, wait) = if let Some(heard) = heard.filter(|_| !breakers.is_away()) {
-            (heard.phase, heard.until.saturating_duration_since(Instant::now()))
-        } else {
-            let (answer, wait) = breakers.take_here(&self.name, Event::Look);
-            (answer.phase, wait)
-        };
-        if phase == Phase::Closed { Ok(()) } else { Err(Refused { breaker: self.name.clone(), again_in: Some(wait) }) }
-    }
-
-    /// What became of the call says nothing of the provider: it was never sent, or we gave it up.
-    pub async fn ignored(mut self) {
-        self.reported = true;
-        let (breakers, name) = (self.breakers.clone(), self.name.clone());
-        if let Some(key) = breakers.known().get(&name).map(|entry| entry.key.clone()) {
-            count(&key, "ignored");
-        }
-        if let Some((token, is_redis)) = self.probe {
-            breakers.release(&name, token, is_redis).await;
-        }
-    }
-
-    async fn report(&mut self, word: &'static str, counts: Counts) {
-        self.reported = true;
-        let breakers = self.breakers.clone();
-        let good = counts.failures + counts.slow == 0;
-        let now = breakers.now();
-        let (mut tell, mut here) = (None, None);
-        {
-            let mut known = breakers.known();
-            let Some(entry) = known.get_mut(&self.name) else { return };
-            count(&entry.key, word);
-            let rules = entry.rules;
-            let local = match self.probe {
-                Some((token, false)) => Event::Probed { token, good },
-                _ => Event::Record { epoch: self.epochs.1, counts },
-            };
-            let answer = entry.local.take(local, now, &rules, &RAMP);
-            if answer.changed {
-                here = Some((entry.key.clone(), answer, Duration::from_millis(answer.until.saturating_sub(now))));
-            }
-            if let Some((token, true)) = self.probe {
-                tell = Some(Event::Probed { token, good });
-            } else if let Some(epoch) = self.epochs.0 {
-                let (pending_epoch, pending) = &mut entry.pending;
-                if *pending_epoch != epoch {
-                    // What was begun before a transition says nothing after it.
-                    (*pending_epoch, *pending) = (epoch, Counts::default());
-                }
-                pending.add(counts);
-                // A stage of the ramp goes by its few successes.
-                if !good || entry.fleet.is_some_and(|heard| heard.phase != Phase::Closed) {
-                    tell = Some(Event::Record { epoch, counts: std::mem::take(pending) });
-                }
-            }
-        }
-        let is_told = match tell {
-            Some(event) => breakers.tell(&self.name, event).await.is_some(),
-            None => !breakers.is_away(),
-        };
-        // What this process finds out by itself matters while nobody knows better.
-        if let (Some((key, answer, wait)), false) = (here, is_told) {
-            breakers.changed(key, &answer, wait, "this process");
-        }
-    }
-}
-
-impl Breakers {
-    async fn release(&self, name: &str, token: u64, is_redis: bool) {
-        if is_redis {
-            self.tell(name, Event::Released { token }).await;
-        } else {
-            self.take_here(name, Event::Released { token });
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let (Some((token, is_redis)), false) = (self.probe, self.reported) else { return };
-        let (breakers, name) = (self.breakers.clone(), std::mem::take(&mut self.name));
-        // Without a runtime the lease ends by itself.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { breakers.release(&name, token, is_redis).await });
-        }
-    }
 }
 
 fn count(key: &BreakerKey, outcome: &'static str) {
