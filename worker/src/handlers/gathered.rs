@@ -17,7 +17,7 @@ use shared::{
         effects::{Intent, Intention, intend_all},
         timed_out,
     },
-    usage::calls::{MadeCall, record},
+    usage::calls::{Spent, spend},
 };
 use sqlx::{PgConnection, PgPool};
 use tokio::{
@@ -67,11 +67,11 @@ impl Entry for Noted {
     }
 }
 
-impl Entry for MadeCall {
+impl Entry for Spent {
     type Answer = ();
 
-    async fn send(connection: &mut PgConnection, all: &[Self], _: DateTime<Utc>) -> Result<Vec<()>, LedgerError> {
-        record(connection, all).await?;
+    async fn send(connection: &mut PgConnection, all: &[Self], now: DateTime<Utc>) -> Result<Vec<()>, LedgerError> {
+        spend(connection, all, now).await?;
         Ok(vec![(); all.len()])
     }
 }
