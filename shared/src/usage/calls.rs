@@ -5,7 +5,11 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use serde_json::Value;
-use sqlx::{PgConnection, PgExecutor, PgPool, Postgres, Row, postgres::PgArguments, query::QueryScalar};
+use sqlx::{
+    FromRow, PgConnection, PgExecutor, PgPool, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::QueryScalar,
+};
 use uuid::Uuid;
 
 use super::{PRODUCT, amount_of};
@@ -115,6 +119,10 @@ pub async fn record(executor: impl PgExecutor<'_>, calls: &[MadeCall]) -> Result
 
 /// Writes down calls of jobs and, of those that were answered, the receipts of their effects: both or neither, in one statement.
 ///
+/// It does not wait for the disk. What a server that goes down takes with it was never followed by a settle or by the intention of
+/// another call, since those wait for all that was written before them: the effect is then found without a receipt, listed as unknown, and
+/// charged as much as it can have cost, as where the answer itself was lost.
+///
 /// # Errors
 /// [`LedgerError`]: nothing of it is written.
 pub async fn spend(executor: impl PgExecutor<'_>, all: &[Spent], now: DateTime<Utc>) -> Result<(), LedgerError> {
@@ -124,15 +132,19 @@ pub async fn spend(executor: impl PgExecutor<'_>, all: &[Spent], now: DateTime<U
             FROM unnest($3, $5, $21::text[]) AS a (job_id, step, answer)
             WHERE a.answer IS NOT NULL AND e.job_id = ANY (ARRAY[a.job_id]) AND e.key = a.step
         )
-        SELECT id FROM record_ai_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) AS new (id)";
+        SELECT set_config('synchronous_commit', 'off', true)
+        FROM record_ai_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) AS new (id)";
     let calls: Vec<&MadeCall> = all.iter().map(|spent| &spent.made).collect();
     let answers: Vec<Option<String>> = all.iter().map(|spent| spent.answer.as_ref().map(Value::to_string)).collect();
-    with_columns(statement, &calls).bind(now).bind(answers).fetch_all(executor).await?;
+    with_columns::<String>(statement, &calls).bind(now).bind(answers).fetch_all(executor).await?;
     Ok(())
 }
 
 /// A statement with the columns of calls as its first 19 parameters.
-fn with_columns<'a>(statement: &'static str, calls: &'a [&MadeCall]) -> QueryScalar<'a, Postgres, Uuid, PgArguments> {
+fn with_columns<'a, O>(statement: &'static str, calls: &'a [&MadeCall]) -> QueryScalar<'a, Postgres, O, PgArguments>
+where
+    (O,): for<'r> FromRow<'r, PgRow>,
+{
     fn column<'a, T>(calls: &[&'a MadeCall], value: impl Fn(&'a MadeCall) -> T) -> Vec<T> {
         calls.iter().map(|call| value(call)).collect()
     }
