@@ -8,6 +8,7 @@ use super::{
     BUCKETS_OF_DAY, Shape, State, Unreadable, day_of,
     encoding::{Reader, put, put_bytes, put_signed},
     observe::Observation,
+    state::Gathered,
 };
 
 /// The form of stored bytes; another form gets another number.
@@ -184,11 +185,34 @@ impl DayBody {
         let mut reader = Reader(bytes);
         let shape = head(&mut reader)?;
         while !reader.is_empty() {
-            let slot = reader.byte()?;
-            if i64::from(slot) >= BUCKETS_OF_DAY {
-                return Err(Unreadable("a day has no such bucket"));
+            visit(slot(&mut reader)?, State::decode(shape, &mut reader)?);
+        }
+        Ok(())
+    }
+
+    /// Visits a day's buckets, those put together that follow one another and that `part_of` puts in one part. `gathered` is left empty.
+    pub(super) fn each_part(
+        bytes: &[u8],
+        gathered: &mut Gathered,
+        mut part_of: impl FnMut(u8) -> Option<usize>,
+        mut visit: impl FnMut(usize, &State),
+    ) -> Result<(), Unreadable> {
+        let mut reader = Reader(bytes);
+        let shape = head(&mut reader)?;
+        let mut last = None;
+        while !reader.is_empty() {
+            let slot = slot(&mut reader)?;
+            let Some(part) = part_of(slot) else {
+                State::decode(shape, &mut reader)?;
+                continue;
+            };
+            if let Some(before) = last.replace(part).filter(|before| *before != part) {
+                visit(before, &gathered.take());
             }
-            visit(slot, State::decode(shape, &mut reader)?);
+            gathered.read(shape, &mut reader)?;
+        }
+        if let Some(last) = last {
+            visit(last, &gathered.take());
         }
         Ok(())
     }
@@ -201,6 +225,12 @@ pub fn slot_of(bucket: i64) -> u8 {
     u8::try_from(bucket - day_of(bucket) * BUCKETS_OF_DAY).unwrap_or_default()
 }
 
+/// The number of a bucket of a day.
+fn slot(reader: &mut Reader<'_>) -> Result<u8, Unreadable> {
+    let slot = reader.byte()?;
+    if i64::from(slot) >= BUCKETS_OF_DAY { Err(Unreadable("a day has no such bucket")) } else { Ok(slot) }
+}
+
 fn head(reader: &mut Reader<'_>) -> Result<Shape, Unreadable> {
     if reader.byte()? != FORM {
         return Err(Unreadable("its form is unknown"));
@@ -211,6 +241,7 @@ fn head(reader: &mut Reader<'_>) -> Result<Shape, Unreadable> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random;
 
     fn labels(one: Option<&str>, other: Option<&str>) -> Labels {
         Labels(vec![one.map(str::to_owned), other.map(str::to_owned)])
@@ -247,6 +278,52 @@ mod tests {
         }
         assert!(Bundle::decode(&[]).is_err() && Bundle::decode(&[2, 1]).is_err() && DayBody::decode(&[1, 9]).is_err());
         assert!(DayBody::decode(&[1, 1, 96, 1]).is_err());
+    }
+
+    #[test]
+    fn parts_of_a_day_are_its_buckets_put_together() {
+        let random = |below: u64| u64::from_le_bytes(random::bytes()) % below;
+        for shape in [Shape::Count, Shape::Numbers, Shape::Rate, Shape::Histogram, Shape::Uniques] {
+            let mut gathered = Gathered::new(shape);
+            for most in [0, 3, 60, 2_000] {
+                let mut day = DayBody::new(shape);
+                for slot in (0..96).filter(|slot| slot % 5 > 0) {
+                    let mut state = State::empty(shape);
+                    for _ in 0..random(most + 1) {
+                        let value = i64::try_from(random(4_000_000)).unwrap() - 1_000_000;
+                        state.add(match shape {
+                            Shape::Count => Observation::Event,
+                            Shape::Rate => Observation::Success(value > 0),
+                            Shape::Uniques => Observation::Member(random(100_000).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+                            Shape::Numbers | Shape::Histogram => Observation::Value(if random(9) == 0 { 0 } else { value }),
+                        });
+                    }
+                    day.merge(slot, &state);
+                }
+                let stored = day.encode();
+                let part_of = |slot: u8| (slot >= 20).then_some(usize::from(slot / 12));
+                let (mut one, mut other) = (BTreeMap::new(), BTreeMap::new());
+                let put = |parts: &mut BTreeMap<usize, State>, part, state: &State| {
+                    parts.entry(part).or_insert_with(|| State::empty(shape)).merge(state);
+                };
+                DayBody::each(&stored, |slot, state| {
+                    if let Some(part) = part_of(slot) {
+                        put(&mut one, part, &state);
+                    }
+                })
+                .unwrap();
+                DayBody::each_part(&stored, &mut gathered, part_of, |part, state| put(&mut other, part, state)).unwrap();
+                assert_eq!(one, other);
+                assert_eq!(gathered.take(), State::empty(shape), "it is left empty");
+                for end in (0..stored.len()).rev().take(40) {
+                    // Cut off it is none, or one of fewer buckets.
+                    let _ = DayBody::each_part(&stored[..end], &mut Gathered::new(shape), part_of, |_, _| ());
+                }
+            }
+        }
+        for broken in [&[1, 4, 0, 0, 1, 0xff, 0xff, 3, 1], [1, 4, 96, 0, 0, 0, 0, 0, 0].as_slice()] {
+            assert!(DayBody::each_part(broken, &mut Gathered::new(Shape::Histogram), |_| Some(0), |_, _| ()).is_err());
+        }
     }
 
     #[test]

@@ -54,8 +54,24 @@ impl<'a> Reader<'a> {
         Err(Unreadable("a number has no end"))
     }
 
+    /// A number of four bytes at most, as nearly all are: a view reads millions of them, and 128 bits are slow.
+    fn short(&mut self) -> Option<u64> {
+        let mut value = 0;
+        for (place, byte) in self.0.iter().take(4).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * place);
+            if byte & 0x80 == 0 {
+                self.0 = self.0.get(place + 1..).unwrap_or_default();
+                return Some(value);
+            }
+        }
+        None
+    }
+
     pub(super) fn count(&mut self) -> Result<u64, Unreadable> {
-        u64::try_from(self.number()?).map_err(|_| Unreadable("a count is too large"))
+        match self.short() {
+            Some(value) => Ok(value),
+            None => u64::try_from(self.number()?).map_err(|_| Unreadable("a count is too large")),
+        }
     }
 
     pub(super) fn signed(&mut self) -> Result<i128, Unreadable> {
@@ -65,7 +81,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn small(&mut self) -> Result<i64, Unreadable> {
-        i64::try_from(self.signed()?).map_err(|_| Unreadable("a number is too large"))
+        match self.short() {
+            #[expect(clippy::cast_possible_wrap, reason = "zigzag, undone; and it has 28 bits")]
+            Some(value) => Ok(((value >> 1) as i64) ^ -((value & 1) as i64)),
+            None => i64::try_from(self.signed()?).map_err(|_| Unreadable("a number is too large")),
+        }
     }
 
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], Unreadable> {

@@ -15,6 +15,9 @@ pub const ERROR: f64 = 0.01;
 /// The ratio of a bin's upper bound to its lower one.
 const GAMMA: f64 = (1.0 + ERROR) / (1.0 - ERROR);
 
+/// Bins of one sign: a value of 64 bits has one of the first 2,184.
+const BINS: usize = 2_200;
+
 /// Counts by bin, in the order of bins; no bin is empty.
 type Bins = Vec<(i16, u64)>;
 
@@ -97,22 +100,104 @@ impl Histogram {
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Unreadable> {
         let mut read = Self { zeros: reader.count()?, ..Self::default() };
         for bins in [&mut read.negative, &mut read.positive] {
-            let length = reader.count()?;
-            let mut last = 0_i64;
-            for place in 0..length {
-                let step = reader.small()?;
-                if place > 0 && step <= 0 {
-                    return Err(Unreadable("its bins are out of order"));
-                }
-                last = last.checked_add(step).ok_or(Unreadable("a bin is out of range"))?;
-                bins.push((i16::try_from(last).map_err(|_| Unreadable("a bin is out of range"))?, reader.count()?));
-            }
+            read_bins(reader, |bin, count| {
+                bins.push((bin, count));
+                Ok(())
+            })?;
         }
         if read.count() > 0 {
-            let least = reader.small()?;
-            read.bounds = Some((least, least.checked_add_unsigned(reader.count()?).ok_or(Unreadable("a bound is out of range"))?));
+            read.bounds = Some(read_bounds(reader)?);
         }
         Ok(read)
+    }
+}
+
+fn read_bins(reader: &mut Reader<'_>, mut each: impl FnMut(i16, u64) -> Result<(), Unreadable>) -> Result<(), Unreadable> {
+    let length = reader.count()?;
+    let mut last = 0_i64;
+    for place in 0..length {
+        let step = reader.small()?;
+        if place > 0 && step <= 0 {
+            return Err(Unreadable("its bins are out of order"));
+        }
+        last = last.checked_add(step).ok_or(Unreadable("a bin is out of range"))?;
+        each(i16::try_from(last).map_err(|_| Unreadable("a bin is out of range"))?, reader.count()?)?;
+    }
+    Ok(())
+}
+
+fn read_bounds(reader: &mut Reader<'_>) -> Result<(i64, i64), Unreadable> {
+    let least = reader.small()?;
+    Ok((least, least.checked_add_unsigned(reader.count()?).ok_or(Unreadable("a bound is out of range"))?))
+}
+
+/// Many histograms, put together from their bytes: bin by bin in their places, for which nothing is searched and nothing moved. It takes
+/// 35 KB however little is in it, so there is one for a whole answer.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    negative: Places,
+    zeros: u64,
+    positive: Places,
+    bounds: Option<(i64, i64)>,
+}
+
+/// Counts of all bins there are, and which of them are the first and the last in use.
+#[derive(Debug)]
+struct Places {
+    counts: Box<[u64; BINS]>,
+    used: Option<(usize, usize)>,
+}
+
+impl Places {
+    fn read(&mut self, reader: &mut Reader<'_>) -> Result<u64, Unreadable> {
+        let (mut all, mut span) = (0, self.used);
+        read_bins(reader, |bin, count| {
+            let place = usize::try_from(bin).map_err(|_| Unreadable("a bin is out of range"))?;
+            *self.counts.get_mut(place).ok_or(Unreadable("a bin is out of range"))? += count;
+            span = Some(span.map_or((place, place), |(first, last)| (first.min(place), last.max(place))));
+            // Put down before anything can go wrong with the next.
+            self.used = span;
+            all += count;
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    fn take(&mut self) -> Bins {
+        let Some((first, last)) = self.used.take() else { return Bins::new() };
+        let counts = self.counts.get_mut(first..=last).unwrap_or_default();
+        // 64 bits have at most 2,184 bins.
+        let bins = (first..).zip(&*counts).filter(|(_, count)| **count > 0);
+        let bins = bins.filter_map(|(bin, count)| Some((i16::try_from(bin).ok()?, *count))).collect();
+        counts.fill(0);
+        bins
+    }
+}
+
+impl Default for Gathered {
+    fn default() -> Self {
+        let places = || Places { counts: Box::new([0; BINS]), used: None };
+        Self { negative: places(), zeros: 0, positive: places(), bounds: None }
+    }
+}
+
+impl Gathered {
+    /// Adds one as it was encoded.
+    pub(super) fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
+        let zeros = reader.count()?;
+        self.zeros += zeros;
+        let counted = zeros + self.negative.read(reader)? + self.positive.read(reader)?;
+        if counted > 0 {
+            let (low, high) = read_bounds(reader)?;
+            self.bounds = Some(self.bounds.map_or((low, high), |(least, most)| (least.min(low), most.max(high))));
+        }
+        Ok(())
+    }
+
+    /// What was added, which is forgotten.
+    pub(super) fn take(&mut self) -> Histogram {
+        let (negative, positive) = (self.negative.take(), self.positive.take());
+        Histogram { negative, zeros: std::mem::take(&mut self.zeros), positive, bounds: self.bounds.take() }
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{cmp::Ordering, collections::HashMap};
 
-use super::{BUCKETS_OF_DAY, Bundle, DayBody, Labels, Period, Shape, State, Unreadable, state::Aggregate};
+use super::{
+    BUCKETS_OF_DAY, Bundle, DayBody, Labels, Period, Shape, State, Unreadable,
+    state::{Aggregate, Gathered},
+};
 
 /// What was read of a series: rows of days, and what is not compacted yet.
 #[derive(Debug, Default)]
@@ -156,6 +159,7 @@ fn cells(parts: &[Part<'_>], question: &Question<'_>, slots: &[usize], count: us
 /// Walks through all states within the span: the number of their group, and of their period.
 fn each(parts: &[Part<'_>], question: &Question<'_>, mut visit: impl FnMut(usize, usize, &State)) -> Result<(), Unreadable> {
     let periods = question.periods;
+    let mut gathered = Gathered::new(question.shape);
     let mut last = 0;
     // Neighbours mostly are of one period.
     let mut period_of = |bucket: i64| {
@@ -167,11 +171,12 @@ fn each(parts: &[Part<'_>], question: &Question<'_>, mut visit: impl FnMut(usize
     };
     for part in parts {
         match part {
-            Part::Day(number, day, body) => DayBody::each(body, |slot, state| {
-                if let Some(period) = period_of(day * BUCKETS_OF_DAY + i64::from(slot)) {
-                    visit(*number, period, &state);
-                }
-            })?,
+            Part::Day(number, day, body) => DayBody::each_part(
+                body,
+                &mut gathered,
+                |slot| period_of(day * BUCKETS_OF_DAY + i64::from(slot)),
+                |period, state| visit(*number, period, state),
+            )?,
             Part::Added(number, bucket, state) => {
                 if let Some(period) = period_of(*bucket) {
                     visit(*number, period, state);

@@ -8,7 +8,7 @@ use super::{
     Unreadable,
     decimal::as_number,
     encoding::{Reader, put, put_signed},
-    histogram::Histogram,
+    histogram::{self, Histogram},
     observe::Observation,
     uniques::Uniques,
 };
@@ -232,6 +232,58 @@ impl State {
             Shape::Histogram => Self::Histogram(Box::new(Histogram::decode(reader)?)),
             Shape::Uniques => Self::Uniques { count: reader.count()?, uniques: Uniques::decode(reader)? },
         })
+    }
+}
+
+/// States put together from their bytes, one after the other. One for a whole answer.
+#[derive(Debug)]
+pub(super) enum Gathered {
+    /// Of histograms.
+    Histogram(Box<histogram::Gathered>),
+    /// Of others.
+    Other(State),
+}
+
+impl Gathered {
+    /// Nothing yet.
+    pub(super) fn new(shape: Shape) -> Self {
+        match shape {
+            Shape::Histogram => Self::Histogram(Box::default()),
+            shape => Self::Other(State::empty(shape)),
+        }
+    }
+
+    const fn shape(&self) -> Shape {
+        match self {
+            Self::Histogram(_) => Shape::Histogram,
+            Self::Other(state) => state.shape(),
+        }
+    }
+
+    /// Adds one as it was encoded.
+    pub(super) fn read(&mut self, shape: Shape, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
+        match self {
+            // Of another shape is nothing that belongs here, as in [`State::merge`].
+            other if other.shape() != shape => drop(State::decode(shape, reader)?),
+            Self::Histogram(histogram) => histogram.read(reader)?,
+            Self::Other(State::Uniques { count, uniques }) => {
+                *count += reader.count()?;
+                uniques.read(reader)?;
+            }
+            Self::Other(state) => state.merge(&State::decode(shape, reader)?),
+        }
+        Ok(())
+    }
+
+    /// What was added, which is forgotten.
+    pub(super) fn take(&mut self) -> State {
+        match self {
+            Self::Histogram(histogram) => State::Histogram(Box::new(histogram.take())),
+            Self::Other(state) => {
+                let empty = State::empty(state.shape());
+                std::mem::replace(state, empty)
+            }
+        }
     }
 }
 

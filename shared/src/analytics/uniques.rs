@@ -121,13 +121,24 @@ impl Uniques {
         }
     }
 
+    /// Adds another's members as they were encoded.
+    pub(super) fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
+        match reader.0.split_first() {
+            // By far the most: no set is made of what is only added to another.
+            Some((0, rest)) => {
+                reader.0 = rest;
+                for hash in exact(reader)? {
+                    self.add(u64::from_be_bytes(*hash));
+                }
+            }
+            _ => self.merge(&Self::decode(reader)?),
+        }
+        Ok(())
+    }
+
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Unreadable> {
         match reader.byte()? {
-            0 => {
-                let length = usize::try_from(reader.count()?).ok().filter(|length| *length <= EXACT);
-                let bytes = reader.take(length.ok_or(Unreadable("there are too many hashes"))? * 8)?;
-                Ok(Self::Exact(bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect()))
-            }
+            0 => Ok(Self::Exact(exact(reader)?.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect())),
             1 => {
                 let bytes = reader.take(REGISTERS / 4 * 3)?;
                 let mut registers = Box::new([0; REGISTERS]);
@@ -145,6 +156,12 @@ impl Uniques {
             _ => Err(Unreadable("its form is unknown")),
         }
     }
+}
+
+/// The hashes of an exact one.
+fn exact<'a>(reader: &mut Reader<'a>) -> Result<&'a [[u8; 8]], Unreadable> {
+    let length = usize::try_from(reader.count()?).ok().filter(|length| *length <= EXACT);
+    Ok(reader.take(length.ok_or(Unreadable("there are too many hashes"))? * 8)?.as_chunks::<8>().0)
 }
 
 fn raise(registers: &mut [u8; REGISTERS], hash: u64) {

@@ -118,6 +118,13 @@ async fn gather<E: Entry>(pool: PgPool, clock: Clock, mut waiting: mpsc::Receive
         if waiting.recv_many(&mut batch, BATCH).await == 0 {
             return;
         }
+        // Runs that were woken together ask together, but one after the other: the first does not go alone while the rest wait for it.
+        tokio::task::yield_now().await;
+        while batch.len() < BATCH
+            && let Ok(entry) = waiting.try_recv()
+        {
+            batch.push(entry);
+        }
         let (kept, now) = (Arc::clone(&kept), clock.now());
         let sending = tokio::spawn(async move {
             send(&kept, batch, now).await;
