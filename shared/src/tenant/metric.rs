@@ -226,6 +226,12 @@ impl Metric {
         self.audience
     }
 
+    /// Whether it may be read for a user, or by the backend where there is none.
+    #[must_use]
+    pub fn is_open_to(&self, user: Option<&str>) -> bool {
+        user.is_none() || self.audience == Audience::Users
+    }
+
     /// With what members of sets are hashed.
     #[must_use]
     pub fn salt(&self) -> &[u8] {

@@ -1,6 +1,9 @@
 //! Events in by HTTP, numbers out: taken once, counted right, shown by the clocks of a zone, to whom they belong.
 
 mod catalogue;
+mod examples;
+mod exports;
+mod overload;
 
 use std::io::Write;
 
