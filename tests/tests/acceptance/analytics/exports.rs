@@ -77,7 +77,7 @@ async fn filled() -> (World, Client, Process) {
     let worker = world.start_worker(clock.launch()).await;
     let events: Vec<Value> = (0..400)
         .map(|number| {
-            let time = chrono::DateTime::from_timestamp(1_794_960_000 + number * 1_117, 0).unwrap().to_rfc3339();
+            let time = chrono::DateTime::from_timestamp(1_794_744_000 + number * 1_117, 0).unwrap().to_rfc3339();
             let model = ["a", "b", "=1+1", "c"][usize::try_from(number % 4).unwrap()];
             let status = if number % 3 == 0 { "ok" } else { "bad" };
             let user = ["ada", "bob"][usize::try_from(number % 2).unwrap()];
