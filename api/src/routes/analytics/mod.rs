@@ -2,7 +2,7 @@
 //!
 //! What must stay true: an answer is of one tenant, and for a user of that user's own; it says as of when it is (`as_of`) and whether
 //! events from before the metric are in it (`is_whole`); gaps are filled; an answer about a time that is over may be up to five minutes old
-//! ([`Answers`]), one with the present in it is read anew.
+//! ([`Answers`]), one with the present in it, of a user, or with users' names in it is read anew.
 
 mod answer;
 mod answers;
@@ -22,9 +22,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
 use shared::{
-    analytics::{Granularity, Span},
+    analytics::{Granularity, Span, observe::USER},
     kinds::DAYS_OF_METRIC as DAYS,
-    tenant::{Metric, Tenant},
+    tenant::{Metric, Panel, Tenant},
 };
 use utoipa::OpenApi;
 
@@ -149,18 +149,25 @@ pub async fn read(
     let span = query.span(app.clock.now(), DAYS, Granularity::Day, false)?;
     let panel = query.panel(metric)?;
     let key = answers::key(&caller, &json!([metric.series(), metric.aggregate(), panel, span]));
-    if let Some(kept) = app.answers.find(&key) {
+    let key = Some(key).filter(|_| may_be_kept(&caller, [&panel]));
+    if let Some(kept) = key.as_deref().and_then(|key| app.answers.find(key)) {
         return Ok(respond(&headers, &kept.0, kept.1));
     }
     let answer = answer::read(&app, &caller, &name, metric, &panel, &span).await?;
     finish(&app, &headers, key, &span, &answer)
 }
 
-/// Answers with what was read, and keeps it where its time is over.
-fn finish(app: &App, headers: &HeaderMap, key: String, span: &Span, answer: &impl Tagged) -> Result<Response, Problem> {
+/// Whether answers may be kept. Those of a user, and those that name users, are not: nothing is shown of who is being erased, from the first
+/// moment.
+fn may_be_kept<'p>(caller: &Caller<AnalyticsRead>, panels: impl IntoIterator<Item = &'p Panel>) -> bool {
+    caller.acting_user.is_none() && panels.into_iter().all(|panel| panel.group_by.iter().all(|dimension| dimension != USER))
+}
+
+/// Answers with what was read, and keeps it under `key` where its time is over.
+fn finish(app: &App, headers: &HeaderMap, key: Option<String>, span: &Span, answer: &impl Tagged) -> Result<Response, Problem> {
     let body = Bytes::from(serde_json::to_vec(answer).map_err(Problem::internal)?);
     let tag = format!("W/\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(hash_of(&answer.numbers())));
-    if span.is_over(app.clock.now()) {
+    if let Some(key) = key.filter(|_| span.is_over(app.clock.now())) {
         app.answers.keep(key, &tag, &body);
     }
     Ok(respond(headers, &tag, body))
