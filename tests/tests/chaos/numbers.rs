@@ -84,11 +84,11 @@ const ZONES: [&str; 4] = ["UTC", "Asia/Kathmandu", "Australia/Lord_Howe", "Europ
 /// The longest batch that a sender sends.
 const BATCH: u64 = 400;
 
-/// All events, made before the first is sent: half of them of the last days, the others of all the year, with both changes of each clock.
+/// All events, made before the first is sent: half of them of the last days, the others of all the year (in the small size of seven weeks).
 fn events(chance: &mut Chance, count: u64, now: chrono::DateTime<chrono::Utc>) -> Vec<Value> {
     (0..count)
         .map(|number| {
-            let days = if chance.number(0..=1) == 0 { 3 } else { 360 };
+            let days = if chance.number(0..=1) == 0 { 3 } else { size(50, 360) };
             let age = chrono::TimeDelta::milliseconds(i64::try_from(chance.number(0..=days * 86_400_000)).expect("an age"));
             let mut properties = json!({
                 "status": chance.choose(&["ok", "bad", "skipped"]),
@@ -171,8 +171,9 @@ async fn rebuilder(replicas: Vec<Client>, mut chance: Chance, days: Vec<String>,
     let mut jobs = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let (metric, ..) = chance.choose(&JUDGES);
-        let (one, other) = (chance.choose(&days), chance.choose(&days));
-        let body = json!({"from": one.min(other), "to": one.max(other)});
+        // A week's days: many short ones are interrupted in more places than few long ones.
+        let first = usize::try_from(chance.number(0..=days.len() as u64 - 7)).expect("a place");
+        let body = json!({"from": days[first + 6], "to": days[first]});
         let client = chance.choose(&replicas);
         let asked = client.request(Method::POST, &format!("/v1/analytics/{metric}/rebuild")).json(&body);
         if let Ok(answer) = client.try_send(asked).await
@@ -204,7 +205,7 @@ async fn numbers() {
             tokio::spawn(sender(replicas.clone(), seed.chance(10 + number as u64), events.clone(), own, sent.clone()))
         })
         .collect();
-    let days = (0..360).map(|age| (now - chrono::TimeDelta::days(age)).format("%F").to_string()).collect();
+    let days = (0..size(50, 360)).map(|age| (now - chrono::TimeDelta::days(age)).format("%F").to_string()).collect();
     let rebuilds = tokio::spawn(rebuilder(replicas, seed.chance(2), days, stop.clone()));
 
     let (programs, kills, began) = (arena.programs(), size(8, 120), Instant::now());
