@@ -252,6 +252,14 @@ impl<N: Needs> Caller<N> {
         lacks.map_or(Ok(()), |scope| Err(lacking("the key", &self.scopes, scope)))
     }
 
+    /// Turns away whose key has not another scope beside the door's own, for a part of what the door does.
+    ///
+    /// # Errors
+    /// [`Code::ScopeMissing`].
+    pub fn must_have(&self, scope: Scope) -> Result<(), Problem> {
+        if self.scopes.allow(scope) { Ok(()) } else { Err(lacking("the key", &self.scopes, scope)) }
+    }
+
     /// Turns away whoever acts for an end user: the door is for the product's backend. `what` it is about, in the plural.
     ///
     /// # Errors

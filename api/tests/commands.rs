@@ -185,3 +185,33 @@ fn the_contract_on_file_is_the_codes() {
     let on_file = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json")).unwrap_or_default();
     assert!(answer.out == on_file, "docs/openapi.json is not what the code says; run: cargo run -p api -- openapi > docs/openapi.json");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metric_is_counted_anew_by_the_job_that_its_manifest_would_make() {
+    let world = Sandbox::start(Options::test()).await.unwrap();
+    let operator = Operator(&world);
+    let files = tempfile::tempdir().unwrap();
+    let text = format!("{SHOP}\n[metrics.orders]\nevent = \"order\"\naggregate = \"count\"\n");
+    operator.done(&["tenant", "apply", &manifest(files.path(), "shop.toml", &text)]);
+    let printed = operator.done(&["metric", "rebuild", "shop", "orders", "--from", "2026-11-01", "--to", "2026-11-05"]);
+    operator.done(&["metric", "rebuild", "shop", "orders"]);
+    let jobs: Vec<(String, String, Value)> =
+        sqlx::query_as("SELECT id::text, kind, payload FROM job ORDER BY id").fetch_all(world.pool()).await.unwrap();
+    assert_eq!(jobs.len(), 2);
+    let whole = serde_json::json!({"metric": "orders"});
+    let days = serde_json::json!({"metric": "orders", "from": "2026-11-01", "to": "2026-11-05"});
+    assert_eq!(jobs[0], (printed.trim().to_owned(), "metric.rebuild".to_owned(), days));
+    assert_eq!((&jobs[1].1, &jobs[1].2), (&"metric.rebuild".to_owned(), &whole));
+    for (arguments, says) in [
+        (&["metric", "rebuild", "nobody", "orders"][..], "no tenant `nobody`"),
+        (&["metric", "rebuild", "shop", "bills"], "it has: orders"),
+        (&["metric", "rebuild", "shop", "orders", "--from", "2026-11-05", "--to", "2026-11-01"], "is before `from`"),
+        (&["metric", "rebuild", "shop", "orders", "--from", "yesterday"], "yesterday"),
+    ] {
+        let refused = operator.run(arguments);
+        assert_eq!((refused.code, refused.out.as_str()), (2, ""), "{arguments:?}: {}", refused.err);
+        assert!(refused.err.contains(says), "{}", refused.err);
+    }
+    assert_eq!(sqlx::query_scalar::<_, i64>("SELECT count(*) FROM job").fetch_one(world.pool()).await.unwrap(), 2);
+    world.stop().await.unwrap();
+}

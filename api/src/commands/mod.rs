@@ -7,6 +7,7 @@ mod breaker;
 mod hold;
 mod jobs;
 mod key;
+mod metric;
 mod migrate;
 mod serve;
 mod switch;
@@ -64,6 +65,9 @@ enum Command {
     /// Circuit breakers of providers: show them, keep them open, let them stop nothing.
     #[command(subcommand)]
     Breaker(breaker::BreakerCommand),
+    /// What is counted of events: have it counted anew.
+    #[command(subcommand)]
+    Metric(metric::MetricCommand),
     /// What users entrusted to us: wrap it by a new key.
     #[command(subcommand)]
     Vault(vault::VaultCommand),
@@ -180,6 +184,7 @@ async fn run(command: Command) -> Result<Exit, CommandError> {
         Command::Jobs(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Switch(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Breaker(command) => command.run(&Owner::open(&variables)?).await?,
+        Command::Metric(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Vault(command) => command.run(&Owner::open(&variables)?).await?,
         Command::Pause(arguments) => hold::pause(arguments, &Owner::open(&variables)?).await?,
         Command::Resume(arguments) => hold::resume(arguments, &Owner::open(&variables)?).await?,

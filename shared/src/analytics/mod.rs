@@ -17,6 +17,7 @@ mod encoding;
 pub mod histogram;
 pub mod observe;
 pub mod range;
+pub mod span;
 pub mod state;
 pub mod uniques;
 
@@ -25,6 +26,7 @@ use chrono::{DateTime, Utc};
 pub use bundle::{Bundle, DayBody, Labels};
 pub use calendar::{Granularity, Period};
 pub use observe::{EventFacts, observe};
+pub use span::{Span, SpanFault, SpanWords};
 pub use state::{Shape, State};
 
 /// The seconds of a base bucket: every zone's offset is a multiple of it (those of Kathmandu, +5:45, and Lord Howe, +10:30 and +11,

@@ -290,6 +290,11 @@ impl Gathered {
 /// The percentiles of an answer, in thousandths.
 const PERCENTILES: [(&str, u16); 4] = [("p50", 500), ("p90", 900), ("p95", 950), ("p99", 990)];
 
+/// The names of the percentiles of an answer, in order.
+pub fn percentile_names() -> impl Iterator<Item = &'static str> {
+    PERCENTILES.iter().map(|(name, _)| *name)
+}
+
 /// What a metric says of its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]

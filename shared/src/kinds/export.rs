@@ -1,10 +1,14 @@
-//! `export.create`: datasets of the tenant's manifest become a file in object storage.
+//! `export.create`: datasets of the tenant's manifest, or its metrics and views, become a file in object storage.
+
+mod numbers;
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
+
+pub use numbers::{DAYS_OF_METRIC, Numbers, NumbersTable};
 
 use super::{Kind, Violation, pointer_token};
 use crate::{
@@ -13,7 +17,7 @@ use crate::{
     tenant::{Dataset, Manifest, Origin},
 };
 
-/// The payload of `export.create`. Exactly one of `dataset` and `type` is given.
+/// The payload of `export.create`. Exactly one of `dataset`, `type`, `metric` and `view` is given.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ExportCreate {
     /// A dataset that the tenant's manifest declares.
@@ -22,9 +26,15 @@ pub struct ExportCreate {
     /// `full`: every dataset that the caller may read, in one file; else another word for `dataset` (R10).
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// A metric that the tenant's manifest declares: its numbers over the span that `params` say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    /// A view that the tenant's manifest declares: all its metrics, in one file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<String>,
     /// The file's format.
     pub format: ExportFormat,
-    /// Values of the datasets' named parameters.
+    /// Values of the datasets' named parameters; of a metric or a view `from`, `to`, `granularity`, `tz`, and of a metric `group_by` and `top`.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub params: Map<String, Value>,
@@ -52,6 +62,10 @@ pub enum Wanted<'a> {
     Dataset(&'a str),
     /// Every dataset that the caller may read.
     Full,
+    /// A metric, by name.
+    Metric(&'a str),
+    /// A view, by name.
+    View(&'a str),
 }
 
 /// A dataset that an export reads, its parameters bound.
@@ -66,20 +80,43 @@ pub struct Selected<'a> {
 }
 
 impl ExportCreate {
-    /// What is asked for; `None` where neither or both of `dataset` and `type` are given, which is a violation.
+    /// What is asked for; `None` where not exactly one of the fields that say so is given, which is a violation.
     #[must_use]
     pub fn wanted(&self) -> Option<Wanted<'_>> {
-        match (self.dataset.as_deref(), self.kind.as_deref()) {
-            (None, Some(FULL)) => Some(Wanted::Full),
-            (Some(name), None) | (None, Some(name)) => Some(Wanted::Dataset(name)),
-            _ => None,
-        }
+        let mut given = [
+            self.dataset.as_deref().map(Wanted::Dataset),
+            self.kind.as_deref().map(|name| if name == FULL { Wanted::Full } else { Wanted::Dataset(name) }),
+            self.metric.as_deref().map(Wanted::Metric),
+            self.view.as_deref().map(Wanted::View),
+        ]
+        .into_iter()
+        .flatten();
+        given.next().filter(|_| given.next().is_none())
     }
 
-    /// What the export is called where nobody chose a name: its dataset, or `full`.
+    /// What the export is called where nobody chose a name: its dataset, `full`, its metric or its view.
     #[must_use]
     pub fn subject(&self) -> &str {
-        self.dataset.as_deref().or(self.kind.as_deref()).unwrap_or_default()
+        [&self.dataset, &self.kind, &self.metric, &self.view].into_iter().find_map(Option::as_deref).unwrap_or_default()
+    }
+
+    /// Whether it is of metrics, which have a scope of their own.
+    #[must_use]
+    pub const fn is_of_metrics(&self) -> bool {
+        self.metric.is_some() || self.view.is_some()
+    }
+
+    /// What is wrong with how it says what is wanted.
+    fn violations_of_form(&self) -> Vec<Violation> {
+        let fields = [("dataset", &self.dataset), ("type", &self.kind), ("metric", &self.metric), ("view", &self.view)].into_iter();
+        let given: Vec<_> = fields.filter(|(_, value)| value.is_some()).map(|(name, _)| name).collect();
+        match given.as_slice() {
+            [] => {
+                vec![Violation::new("/dataset", "is missing; name a dataset, or send `\"type\": \"full\"` for all of them")]
+            }
+            [first, second, ..] => vec![Violation::new(format!("/{second}"), format!("stands beside `{first}`; send one of the two"))],
+            [_] => Vec::new(),
+        }
     }
 
     /// The field that says what is wanted.
@@ -103,7 +140,7 @@ impl ExportCreate {
                 let readable = |dataset: &Dataset| open(dataset) && (owner.is_some() || !needs_owner(dataset));
                 return self.select_all(manifest.datasets.iter().filter(|(_, dataset)| readable(dataset)), owner);
             }
-            None => return Err(self.violations()),
+            _ => return Err(self.violations_of_form()),
         };
         let Some((name, dataset)) = manifest.dataset(name).filter(|(_, dataset)| open(dataset)) else {
             // A user is not told of datasets that are not for users.
@@ -157,10 +194,10 @@ impl ExportCreate {
         if self.is_archive() { "application/zip" } else { self.format.content_type() }
     }
 
-    /// Whether the file is a zip archive with one file a dataset.
+    /// Whether the file is a zip archive with one file a dataset, or a metric.
     #[must_use]
     pub fn is_archive(&self) -> bool {
-        self.wanted() == Some(Wanted::Full) && !matches!(self.format, ExportFormat::Json | ExportFormat::Markdown)
+        matches!(self.wanted(), Some(Wanted::Full | Wanted::View(_))) && !matches!(self.format, ExportFormat::Json | ExportFormat::Markdown)
     }
 }
 
@@ -244,14 +281,7 @@ impl Kind for ExportCreate {
     const ESTIMATE: Duration = Duration::from_secs(5);
 
     fn violations(&self) -> Vec<Violation> {
-        let mut violations = Vec::new();
-        match (&self.dataset, &self.kind) {
-            (None, None) => {
-                violations.push(Violation::new("/dataset", "is missing; name a dataset, or send `\"type\": \"full\"` for all of them"));
-            }
-            (Some(_), Some(_)) => violations.push(Violation::new("/type", "stands beside `dataset`; send one of the two")),
-            _ => {}
-        }
+        let mut violations = self.violations_of_form();
         if self.format != ExportFormat::Csv {
             let only_csv = |field| Violation::new(field, format!("is for csv; leave it out with {}", self.format.name()));
             violations.extend(self.bom.then(|| only_csv("/bom")));
@@ -278,6 +308,9 @@ impl Kind for ExportCreate {
     }
 
     fn violations_for(&self, tenant: &Manifest, owner: Option<&str>) -> Vec<Violation> {
+        if self.is_of_metrics() {
+            return self.numbers(tenant, owner).err().unwrap_or_default();
+        }
         self.select(tenant, owner).err().unwrap_or_default()
     }
 
@@ -287,6 +320,8 @@ impl Kind for ExportCreate {
         Self {
             dataset: Some("prompts".into()),
             kind: None,
+            metric: None,
+            view: None,
             format: ExportFormat::Csv,
             params,
             filename: Some("my prompts".into()),

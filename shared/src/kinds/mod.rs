@@ -34,7 +34,7 @@ pub use ai::AiRun;
 pub use byok::ByokCheck;
 pub use completion::CompletionNotify;
 pub use email::{EmailSend, Mailbox};
-pub use export::{ExportCreate, ExportFormat, Selected, Wanted};
+pub use export::{DAYS_OF_METRIC, ExportCreate, ExportFormat, Numbers, NumbersTable, Selected, Wanted};
 pub use metric::MetricRebuild;
 pub use notification::{LONGEST_NOTIFICATION, NotificationDigest, NotificationFanOut, NotificationTell, Recipients, Told};
 pub use probe::{ProbeMeter, ProbeOutcome, ProbeRun};

@@ -1,6 +1,9 @@
 //! Events in by HTTP, numbers out: taken once, counted right, shown by the clocks of a zone, to whom they belong.
 
 mod catalogue;
+mod examples;
+mod exports;
+mod overload;
 
 use std::io::Write;
 
@@ -330,10 +333,19 @@ async fn of_who_is_erased_nothing_is_left_but_what_all_came_to() {
         run(3, "2026-11-01T00:00:00Z", "ada", &json!({})),
     ];
     assert_eq!(send(&client, &events).await["accepted"], 3);
+    // Of a time that is over too: answers of which others are kept for a while.
+    let over = "/v1/analytics/runs?from=2026-11-01&to=2026-11-03";
+    let grouped_over = format!("{over}&group_by=user");
+    assert!(client.get(&grouped_over).await.text().contains("ada"));
+    let ada = client.acting_for("ada");
+    assert_eq!(ada.get(over).await.expect(200)["groups"][0]["total"]["count"], 1);
     let erasure = id_of(&client.delete("/v1/users/ada").await.expect(202));
     // From now on: neither shown, though nothing is put together yet, nor taken.
     let grouped = "/v1/analytics/runs?group_by=user";
     assert!(!client.get(grouped).await.text().contains("ada"));
+    assert!(!client.get(&grouped_over).await.text().contains("ada"));
+    let own = ada.get(over).await;
+    assert!(own.status != 200 || own.json()["groups"][0]["total"]["count"] == 0, "{}", own.text());
     let more = send(&client, &[run(4, NOW, "ada", &json!({})), run(5, NOW, "bob", &json!({}))]).await;
     assert_eq!(
         (&more["accepted"], &more["rejected"][0]["code"], &more["rejected"][0]["index"]),

@@ -1,6 +1,7 @@
 //! Statistics of other people's services (R63): what readers get, what vendors are asked, and when.
 
 mod doors;
+mod keep;
 mod readers;
 mod summaries;
 mod vendors;

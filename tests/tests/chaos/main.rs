@@ -10,6 +10,8 @@
 //!
 //! [`models`] takes the provider of models away, and counts the calls that it gets all the same.
 //!
+//! [`numbers`] kills programs while events are counted, and holds what is read to `GROUP BY`.
+//!
 //! [`messages`] kills workers in the middle of mails and pushes, and counts at the servers that got them.
 //!
 //! `cargo test` runs each in a small size, some seconds; `make chaos` (`CHAOS=full`) in the size that the promises name. The seed
@@ -30,6 +32,7 @@ mod listeners;
 mod messages;
 mod misbehaviour;
 mod models;
+mod numbers;
 mod pause;
 mod postgres;
 mod redis;

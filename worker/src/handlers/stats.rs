@@ -92,6 +92,11 @@ impl Refresh<'_> {
         let question = vendors.question(&self.tenant.name, self.source)?;
         // What was learned of another question is nothing worth.
         let is_same = self.held.asked.as_deref() == Some(question.asked.as_slice());
+        // Whoever told us how often it wants to be asked this (`x-poll-interval`) is asked no sooner, whoever wishes it.
+        let now = self.context.services.clock.now();
+        if let Some(until) = self.held.not_before.filter(|until| is_same && *until > now) {
+            return Err(self.put_off(until, now).await?);
+        }
         let tags = if is_same && self.held.figures.is_some() {
             Tags { etag: self.held.etag.clone(), last_modified: self.held.last_modified.clone() }
         } else {

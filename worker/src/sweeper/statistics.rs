@@ -1,6 +1,6 @@
 //! Statistics: how old each is and what vendors still grant, for the figures; and what no manifest declares any more is forgotten.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use shared::ledger::{LedgerError, recover::take_duty, statistics, vendors};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(3_600);
 /// Tells and forgets until `stop`.
 pub(super) async fn run(services: Arc<Services>, stop: CancellationToken) {
     let worker = services.clock.new_id();
+    let mut told = BTreeSet::new();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -27,7 +28,7 @@ pub(super) async fn run(services: Arc<Services>, stop: CancellationToken) {
         let done = tokio::select! {
             // Wherever it is dropped: each step is a transaction of its own.
             () = stop.cancelled() => return,
-            done = round(&services, worker) => done,
+            done = round(&services, worker, &mut told) => done,
         };
         if let Err(error) = done {
             tracing::debug!(
@@ -38,12 +39,21 @@ pub(super) async fn run(services: Arc<Services>, stop: CancellationToken) {
     }
 }
 
-async fn round(services: &Services, worker: Uuid) -> Result<(), LedgerError> {
+/// `told` are the statistics whose age was told before.
+async fn round(services: &Services, worker: Uuid, told: &mut BTreeSet<(String, String)>) -> Result<(), LedgerError> {
     let (pool, now) = (&services.pool, services.clock.now());
+    let age_of = |(tenant, source): &(String, String), age: f64| {
+        metrics::gauge!("offstage_statistic_age_seconds", "tenant" => tenant.clone(), "source" => source.clone()).set(age);
+    };
+    let mut there = BTreeSet::new();
     for (tenant, source, measured_at) in statistics::ages(pool).await? {
-        let age = (now - measured_at).as_seconds_f64();
-        metrics::gauge!("offstage_statistic_age_seconds", "tenant" => tenant, "source" => source).set(age);
+        let named = (tenant, source);
+        age_of(&named, (now - measured_at).as_seconds_f64());
+        there.insert(named);
     }
+    // A series can't be taken back; what is gone has no age, and no alert is raised by that.
+    told.difference(&there).for_each(|gone| age_of(gone, f64::NAN));
+    *told = there;
     for (vendor, left) in vendors::left(pool, now).await? {
         metrics::gauge!("offstage_vendor_budget_left", "vendor" => vendor).set(left as f64);
     }

@@ -6,38 +6,21 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 use shared::{
-    analytics::{
-        Granularity, Labels, Period,
-        range::{Group, Question, Read},
-        state::{Aggregate, State},
+    analytics::{Granularity, Labels, Period, Span, State, range::Group, state::Aggregate},
+    ledger::rollups::{
+        ask::{Asked, Found, ask},
+        read::ReadError,
     },
-    ledger::rollups::read::{ReadError, Wanted, read as read_rollups},
     tenant::{self, Metric, Panel, TOP},
 };
 use utoipa::ToSchema;
 
-use super::{Tagged, query::Span};
+use super::Tagged;
 use crate::{
     app::App,
     auth::{AnalyticsRead, Caller},
     problem::{Code, Problem},
 };
-
-/// Who reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who<'a> {
-    /// The product's backend: everybody's.
-    Backend,
-    /// A user: their own.
-    User(&'a str),
-}
-
-impl<'a> Who<'a> {
-    /// By the acting user.
-    pub fn of(user: Option<&'a str>) -> Self {
-        user.map_or(Self::Backend, Who::User)
-    }
-}
 
 /// A metric over a span.
 #[derive(Debug, Serialize, ToSchema)]
@@ -142,63 +125,18 @@ pub async fn read(
     panel: &Panel,
     span: &Span,
 ) -> Result<MetricAnswer, Problem> {
-    let who = Who::of(caller.acting_user.as_deref());
-    let dimensions = metric.dimensions();
-    let place_of = |name: &String| dimensions.iter().position(|dimension| dimension == name);
-    let asked: Vec<usize> = panel.group_by.iter().filter_map(place_of).collect();
-    let mut grouping = asked.iter().fold(0_u8, |bits, place| bits | 1 << place);
-    let user = match (who, metric.user_place()) {
-        (Who::Backend, _) => None,
-        (Who::User(user), Some(place)) => {
-            grouping |= 1 << place;
-            Some((user, place))
-        }
-        // It is not declared for users, then.
-        (Who::User(_), None) => return Err(Problem::unexplained()),
-    };
-    // Where a dimension is among those of the grouping.
-    let index_in = |place: usize| (grouping & ((1 << place) - 1)).count_ones() as usize;
-    let label = |labels: &Labels, place: usize| labels.0.get(index_in(place)).cloned().flatten();
-    let begins = span.before.first().or(span.periods.first()).map_or(0, |first| first.first);
-    let wanted = Wanted {
+    let asked = Asked {
         tenant: caller.tenant,
-        series: metric.series(),
-        grouping,
-        buckets: (begins, span.buckets.1),
-        user: user.map(|(user, _)| user),
+        metric,
+        group_by: &panel.group_by,
+        top: panel.top.unwrap_or(TOP),
+        span,
+        user: caller.acting_user.as_deref(),
     };
     let as_of = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
-    let (found, is_whole) = read_rollups(&mut transaction, &wanted).await.map_err(of_read)?;
-    // Nothing is shown of who is being erased.
-    let erased: Vec<String> = match metric.user_place() {
-        Some(_) => {
-            let erased = sqlx::query_scalar("SELECT user_id FROM erasure WHERE tenant_id = $1").bind(caller.tenant);
-            erased.fetch_all(&mut *transaction).await?
-        }
-        None => Vec::new(),
-    };
+    let Found { groups: shown, before: previous, is_whole } = ask(&mut transaction, &asked).await.map_err(of_read)?;
     drop(transaction);
-    let user_place = metric.user_place().filter(|place| grouping & (1 << place) != 0);
-    let place = |labels: &Labels| {
-        if let Some(place) = user_place {
-            let whose = label(labels, place);
-            if user.is_some_and(|(user, _)| whose.as_deref() != Some(user)) || whose.is_some_and(|whose| erased.contains(&whose)) {
-                return None;
-            }
-        }
-        Some(Labels(asked.iter().map(|place| label(labels, *place)).collect()))
-    };
-    let top = if asked.is_empty() { 1 } else { panel.top.unwrap_or(TOP) };
-    let question = Question { shape: metric.shape(), aggregate: metric.aggregate(), periods: &span.periods, grouping, top };
-    let shown = answer(&found, &question, &place, None, asked.is_empty())?;
-    let previous = match span.before.as_slice() {
-        [] => None,
-        before => {
-            let question = Question { periods: before, ..question };
-            Some(answer(&found, &question, &place, Some(&shown), asked.is_empty())?)
-        }
-    };
     let aggregate = metric.aggregate();
     let groups_of = |groups: &[Group], periods: &[Period], others: Option<&[Group]>| {
         groups.iter().map(|group| group_answer(group, periods, &panel.group_by, aggregate, others)).collect()
@@ -220,23 +158,6 @@ pub async fn read(
             groups: groups_of(groups, &span.before, None),
         }),
     })
-}
-
-/// The groups of a span; those of `like` where there is such.
-fn answer(
-    found: &Read,
-    question: &Question<'_>,
-    place: &dyn Fn(&Labels) -> Option<Labels>,
-    like: Option<&[Group]>,
-    is_one: bool,
-) -> Result<Vec<Group>, Problem> {
-    let fixed: Option<Vec<Labels>> = like.map(|groups| groups.iter().filter_map(|group| group.labels.clone()).collect());
-    let mut groups = found.answer(question, place, fixed.as_deref()).map_err(Problem::internal)?;
-    if groups.is_empty() && is_one {
-        let empty = State::empty(question.shape);
-        groups.push(Group { labels: Some(Labels::default()), periods: vec![empty.clone(); question.periods.len()], total: empty });
-    }
-    Ok(groups)
 }
 
 fn group_answer(group: &Group, periods: &[Period], group_by: &[String], aggregate: Aggregate, before: Option<&[Group]>) -> GroupAnswer {

@@ -2,7 +2,7 @@
 //!
 //! What must stay true: an answer is of one tenant, and for a user of that user's own; it says as of when it is (`as_of`) and whether
 //! events from before the metric are in it (`is_whole`); gaps are filled; an answer about a time that is over may be up to five minutes old
-//! ([`Answers`]), one with the present in it is read anew.
+//! ([`Answers`]), one with the present in it, of a user, or with users' names in it is read anew.
 
 mod answer;
 mod answers;
@@ -21,7 +21,11 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
-use shared::tenant::{Audience, Metric, Tenant};
+use shared::{
+    analytics::{Granularity, Span, observe::USER},
+    kinds::DAYS_OF_METRIC as DAYS,
+    tenant::{Metric, Panel, Tenant},
+};
 use utoipa::OpenApi;
 
 pub use answers::Answers;
@@ -33,8 +37,8 @@ use crate::{
     extract::Query,
     problem::{Code, Problem, ProblemBody},
 };
-use answer::{MetricAnswer, Who};
-use query::{AnalyticsQuery, Span};
+use answer::MetricAnswer;
+use query::AnalyticsQuery;
 
 /// To be kept by the asker alone, and not used again without asking.
 const CACHED: HeaderValue = HeaderValue::from_static("private, no-cache");
@@ -89,8 +93,8 @@ pub struct ViewEntry {
 )]
 pub async fn list(State(app): State<App>, CallerOrUser(caller): CallerOrUser<AnalyticsRead>) -> Result<axum::Json<Catalogue>, Problem> {
     let tenant = app.tenants.get(caller.tenant).await?.ok_or_else(Problem::unexplained)?;
-    let who = Who::of(caller.acting_user.as_deref());
-    let open = |name: &str| tenant.manifest.metrics.get(name).is_some_and(|metric| is_open(metric, who));
+    let user = caller.acting_user.as_deref();
+    let open = |name: &str| tenant.manifest.metrics.get(name).is_some_and(|metric| metric.is_open_to(user));
     let metrics = tenant.manifest.metrics.iter().filter(|(name, _)| open(name)).map(|(name, metric)| MetricEntry {
         name: name.clone(),
         description: metric.description().to_owned(),
@@ -105,14 +109,9 @@ pub async fn list(State(app): State<App>, CallerOrUser(caller): CallerOrUser<Ana
     Ok(axum::Json(Catalogue { metrics: metrics.collect(), views: views.filter(|view| !view.metrics.is_empty()).collect() }))
 }
 
-/// Whether a reader may read a metric: a user those that are declared for users, of themselves.
-fn is_open(metric: &Metric, who: Who<'_>) -> bool {
-    matches!(who, Who::Backend) || metric.audience() == Audience::Users
-}
-
-/// Finds a metric that a reader may read.
-fn find<'a>(tenant: &'a Tenant, name: &str, who: Who<'_>) -> Result<&'a Metric, Problem> {
-    tenant.manifest.metrics.get(name).filter(|metric| is_open(metric, who)).ok_or_else(|| {
+/// Finds a metric that may be read for a user, or by the backend.
+fn find<'a>(tenant: &'a Tenant, name: &str, user: Option<&str>) -> Result<&'a Metric, Problem> {
+    tenant.manifest.metrics.get(name).filter(|metric| metric.is_open_to(user)).ok_or_else(|| {
         Problem::new(Code::MetricNotFound, "The product's manifest declares no such metric for this reader; GET /v1/analytics lists them.")
     })
 }
@@ -146,23 +145,29 @@ pub async fn read(
     Query(query): Query<AnalyticsQuery>,
 ) -> Result<Response, Problem> {
     let tenant = app.tenants.get(caller.tenant).await?.ok_or_else(Problem::unexplained)?;
-    let who = Who::of(caller.acting_user.as_deref());
-    let metric = find(&tenant, &name, who)?;
-    let span = Span::of(&query, app.clock.now(), 30, shared::analytics::Granularity::Day)?;
+    let metric = find(&tenant, &name, caller.acting_user.as_deref())?;
+    let span = query.span(app.clock.now(), DAYS, Granularity::Day, false)?;
     let panel = query.panel(metric)?;
     let key = answers::key(&caller, &json!([metric.series(), metric.aggregate(), panel, span]));
-    if let Some(kept) = app.answers.find(&key) {
+    let key = Some(key).filter(|_| may_be_kept(&caller, [&panel]));
+    if let Some(kept) = key.as_deref().and_then(|key| app.answers.find(key)) {
         return Ok(respond(&headers, &kept.0, kept.1));
     }
     let answer = answer::read(&app, &caller, &name, metric, &panel, &span).await?;
     finish(&app, &headers, key, &span, &answer)
 }
 
-/// Answers with what was read, and keeps it where its time is over.
-fn finish(app: &App, headers: &HeaderMap, key: String, span: &Span, answer: &impl Tagged) -> Result<Response, Problem> {
+/// Whether answers may be kept. Those of a user, and those that name users, are not: nothing is shown of who is being erased, from the first
+/// moment.
+fn may_be_kept<'p>(caller: &Caller<AnalyticsRead>, panels: impl IntoIterator<Item = &'p Panel>) -> bool {
+    caller.acting_user.is_none() && panels.into_iter().all(|panel| panel.group_by.iter().all(|dimension| dimension != USER))
+}
+
+/// Answers with what was read, and keeps it under `key` where its time is over.
+fn finish(app: &App, headers: &HeaderMap, key: Option<String>, span: &Span, answer: &impl Tagged) -> Result<Response, Problem> {
     let body = Bytes::from(serde_json::to_vec(answer).map_err(Problem::internal)?);
     let tag = format!("W/\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(hash_of(&answer.numbers())));
-    if span.is_over(app.clock.now()) {
+    if let Some(key) = key.filter(|_| span.is_over(app.clock.now())) {
         app.answers.keep(key, &tag, &body);
     }
     Ok(respond(headers, &tag, body))

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use shared::kinds::MetricRebuild;
 use utoipa::ToSchema;
 
-use super::{answer::Who, find};
+use super::find;
 use crate::{
     app::App,
     auth::{AnalyticsWrite, Backend},
@@ -52,7 +52,7 @@ pub async fn create(
     MaybeJson(body): MaybeJson<RebuildBody>,
 ) -> Result<Response, Problem> {
     let tenant = app.tenants.get(caller.tenant).await?.ok_or_else(Problem::unexplained)?;
-    find(&tenant, &name, Who::Backend)?;
+    find(&tenant, &name, None)?;
     let payload = MetricRebuild { metric: name, from: body.from, to: body.to };
     ask(&app, caller.tenant, None, &headers, Wish::of(&payload)).await
 }

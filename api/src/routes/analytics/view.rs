@@ -11,9 +11,9 @@ use utoipa::ToSchema;
 
 use super::{
     Tagged,
-    answer::{self, MetricAnswer, Who},
-    answers, find, finish, is_open,
-    query::{AnalyticsQuery, Span},
+    answer::{self, MetricAnswer},
+    answers, find, finish, may_be_kept,
+    query::AnalyticsQuery,
     respond,
 };
 use crate::{
@@ -67,11 +67,11 @@ pub async fn read(
     Query(query): Query<AnalyticsQuery>,
 ) -> Result<Response, Problem> {
     let tenant = app.tenants.get(caller.tenant).await?.ok_or_else(Problem::unexplained)?;
-    let who = Who::of(caller.acting_user.as_deref());
+    let user = caller.acting_user.as_deref();
     let unknown =
         || Problem::new(Code::ViewNotFound, "The product's manifest declares no such view for this reader; GET /v1/analytics lists them.");
     let view = tenant.manifest.views.get(&name).ok_or_else(unknown)?;
-    let is_mine = |metric: &str| tenant.manifest.metrics.get(metric).is_some_and(|metric| is_open(metric, who));
+    let is_mine = |metric: &str| tenant.manifest.metrics.get(metric).is_some_and(|metric| metric.is_open_to(user));
     let panels: Vec<_> = view.panels.iter().filter(|panel| is_mine(&panel.metric)).collect();
     if panels.is_empty() {
         return Err(unknown());
@@ -82,18 +82,16 @@ pub async fn read(
             "group_by: the view says how its metrics are grouped; leave `group_by` and `top` out.",
         ));
     }
-    let mut span = Span::of(&query, app.clock.now(), view.days, view.granularity)?;
-    if view.compare && !query.compares() {
-        span.compare()?;
-    }
+    let span = query.span(app.clock.now(), view.days, view.granularity, view.compare)?;
     let series: Vec<_> = panels.iter().filter_map(|panel| Some(tenant.manifest.metrics.get(&panel.metric)?.series())).collect();
     let key = answers::key(&caller, &json!(["view", name, view, series, span]));
-    if let Some(kept) = app.answers.find(&key) {
+    let key = Some(key).filter(|_| may_be_kept(&caller, panels.iter().copied()));
+    if let Some(kept) = key.as_deref().and_then(|key| app.answers.find(key)) {
         return Ok(respond(&headers, &kept.0, kept.1));
     }
     let mut answer = ViewAnswer { view: name.clone(), title: view.title.clone(), panels: Vec::with_capacity(panels.len()) };
     for panel in panels {
-        let metric = find(&tenant, &panel.metric, who)?;
+        let metric = find(&tenant, &panel.metric, user)?;
         answer.panels.push(answer::read(&app, &caller, &panel.metric, metric, panel, &span).await?);
     }
     finish(&app, &headers, key, &span, &answer)

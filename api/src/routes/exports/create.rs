@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use shared::{
     job::Priority,
+    keys::Scope,
     kinds::{ExportCreate, ExportFormat},
     tenant,
 };
@@ -34,15 +35,24 @@ use crate::{
 /// An export to be made.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct NewExport {
-    /// A dataset that the product declares. Unknown ones are answered with the list. Exactly one of this and `type` is sent.
+    /// A dataset that the product declares. Unknown ones are answered with the list. Exactly one of this, `type`, `metric` and `view` is sent.
     #[schema(example = "prompts")]
     dataset: Option<String>,
     /// `full`: every dataset that the caller may read, in one file (`json`, `markdown`) or a zip; else the same as `dataset`.
     #[serde(rename = "type")]
     kind: Option<String>,
+    /// A metric that the product declares: its numbers by period and group, as `GET /v1/analytics/{metric}` has them. The span and the groups
+    /// stand in `params`. Needs the scope `analytics:read` too.
+    #[schema(example = "response_time")]
+    metric: Option<String>,
+    /// A view that the product declares: all its metrics, in one file (`json`, `markdown`) or a zip. The span stands in `params`. Needs the
+    /// scope `analytics:read` too.
+    #[schema(example = "performance")]
+    view: Option<String>,
     /// The file's format.
     format: ExportFormat,
-    /// Values of the dataset's parameters, by name. The one that is bound to the owner can't be set.
+    /// Values of the dataset's parameters, by name. The one that is bound to the owner can't be set. Of a metric or a view: `from`, `to`,
+    /// `granularity`, `tz`; of a metric also `group_by` (a list) and `top`.
     #[schema(value_type = Option<Object>, example = json!({"since": "2026-01-01T00:00:00Z"}))]
     params: Option<Map<String, Value>>,
     /// The name to save the file under, without its ending, at most 60 characters; the dataset's name when absent.
@@ -81,6 +91,8 @@ impl NewExport {
         let export = ExportCreate {
             dataset: self.dataset,
             kind: self.kind,
+            metric: self.metric,
+            view: self.view,
             format: self.format,
             params: self.params.unwrap_or_default(),
             filename: self.filename,
@@ -113,7 +125,7 @@ impl NewExport {
     responses(
         (status = 202, body = Export, description = "Accepted", headers(("Location" = String, description = "The export's address"))),
         (status = 200, body = Export, description = "Accepted before under this idempotency key; the export as it stands now", headers(("Location" = String, description = "The export's address"))),
-        (status = 403, body = ProblemBody<'static>, description = "`kind_not_enabled`: exports are switched off, or not on for this user yet"),
+        (status = 403, body = ProblemBody<'static>, description = "`kind_not_enabled`: exports are switched off, or not on for this user yet; `scope_missing`"),
         (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key was used for another request"),
         (status = 413, body = ProblemBody<'static>, description = "`payload_too_large`, `body_too_large`"),
         (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field"),
@@ -128,6 +140,9 @@ pub async fn create(
     Json(new): Json<NewExport>,
 ) -> Result<Response, Problem> {
     let (export, wish) = new.split();
+    if export.is_of_metrics() {
+        caller.must_have(Scope::AnalyticsRead)?;
+    }
     let acting_user = caller.acting_user.as_deref();
     let mut duplicate = None;
     let (status, found) = match admit(&app, caller.tenant, acting_user, &headers, wish).await? {

@@ -87,7 +87,7 @@ impl FoundExport {
 /// What both statements read. A payload may be large, so its fields are taken out of it.
 macro_rules! export_columns {
     () => {
-        "SELECT j.id, j.owner, j.created_at, j.start_by, coalesce(j.payload ->> 'dataset', j.payload ->> 'type', '') AS dataset,
+        "SELECT j.id, j.owner, j.created_at, j.start_by, coalesce(j.payload ->> 'dataset', j.payload ->> 'type', j.payload ->> 'metric', j.payload ->> 'view', '') AS dataset,
                 coalesce(j.payload ->> 'format', '') AS format, j.payload ->> 'filename' AS filename,
                 s.state, s.reason, s.run_at, s.started_at, s.finished_at, s.progress_done, s.progress_total,
                 (SELECT a.error FROM job_attempt a WHERE a.job_id = j.id AND s.state = 4 ORDER BY a.run DESC LIMIT 1) AS error,

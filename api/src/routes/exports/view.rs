@@ -88,7 +88,7 @@ pub struct Export {
     duplicate: Option<Duplicate>,
     /// How it stands.
     state: ExportState,
-    /// What is exported.
+    /// What is exported: a dataset, `full`, a metric or a view.
     dataset: String,
     /// The file's format.
     format: String,

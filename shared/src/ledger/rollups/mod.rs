@@ -12,6 +12,7 @@
 //!   fails, to be tried again, where somebody changed the series meanwhile; what commits add while it reads, it neither sees nor deletes;
 //! - so the numbers are those of `GROUP BY` over the raw events, whatever came late, twice or in another order, and wherever a program died.
 
+pub mod ask;
 pub mod compact;
 pub mod read;
 pub mod rebuild;

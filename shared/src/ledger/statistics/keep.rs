@@ -38,6 +38,8 @@ pub struct Held {
     pub measured_at: Option<DateTime<Utc>>,
     /// When something was last done there.
     pub worked_at: Option<DateTime<Utc>>,
+    /// The vendor wants not to be asked before.
+    pub not_before: Option<DateTime<Utc>>,
     /// The oldest reading of the last weeks, to see growth by.
     pub before: Option<(Figures, DateTime<Utc>)>,
 }
@@ -114,7 +116,7 @@ pub async fn lease(
          VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
          ON CONFLICT (tenant_id, source) DO UPDATE SET lease = excluded.lease, leased_until = excluded.leased_until
          WHERE s.lease IS NULL OR s.lease = excluded.lease OR s.leased_until <= clock_timestamp()
-         RETURNING s.asked, s.etag, s.last_modified, s.moved_to, s.figures, s.measured_at, s.worked_at",
+         RETURNING s.asked, s.etag, s.last_modified, s.moved_to, s.figures, s.measured_at, s.worked_at, s.not_before",
     )
     .bind(tenant)
     .bind(source)
@@ -145,6 +147,7 @@ pub async fn lease(
         figures: row.try_get::<Option<Value>, _>("figures")?.map(figures_of),
         measured_at: row.try_get("measured_at")?,
         worked_at: row.try_get("worked_at")?,
+        not_before: row.try_get("not_before")?,
         before,
     }))
 }

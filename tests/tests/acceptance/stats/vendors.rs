@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 use super::{community, put_off, refresh, refreshed, repository, statistic};
 
-fn scripted(path: &str, status: u16, headers: &[(&str, &str)], body: &Value) -> Scripted {
+pub(super) fn scripted(path: &str, status: u16, headers: &[(&str, &str)], body: &Value) -> Scripted {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Scripted { path_contains: path.to_owned(), status, headers, body: body.to_string(), times: 1 }
 }
 
-fn time(value: &Value) -> DateTime<Utc> {
+pub(super) fn time(value: &Value) -> DateTime<Utc> {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no time"))
 }
 

@@ -1,7 +1,8 @@
-//! `export.create`: datasets of the tenant's manifest become a file in object storage.
+//! `export.create`: datasets of the tenant's manifest, or its metrics and views, become a file in object storage.
 //!
 //! ```text
 //! manifest → datasets → source (one snapshot, a cursor) → format (bytes) → draft (upload and effects) → settle publishes
+//!          → metrics  → rollups (one snapshot)          ↗
 //! ```
 //!
 //! What must stay true: the file holds the rows of one moment (of each source's own, where a full export reads several), all of them, or there is no file; it becomes visible with the
@@ -10,6 +11,7 @@
 
 mod draft;
 mod format;
+mod numbers;
 mod progress;
 mod trail;
 
@@ -19,7 +21,7 @@ use chrono::TimeDelta;
 use serde_json::json;
 use shared::{
     job::{Failure, FailureClass, PublishedFile, Success},
-    kinds::{ExportCreate, Selected, Violation, Wanted},
+    kinds::{ExportCreate, Numbers, Selected, Violation, Wanted},
     tenant::{OWN_SOURCE, Tenant, TenantError},
 };
 use std::sync::Arc;
@@ -67,7 +69,7 @@ pub(super) async fn run(payload: ExportCreate, context: JobContext) -> Result<Su
         written = export.write(&mut draft, &progress, trail.as_mut()) => written,
     };
     match written {
-        Ok((receipt, parts)) => Ok(success(&payload, &context, draft.publish(), &receipt, &parts, trail.as_ref())),
+        Ok(written) => Ok(success(&payload, &context, draft.publish(), &written, trail.as_ref())),
         Err(failure) => {
             give_up(&context, draft, &failure).await;
             Err(failure)
@@ -109,11 +111,21 @@ async fn give_up(context: &JobContext, draft: Draft, failure: &Failure) {
     }
 }
 
+/// What stands in the store.
+struct Written {
+    receipt: Receipt,
+    parts: Vec<Part>,
+    /// Of metrics: whether events from before they were declared are all counted.
+    is_whole: Option<bool>,
+}
+
 /// What a payload asks for, looked up and bound.
 struct Export<'a> {
     payload: &'a ExportCreate,
     /// By source.
     groups: Vec<(Source<'a>, Vec<Selected<'a>>)>,
+    /// Metrics, where it is of such; there are no datasets then.
+    numbers: Option<Numbers<'a>>,
     context: &'a JobContext,
 }
 
@@ -121,6 +133,10 @@ impl<'a> Export<'a> {
     fn prepare(payload: &'a ExportCreate, tenant: &'a Tenant, context: &'a JobContext) -> Result<Self, Failure> {
         let manifest = &tenant.manifest;
         let owner = context.job.owner.as_deref();
+        if payload.is_of_metrics() {
+            let numbers = payload.numbers(manifest, owner).map_err(|violations| numbers::refused(payload.subject(), &violations))?;
+            return Ok(Self { payload, groups: Vec::new(), numbers: Some(numbers), context });
+        }
         // A user's export reads what is for users, also when that changed since the job was accepted.
         let is_open = |name: &str| manifest.dataset(name).is_some_and(|(_, dataset)| dataset.is_open_to(owner));
         if let Some(Wanted::Dataset(name)) = payload.wanted()
@@ -159,7 +175,7 @@ impl<'a> Export<'a> {
             let source = Source { name, variable: &source.url_env, url, statement_timeout: source.statement_timeout, tenant: None };
             groups.push((source, vec![one]));
         }
-        Ok(Self { payload, groups, context })
+        Ok(Self { payload, groups, numbers: None, context })
     }
 
     /// The dataset, where it is one.
@@ -171,11 +187,11 @@ impl<'a> Export<'a> {
     }
 
     /// Streams the rows into the draft; `progress` counts them.
-    async fn write(&self, draft: &mut Draft, progress: &Progress, mut trail: Option<&mut Trail>) -> Result<(Receipt, Vec<Part>), Failure> {
+    async fn write(&self, draft: &mut Draft, progress: &Progress, mut trail: Option<&mut Trail>) -> Result<Written, Failure> {
         let style =
             Style { format: self.payload.format, bom: self.payload.bom, escape_formulas: self.payload.escape_formulas.unwrap_or(true) };
         let mut document = match self.payload.wanted() {
-            Some(Wanted::Full) => Document::full(style),
+            Some(Wanted::Full | Wanted::View(_)) => Document::full(style),
             _ => Document::alone(style),
         };
         for (source, group) in &self.groups {
@@ -185,8 +201,12 @@ impl<'a> Export<'a> {
             }
             snapshot.close().await;
         }
+        let is_whole = match &self.numbers {
+            Some(numbers) => Some(numbers::write(numbers, self.context, &mut document, draft, progress).await?),
+            None => None,
+        };
         let parts = document.finish(draft.buffer()).map_err(|error| unwritable(self.payload.subject(), 0, &error))?;
-        Ok((draft.finish().await?, parts))
+        Ok(Written { receipt: draft.finish().await?, parts, is_whole })
     }
 }
 
@@ -283,14 +303,8 @@ pub(super) async fn tenant(context: &JobContext) -> Result<Arc<Tenant>, Failure>
     found.ok_or_else(|| Failure::permanent("tenant_unknown", "the product that this job belongs to does not exist any more"))
 }
 
-fn success(
-    payload: &ExportCreate,
-    context: &JobContext,
-    object_key: String,
-    receipt: &Receipt,
-    parts: &[Part],
-    trail: Option<&Trail>,
-) -> Success {
+fn success(payload: &ExportCreate, context: &JobContext, object_key: String, written: &Written, trail: Option<&Trail>) -> Success {
+    let Written { receipt, parts, is_whole } = written;
     let name = payload.filename.as_deref().unwrap_or(payload.subject());
     let extension = payload.extension();
     // Who gives the ending too does not want it twice.
@@ -314,9 +328,12 @@ fn success(
             said.insert("read_at".into(), first.get("read_at").cloned().unwrap_or_default());
             said.insert("snapshots".into(), snapshots.into());
         }
-        if payload.wanted() == Some(Wanted::Full) {
+        if matches!(payload.wanted(), Some(Wanted::Full | Wanted::View(_))) {
             let datasets = parts.iter().map(|part| (part.name.clone(), part.rows.into())).collect::<serde_json::Map<_, _>>();
             said.insert("datasets".into(), datasets.into());
+        }
+        if let Some(is_whole) = is_whole {
+            said.insert("is_whole".into(), (*is_whole).into());
         }
     }
     let file = PublishedFile {

@@ -62,6 +62,8 @@ fn export(dataset: &str) -> ExportCreate {
     ExportCreate {
         dataset: Some(dataset.into()),
         kind: None,
+        metric: None,
+        view: None,
         format: ExportFormat::Csv,
         params: serde_json::Map::new(),
         filename: None,

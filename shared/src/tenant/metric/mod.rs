@@ -19,6 +19,9 @@
 //! What must stay true: two declarations that count differently have different series ([`Metric::series`]), so that numbers of one are never
 //! added to those of the other.
 
+mod kept;
+mod view;
+
 use std::collections::BTreeMap;
 
 use aws_lc_rs::digest;
@@ -26,9 +29,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::{Builder, Uuid};
 
+pub(super) use view::check_views;
+pub use kept::EventsDeclaration;
+pub use view::{MOST_TOP, Panel, TOP, View};
+
 use super::{Audience, manifest::Faults};
 use crate::analytics::{
-    Granularity, Shape,
+    Shape,
     bundle::MOST_DIMENSIONS,
     observe::{USER, label_of},
     state::Aggregate,
@@ -37,10 +44,6 @@ use crate::analytics::{
 /// The most metrics of a product: each is asked about each event.
 pub const MOST_METRICS: usize = 100;
 
-/// The most views, and the most panels of one.
-const MOST_VIEWS: usize = 50;
-const MOST_PANELS: usize = 20;
-
 /// The most properties of a filter, and the most values of one.
 const MOST_CONDITIONS: usize = 10;
 const MOST_VALUES: usize = 50;
@@ -48,61 +51,8 @@ const MOST_VALUES: usize = 50;
 /// The longest type of an event, and the longest path of a property, in characters.
 pub const LONGEST_NAME: usize = 100;
 
-/// The longest that raw events are kept, in days.
-pub const MOST_DAYS: u32 = 800;
-
-/// How long raw events are kept where the manifest says nothing.
-const KEEP_DAYS: u32 = 90;
-
-/// The most groups that are shown for themselves.
-pub const MOST_TOP: usize = 50;
-
-/// How many groups are shown for themselves where nobody says.
-pub const TOP: usize = 10;
-
-/// The most days of a view.
-const MOST_VIEW_DAYS: u32 = 800;
-
 /// What is wrong, by its place within the section.
 type Wrong = Vec<(Vec<String>, String)>;
-
-/// The section `[events]`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EventsDeclaration {
-    /// For how many days events are kept, by their time. One that is older is not taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    keep_days: Option<u32>,
-    /// For how many days what was counted of them is kept; for ever when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    keep_rollups_days: Option<u32>,
-}
-
-impl EventsDeclaration {
-    /// For how many days events are kept.
-    #[must_use]
-    pub fn keep_days(self) -> u32 {
-        self.keep_days.unwrap_or(KEEP_DAYS)
-    }
-
-    /// For how many days what was counted of them is kept; `None`: for ever.
-    #[must_use]
-    pub const fn keep_rollups_days(self) -> Option<u32> {
-        self.keep_rollups_days
-    }
-
-    pub(super) fn faults(self) -> Vec<(&'static str, String)> {
-        let mut faults = Vec::new();
-        let days = self.keep_days();
-        if !(1..=MOST_DAYS).contains(&days) {
-            faults.push(("keep_days", format!("is {days}; 1 to {MOST_DAYS} are allowed")));
-        }
-        if let Some(rollups) = self.keep_rollups_days.filter(|rollups| *rollups < days || *rollups > 36_500) {
-            faults
-                .push(("keep_rollups_days", format!("is {rollups}; {days} (`keep_days`) to 36500 are allowed, or leave it out: for ever")));
-        }
-        faults
-    }
-}
 
 /// One value of a property, or several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -224,6 +174,12 @@ impl Metric {
     #[must_use]
     pub const fn audience(&self) -> Audience {
         self.audience
+    }
+
+    /// Whether it may be read for a user, or by the backend where there is none.
+    #[must_use]
+    pub fn is_open_to(&self, user: Option<&str>) -> bool {
+        user.is_none() || self.audience == Audience::Users
     }
 
     /// With what members of sets are hashed.
@@ -360,90 +316,6 @@ fn check_text(text: &str) -> Result<(), String> {
         return Err(format!("must have 1 to {LONGEST_NAME} characters on one line, without white space at its ends"));
     }
     Ok(())
-}
-
-/// Several metrics, shown together.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct View {
-    /// For people.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub title: String,
-    /// How many days it shows unless the reader says otherwise.
-    #[serde(default = "thirty", skip_serializing_if = "is_thirty")]
-    pub days: u32,
-    /// How long each period is unless the reader says otherwise.
-    #[serde(default = "by_day", skip_serializing_if = "is_by_day")]
-    pub granularity: Granularity,
-    /// Whether the time before is shown beside it unless the reader says otherwise.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub compare: bool,
-    /// What it shows.
-    pub panels: Vec<Panel>,
-}
-
-/// A metric within a view.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Panel {
-    /// Its name in the manifest.
-    pub metric: String,
-    /// By which of its dimensions.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub group_by: Vec<String>,
-    /// How many groups are shown for themselves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub top: Option<usize>,
-}
-
-const fn thirty() -> u32 {
-    30
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
-const fn is_thirty(days: &u32) -> bool {
-    *days == 30
-}
-
-const fn by_day() -> Granularity {
-    Granularity::Day
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
-fn is_by_day(granularity: &Granularity) -> bool {
-    *granularity == Granularity::Day
-}
-
-/// Checks all views of a manifest. `all` are the metrics as they are declared.
-pub(super) fn check_views(views: &BTreeMap<String, View>, all: &BTreeMap<String, MetricDeclaration>, faults: &mut Faults) {
-    if views.len() > MOST_VIEWS {
-        faults.add(&["views"], format!("has {} views; {MOST_VIEWS} are the most", views.len()));
-    }
-    for (name, view) in views {
-        if !(1..=MOST_VIEW_DAYS).contains(&view.days) {
-            faults.add(&["views", name, "days"], format!("is {}; 1 to {MOST_VIEW_DAYS} are allowed", view.days));
-        }
-        if view.title.chars().count() > 200 {
-            faults.add(&["views", name, "title"], "has more than 200 characters".to_owned());
-        }
-        if !(1..=MOST_PANELS).contains(&view.panels.len()) {
-            faults.add(&["views", name, "panels"], format!("has {}; 1 to {MOST_PANELS} are allowed", view.panels.len()));
-        }
-        for panel in &view.panels {
-            let Some(metric) = all.get(&panel.metric) else {
-                let known: Vec<_> = all.keys().map(String::as_str).collect();
-                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                faults.add(&["views", name, "panels"], format!("there is no metric `{}`; there are: {known}", panel.metric));
-                continue;
-            };
-            for dimension in panel.group_by.iter().filter(|dimension| !metric.dimensions.contains(dimension)) {
-                let known = if metric.dimensions.is_empty() { "none".to_owned() } else { metric.dimensions.join(", ") };
-                let detail = format!("the metric `{}` has no dimension `{dimension}`; it has: {known}", panel.metric);
-                faults.add(&["views", name, "panels"], detail);
-            }
-            if panel.top.is_some_and(|top| !(1..=MOST_TOP).contains(&top)) {
-                faults.add(&["views", name, "panels"], format!("`top` must be 1 to {MOST_TOP}"));
-            }
-        }
-    }
 }
 
 #[cfg(test)]
