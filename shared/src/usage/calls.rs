@@ -5,7 +5,12 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use serde::Serialize;
-use sqlx::{PgConnection, PgExecutor, PgPool, Row};
+use serde_json::Value;
+use sqlx::{
+    FromRow, PgConnection, PgExecutor, PgPool, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::QueryScalar,
+};
 use uuid::Uuid;
 
 use super::{PRODUCT, amount_of};
@@ -93,39 +98,77 @@ pub fn day_of(zone: &Zone, at: DateTime<Utc>) -> NaiveDate {
     zone.local(at).date_naive()
 }
 
+/// A call, and what it said: the receipt of its step, where it was answered.
+#[derive(Debug, Clone)]
+pub struct Spent {
+    /// The call, of a step of a job.
+    pub made: MadeCall,
+    /// What the ledger of effects keeps of the answer.
+    pub answer: Option<Value>,
+}
+
 /// Writes some down in one statement; answers which of them are new: whose id, or whose teller's id, is not known.
 ///
 /// # Errors
 /// [`LedgerError`]: nothing of it is written.
 pub async fn record(executor: impl PgExecutor<'_>, calls: &[MadeCall]) -> Result<HashSet<Uuid>, LedgerError> {
-    fn column<'a, T>(calls: &'a [MadeCall], value: impl Fn(&'a MadeCall) -> T) -> Vec<T> {
-        calls.iter().map(value).collect()
+    let statement =
+        "SELECT id FROM record_ai_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) AS new (id)";
+    let calls: Vec<&MadeCall> = calls.iter().collect();
+    Ok(with_columns(statement, &calls).fetch_all(executor).await?.into_iter().collect())
+}
+
+/// Writes down calls of jobs and, of those that were answered, the receipts of their effects: both or neither, in one statement.
+///
+/// It does not wait for the disk. What a server that goes down takes with it was never followed by a settle or by the intention of
+/// another call, since those wait for all that was written before them: the effect is then found without a receipt, listed as unknown, and
+/// charged as much as it can have cost, as where the answer itself was lost.
+///
+/// # Errors
+/// [`LedgerError`]: nothing of it is written.
+pub async fn spend(executor: impl PgExecutor<'_>, all: &[Spent], now: DateTime<Utc>) -> Result<(), LedgerError> {
+    let statement = "WITH receipts AS (
+            -- What was listed as unknown stays so: it may have happened before as well.
+            UPDATE effect e SET state = CASE e.state WHEN 2 THEN 2 ELSE 1 END, receipt = a.answer::jsonb, finished_at = $20
+            FROM unnest($3, $5, $21::text[]) AS a (job_id, step, answer)
+            WHERE a.answer IS NOT NULL AND e.job_id = ANY (ARRAY[a.job_id]) AND e.key = a.step
+        )
+        SELECT set_config('synchronous_commit', 'off', true)
+        FROM record_ai_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) AS new (id)";
+    let calls: Vec<&MadeCall> = all.iter().map(|spent| &spent.made).collect();
+    let answers: Vec<Option<String>> = all.iter().map(|spent| spent.answer.as_ref().map(Value::to_string)).collect();
+    with_columns::<String>(statement, &calls).bind(now).bind(answers).fetch_all(executor).await?;
+    Ok(())
+}
+
+/// A statement with the columns of calls as its first 19 parameters.
+fn with_columns<'a, O>(statement: &'static str, calls: &'a [&MadeCall]) -> QueryScalar<'a, Postgres, O, PgArguments>
+where
+    (O,): for<'r> FromRow<'r, PgRow>,
+{
+    fn column<'a, T>(calls: &[&'a MadeCall], value: impl Fn(&'a MadeCall) -> T) -> Vec<T> {
+        calls.iter().map(|call| value(call)).collect()
     }
-    let new: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM record_ai_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) AS new (id)",
-    )
-    .bind(column(calls, |call| call.id))
-    .bind(column(calls, |call| call.tenant))
-    .bind(column(calls, |call| call.job.map(|job| job.0)))
-    .bind(column(calls, |call| call.owner.as_deref()))
-    .bind(column(calls, |call| call.step.as_deref()))
-    .bind(column(calls, |call| call.task.as_deref()))
-    .bind(column(calls, |call| call.provider.as_str()))
-    .bind(column(calls, |call| call.model.as_str()))
-    .bind(column(calls, |call| call.payer.word()))
-    .bind(column(calls, |call| call.outcome.as_str()))
-    .bind(column(calls, |call| amount_of(call.input_tokens)))
-    .bind(column(calls, |call| amount_of(call.output_tokens)))
-    .bind(column(calls, |call| call.estimated))
-    .bind(column(calls, |call| call.took_ms.map(amount_of)))
-    .bind(column(calls, |call| call.cost.map(amount_of)))
-    .bind(column(calls, |call| call.at))
-    .bind(column(calls, |call| call.day))
-    .bind(column(calls, |call| call.reported.as_deref()))
-    .bind(column(calls, |call| call.payer == Payer::Product))
-    .fetch_all(executor)
-    .await?;
-    Ok(new.into_iter().collect())
+    sqlx::query_scalar(statement)
+        .bind(column(calls, |call| call.id))
+        .bind(column(calls, |call| call.tenant))
+        .bind(column(calls, |call| call.job.map(|job| job.0)))
+        .bind(column(calls, |call| call.owner.as_deref()))
+        .bind(column(calls, |call| call.step.as_deref()))
+        .bind(column(calls, |call| call.task.as_deref()))
+        .bind(column(calls, |call| call.provider.as_str()))
+        .bind(column(calls, |call| call.model.as_str()))
+        .bind(column(calls, |call| call.payer.word()))
+        .bind(column(calls, |call| call.outcome.as_str()))
+        .bind(column(calls, |call| amount_of(call.input_tokens)))
+        .bind(column(calls, |call| amount_of(call.output_tokens)))
+        .bind(column(calls, |call| call.estimated))
+        .bind(column(calls, |call| call.took_ms.map(amount_of)))
+        .bind(column(calls, |call| call.cost.map(amount_of)))
+        .bind(column(calls, |call| call.at))
+        .bind(column(calls, |call| call.day))
+        .bind(column(calls, |call| call.reported.as_deref()))
+        .bind(column(calls, |call| call.payer == Payer::Product))
 }
 
 /// A call that is about to be made, as its intention in the effect ledger has it: all that is needed to charge it should nobody hear what

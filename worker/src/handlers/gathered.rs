@@ -12,12 +12,12 @@ use chrono::{DateTime, Utc};
 use shared::{
     clock::Clock,
     ledger::{
-        LedgerError,
+        Kept, LedgerError,
         deliveries::{Noted, note_all},
         effects::{Intent, Intention, intend_all},
         timed_out,
     },
-    usage::calls::{MadeCall, record},
+    usage::calls::{Spent, spend},
 };
 use sqlx::{PgConnection, PgPool};
 use tokio::{
@@ -67,11 +67,11 @@ impl Entry for Noted {
     }
 }
 
-impl Entry for MadeCall {
+impl Entry for Spent {
     type Answer = ();
 
-    async fn send(connection: &mut PgConnection, all: &[Self], _: DateTime<Utc>) -> Result<Vec<()>, LedgerError> {
-        record(connection, all).await?;
+    async fn send(connection: &mut PgConnection, all: &[Self], now: DateTime<Utc>) -> Result<Vec<()>, LedgerError> {
+        spend(connection, all, now).await?;
         Ok(vec![(); all.len()])
     }
 }
@@ -109,6 +109,7 @@ impl<E: Entry> Gathered<E> {
 }
 
 async fn gather<E: Entry>(pool: PgPool, clock: Clock, mut waiting: mpsc::Receiver<(E, Answered<E>)>) {
+    let kept = Arc::new(Kept::of(pool, 1));
     let statements = Arc::new(Semaphore::new(STATEMENTS));
     loop {
         // Never closed.
@@ -117,9 +118,9 @@ async fn gather<E: Entry>(pool: PgPool, clock: Clock, mut waiting: mpsc::Receive
         if waiting.recv_many(&mut batch, BATCH).await == 0 {
             return;
         }
-        let (pool, now) = (pool.clone(), clock.now());
+        let (kept, now) = (Arc::clone(&kept), clock.now());
         let sending = tokio::spawn(async move {
-            send(&pool, batch, now).await;
+            send(&kept, batch, now).await;
             drop(turn);
         });
         let _ = timeout(HELD_UP, sending).await;
@@ -127,9 +128,9 @@ async fn gather<E: Entry>(pool: PgPool, clock: Clock, mut waiting: mpsc::Receive
 }
 
 /// Sends a batch; where its statement was refused, for one of them or for two that are the same, one by one.
-async fn send<E: Entry>(pool: &PgPool, batch: Vec<(E, Answered<E>)>, now: DateTime<Utc>) {
+async fn send<E: Entry>(kept: &Kept, batch: Vec<(E, Answered<E>)>, now: DateTime<Utc>) {
     let (entries, answers): (Vec<E>, Vec<Answered<E>>) = batch.into_iter().unzip();
-    match send_in_one(pool, &entries, now).await {
+    match send_in_one(kept, &entries, now).await {
         Ok(said) if said.len() == answers.len() => {
             for (answer, said) in answers.into_iter().zip(said) {
                 // Who went away knows nothing of it; it is written down all the same.
@@ -148,7 +149,7 @@ async fn send<E: Entry>(pool: &PgPool, batch: Vec<(E, Answered<E>)>, now: DateTi
     }
     let mut alone = entries.into_iter().zip(answers);
     while let Some((entry, answer)) = alone.next() {
-        let said = send_in_one(pool, &[entry], now)
+        let said = send_in_one(kept, &[entry], now)
             .await
             .map_err(Arc::new)
             .and_then(|said| said.into_iter().next().ok_or_else(|| Arc::new(timed_out())));
@@ -163,9 +164,8 @@ async fn send<E: Entry>(pool: &PgPool, batch: Vec<(E, Answered<E>)>, now: DateTi
     }
 }
 
-async fn send_in_one<E: Entry>(pool: &PgPool, entries: &[E], now: DateTime<Utc>) -> Result<Vec<E::Answer>, LedgerError> {
-    let mut connection = pool.acquire().await?;
-    E::send(&mut connection, entries, now).await
+async fn send_in_one<E: Entry>(kept: &Kept, entries: &[E], now: DateTime<Utc>) -> Result<Vec<E::Answer>, LedgerError> {
+    kept.on(async |connection| E::send(connection, entries, now).await).await
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ use shared::{
     queue::read::reconnect_pause,
     random,
     tenant::Tenants,
-    usage::calls::MadeCall,
+    usage::calls::{MadeCall, Spent},
     vault::VaultKeys,
 };
 use sqlx::PgPool;
@@ -104,7 +104,7 @@ pub struct Messages {
     /// Behind each: what came of it.
     notes: Gathered<Noted>,
     /// Behind each call of a model: what it took.
-    calls: Gathered<MadeCall>,
+    calls: Gathered<Spent>,
 }
 
 impl Messages {
@@ -220,15 +220,17 @@ impl JobContext {
         .await
     }
 
-    /// Writes down a call of a model, as patiently as [`Self::receipt`]: it has cost what it cost.
+    /// Writes down a call of a model and, where there is one, its answer as its step's receipt, both or neither; as patiently as
+    /// [`Self::receipt`]: it has cost what it cost.
     ///
     /// # Errors
     /// As [`Self::receipt`].
-    async fn spent(&self, made: MadeCall) -> Result<(), Failure> {
+    async fn spent(&self, made: MadeCall, answer: Option<Value>) -> Result<(), Failure> {
         let services = Arc::clone(&self.services);
+        let spent = Spent { made, answer };
         patiently(move || {
-            let (services, made) = (Arc::clone(&services), made.clone());
-            async move { services.gathered.calls.send(made).await }
+            let (services, spent) = (Arc::clone(&services), spent.clone());
+            async move { services.gathered.calls.send(spent).await }
         })
         .await
     }

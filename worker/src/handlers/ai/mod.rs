@@ -297,14 +297,14 @@ impl Asking<'_> {
             let listener = speaking.as_mut().map(|speaking| speaking as &mut dyn Listener);
             let Called { answer, took, refused } = call(self.context, about, permit, listener).await;
             drop(speaking);
-            self.books.record(item, &answer, took).await?;
             match answer {
                 Ok(reply) => {
                     let record = Record::of(&choice.provider, &choice.model, reply, took, stream);
-                    self.context.receipt(key, &serde_json::to_value(&record).unwrap_or_default()).await?;
+                    self.books.record_answered(item, &record, took).await?;
                     return Ok(record);
                 }
                 Err(error) => {
+                    self.books.record_failed(item, &error, took).await?;
                     let helps = self.failed(key, &choice.provider, &error).await?;
                     credential::refused(self.context, &credential, &error).await?;
                     match refused {

@@ -17,9 +17,9 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{FOR_OWNER, credential::Credential};
+use super::{FOR_OWNER, Record, credential::Credential};
 use crate::{
-    clients::ai::{AiError, Question, Reply, Usage},
+    clients::ai::{AiError, Question, Usage},
     handlers::JobContext,
 };
 
@@ -68,13 +68,16 @@ impl Books<'_> {
         }
     }
 
-    /// Writes a call down. Where the provider said nothing of what it took, an estimate; where it was not made, nothing was taken.
-    pub(super) async fn record(&self, item: Item<'_>, answer: &Result<Reply, AiError>, took: Duration) -> Result<(), Failure> {
-        let (outcome, usage) = match answer {
-            Ok(reply) => (ANSWERED, reply.usage),
-            Err(error) => (error.code(), self.used_by(error, item)),
-        };
-        self.context.spent(self.made(item, outcome, usage, Some(took))).await
+    /// Writes down what a call took, and its answer: both or neither, so that whoever has the answer has paid for it.
+    pub(super) async fn record_answered(&self, item: Item<'_>, record: &Record, took: Duration) -> Result<(), Failure> {
+        let answer = serde_json::to_value(record).unwrap_or_default();
+        self.context.spent(self.made(item, ANSWERED, record.usage, Some(took)), Some(answer)).await
+    }
+
+    /// Writes a call down that has no answer. Where the provider said nothing of what it took, an estimate; where it was not made, nothing
+    /// was taken.
+    pub(super) async fn record_failed(&self, item: Item<'_>, error: &AiError, took: Duration) -> Result<(), Failure> {
+        self.context.spent(self.made(item, error.code(), self.used_by(error, item), Some(took)), None).await
     }
 
     /// What is written down before a call is made: as it is charged should nobody hear what became of it.
