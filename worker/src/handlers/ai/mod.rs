@@ -241,6 +241,9 @@ impl Asking<'_> {
         let mut held: Vec<Refused> = Vec::new();
         let (mut by_user, mut number) = (false, 1);
         for choice in &self.task.models {
+            if self.context.cancelled.is_cancelled() {
+                return Err(Failure::transient("cancelled", "the job was cancelled before its model was asked").into());
+            }
             let Some(provider) = self.ai.providers.get(&choice.provider) else { continue };
             let credential = match credential(self.context, &choice.provider, provider, self.task.own_keys).await {
                 // What a user's key could not do is not done at the product's expense.
