@@ -35,6 +35,20 @@ const MOST: u64 = 50;
 /// vain the budget is spent.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A product with a budget, whose models have prices.
+fn manifest(url: &str, budget: u64) -> String {
+    format!(
+        "[tenant]\nname = \"shop\"\n[usage]\nproduct.ai_cost = {{ month = {budget} }}\n\
+         [ai.providers.main]\nkind = \"openai\"\nbase_url = \"{}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n\
+         [[ai.prices]]\nmodel = \"sandbox-small\"\ninput = {}\noutput = {}\n\
+         [ai.tasks.ask]\nmodels = [{{ provider = \"main\", model = \"sandbox-small\" }}]\nprompt = \"{{{{ input.text }}}}\"\n\
+         input = {{ type = \"object\" }}\ntimeout_seconds = 120\nmax_tokens = {MOST}\n",
+        url,
+        PRICES.0 * 1_000_000,
+        PRICES.1 * 1_000_000,
+    )
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn models_spend() {
     let (workers, kills, asked) = size((2_usize, 4, 120), (4, 60, 3_000));
@@ -45,17 +59,7 @@ async fn models_spend() {
     let mut report = Report::of("models_spend", "A budget, and kills in the middle of calls", &seed);
     let world = World::start_with(Launch::new()).await;
     let ai = &world.sandbox.ai;
-    let manifest = format!(
-        "[tenant]\nname = \"shop\"\n[usage]\nproduct.ai_cost = {{ month = {budget} }}\n\
-         [ai.providers.main]\nkind = \"openai\"\nbase_url = \"{}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n\
-         [[ai.prices]]\nmodel = \"sandbox-small\"\ninput = {}\noutput = {}\n\
-         [ai.tasks.ask]\nmodels = [{{ provider = \"main\", model = \"sandbox-small\" }}]\nprompt = \"{{{{ input.text }}}}\"\n\
-         input = {{ type = \"object\" }}\ntimeout_seconds = 120\nmax_tokens = {MOST}\n",
-        ai.url(),
-        PRICES.0 * 1_000_000,
-        PRICES.1 * 1_000_000,
-    );
-    let shop = world.tenant_of("shop", &manifest).await;
+    let shop = world.tenant_of("shop", &manifest(&ai.url(), budget)).await;
     // What each call says, how long it takes and whether it is cut, in no order that anybody knows.
     for _ in 0..2 * asked {
         // Of five bytes each.
