@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `words` | the stream and how many bytes of it are known after this | `{"text"}` |
 //! | `restart` | a stream of which nothing is known yet | `{}`: what came before is void, the answer begins anew |
-//! | `ended` | `end` | `{"state"}`: the job's final state |
+//! | `ended` | `end` | `{"state", "error"?}`: the job's final state, and of one that failed why |
 //!
 //! What must stay true: words of two streams are never put together: a `restart` stands between them; what was passed over or lost on the
 //! way is told at the end, from the ledger; who comes back with the id of what it has gets the rest and nothing twice.
@@ -26,7 +26,7 @@ use shared::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::{Authority, Times, answer, beat, prelude};
+use super::{Authority, Reader, Times, answer, beat, prelude};
 use crate::{
     app::App,
     follow::{Following, Hearing, Latest, Seen},
@@ -72,7 +72,7 @@ pub fn had(headers: &HeaderMap) -> Had {
 
 /// Streams a job's words.
 #[must_use]
-pub fn of_words(app: App, following: Following, authority: Authority, tenant: i32, job: JobId, had: Had) -> Response {
+pub fn of_words(app: App, following: Following, authority: Authority, (tenant, reader): (i32, Reader), job: JobId, had: Had) -> Response {
     let at = match had {
         Had::Nothing => Place::default(),
         Had::Words(place) => place,
@@ -81,7 +81,7 @@ pub fn of_words(app: App, following: Following, authority: Authority, tenant: i3
     let hearing = app.follow.words().follow(job);
     let ready = VecDeque::from([prelude()]);
     let begin =
-        Telling { app, following, hearing, authority, tenant, job, at, read: String::new(), ready, done: false, times: Times::begin() };
+        Telling { app, following, hearing, authority, tenant, reader, job, at, read: String::new(), ready, done: false, times: Times::begin() };
     answer(stream::unfold(begin, |telling| async move { telling.next().await.map(|(bytes, telling)| (Ok(bytes), telling)) }))
 }
 
@@ -96,6 +96,7 @@ struct Telling {
     hearing: Hearing,
     authority: Authority,
     tenant: i32,
+    reader: Reader,
     job: JobId,
     at: Place,
     /// Where to read on in Redis.
@@ -221,7 +222,13 @@ impl Telling {
             self.add(&rest);
         }
         let state = serde_json::to_value(seen.job.state).unwrap_or_default();
-        self.ready.push_back(event("ended", END, &json!({ "state": state })));
+        let mut end = json!({ "state": state });
+        // What failed, as the job tells it to this reader.
+        let view: Value = serde_json::from_slice(&seen.view(&self.app.kinds, &self.app.clock, self.reader, true)).unwrap_or_default();
+        if let (Some(error), Some(fields)) = (view.get("error").filter(|error| error.is_object()), end.as_object_mut()) {
+            fields.insert("error".to_owned(), error.clone());
+        }
+        self.ready.push_back(event("ended", END, &end));
         self.done = true;
         Ok(())
     }

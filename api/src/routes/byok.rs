@@ -284,7 +284,7 @@ pub async fn delete(
 ) -> Result<StatusCode, Problem> {
     let user = user_of(&caller)?;
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
-    let deleted = own_keys::delete(&mut transaction, caller.tenant, user, vendor).await?;
+    let deleted = own_keys::delete(&mut transaction, caller.tenant, user, vendor, app.clock.now()).await?;
     transaction.commit().await?;
     if deleted { Ok(StatusCode::NO_CONTENT) } else { Err(not_configured(vendor)) }
 }

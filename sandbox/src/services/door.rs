@@ -24,6 +24,32 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_hours(1);
 /// How long a port of ours may be held by a socket's copy.
 const LISTEN_WITHIN: Duration = Duration::from_secs(5);
 
+/// The verbs of a service behind one door, its field `door`, but for `start`, which is each one's own.
+macro_rules! verbs {
+    () => {
+        /// Stops listening and cuts every connection. What it knows is still there when it has started again.
+        pub fn stop(&self) {
+            self.door.shut();
+        }
+
+        /// The same: nobody outside could tell the difference.
+        pub fn kill9(&self) {
+            self.door.shut();
+        }
+
+        /// Requests that come now wait; connections stay open.
+        pub fn pause(&self) {
+            self.door.pause();
+        }
+
+        /// Goes on after a pause.
+        pub fn resume(&self) {
+            self.door.resume();
+        }
+    };
+}
+pub(super) use verbs;
+
 /// A server's port, and whether it is open.
 #[derive(Debug)]
 pub(super) struct Door {

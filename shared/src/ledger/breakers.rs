@@ -26,6 +26,9 @@ pub const LONGEST_WAIT: TimeDelta = TimeDelta::hours(24);
 /// Jobs released by one statement.
 pub const BATCH: i64 = 1_000;
 
+/// How long it is kept what became of a breaker, after its last change; its state has been gone from Redis for long by then.
+const KEPT_DAYS: i32 = 30;
+
 /// Breakers of one look.
 const LOOKED_AT: i64 = 1_000;
 
@@ -254,6 +257,20 @@ pub async fn of_job(connection: &mut PgConnection, job: JobId) -> Result<Option<
 pub async fn list(pool: &PgPool) -> Result<Vec<Standing>, LedgerError> {
     let statement = format!("SELECT {STANDING} FROM breaker b ORDER BY b.since DESC LIMIT 1000");
     sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(pool).await?.iter().map(standing).collect()
+}
+
+/// Forgets what became of breakers that have not changed for long, and for which no job waits; answers how many: call again until none. By
+/// Postgres' clock, by which they were written.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn forget(pool: &PgPool) -> Result<u64, LedgerError> {
+    let forgotten = sqlx::query(
+        "DELETE FROM breaker b
+         USING (SELECT name FROM breaker WHERE since < clock_timestamp() - make_interval(days => $1) LIMIT 5000 FOR UPDATE SKIP LOCKED) old
+         WHERE b.name = old.name AND NOT EXISTS (SELECT FROM job_held h WHERE h.breaker = b.name)",
+    );
+    Ok(forgotten.bind(KEPT_DAYS).execute(pool).await?.rows_affected())
 }
 
 /// What an operator set.

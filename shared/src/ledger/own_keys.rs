@@ -212,13 +212,25 @@ pub async fn find(connection: &mut PgConnection, tenant: i32, user: &str, vendor
     .transpose()
 }
 
-/// Forgets a key; false where there was none.
+/// Forgets a key, and remembers that there was one: jobs that were accepted meanwhile are not done at the product's expense. False where there
+/// was none.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn delete(connection: &mut PgConnection, tenant: i32, user: &str, vendor: Vendor) -> Result<bool, LedgerError> {
-    let deleted = sqlx::query("DELETE FROM own_key WHERE tenant_id = $1 AND user_id = $2 AND provider = $3");
-    Ok(deleted.bind(tenant).bind(user).bind(vendor.word()).execute(connection).await?.rows_affected() == 1)
+pub async fn delete(
+    connection: &mut PgConnection,
+    tenant: i32,
+    user: &str,
+    vendor: Vendor,
+    now: DateTime<Utc>,
+) -> Result<bool, LedgerError> {
+    let deleted = sqlx::query(
+        "WITH gone AS (
+            DELETE FROM own_key WHERE tenant_id = $1 AND user_id = $2 AND provider = $3 RETURNING created_at
+         )
+         INSERT INTO own_key_deletion (tenant_id, user_id, provider, created_at, deleted_at) SELECT $1, $2, $3, created_at, $4 FROM gone",
+    );
+    Ok(deleted.bind(tenant).bind(user).bind(vendor.word()).bind(now).execute(connection).await?.rows_affected() == 1)
 }
 
 /// A key to be used, sealed.
@@ -248,6 +260,56 @@ pub async fn sealed(pool: &PgPool, tenant: i32, user: &str, vendor: Vendor) -> R
     let Some(row) = row else { return Ok(None) };
     Ok(Some(Sealed {
         id: row.try_get("id")?,
+        version: row.try_get("version")?,
+        sealed: row.try_get("sealed")?,
+        status: Status::of_code(row.try_get("status")?),
+    }))
+}
+
+/// How long a deletion is remembered: a job that was accepted before it has run by then.
+const DELETIONS_KEPT: TimeDelta = TimeDelta::days(400);
+
+/// What a call for a user is to be made by.
+#[derive(Debug, Clone)]
+pub enum ForCall {
+    /// The user's key, whatever is known of it.
+    Own(Sealed),
+    /// Nothing: the user had a key when their job was accepted, and has deleted it since.
+    Deleted,
+    /// The user has none, and had none then.
+    None,
+}
+
+/// A user's key for a call of a job that was accepted at a time.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn for_call(
+    pool: &PgPool,
+    tenant: i32,
+    user: &str,
+    vendor: Vendor,
+    accepted_at: DateTime<Utc>,
+) -> Result<ForCall, LedgerError> {
+    // One look, since each call has it. A job knows its time to the millisecond.
+    let row = sqlx::query(
+        "SELECT k.id, k.version, k.sealed, k.status,
+                EXISTS (SELECT FROM own_key_deletion d
+                        WHERE d.tenant_id = $1 AND d.user_id = $2 AND d.provider = $3 AND d.deleted_at > $4
+                          AND date_trunc('milliseconds', d.created_at) <= $4) AS deleted
+         FROM (SELECT) AS one LEFT JOIN own_key k ON k.tenant_id = $1 AND k.user_id = $2 AND k.provider = $3",
+    )
+    .bind(tenant)
+    .bind(user)
+    .bind(vendor.word())
+    .bind(accepted_at)
+    .fetch_one(pool)
+    .await?;
+    let Some(id) = row.try_get::<Option<Uuid>, _>("id")? else {
+        return Ok(if row.try_get("deleted")? { ForCall::Deleted } else { ForCall::None });
+    };
+    Ok(ForCall::Own(Sealed {
+        id,
         version: row.try_get("version")?,
         sealed: row.try_get("sealed")?,
         status: Status::of_code(row.try_get("status")?),
@@ -391,4 +453,18 @@ pub async fn forget_checks(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, Led
          USING (SELECT id FROM own_key_check WHERE checked_at < $1 ORDER BY checked_at LIMIT 5000 FOR UPDATE SKIP LOCKED) old WHERE c.id = old.id",
     );
     Ok(forgotten.bind(now - WINDOW).execute(pool).await?.rows_affected())
+}
+
+/// Forgets deletions that no job can be older than; answers how many: call again until none.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn forget_deletions(pool: &PgPool, now: DateTime<Utc>) -> Result<u64, LedgerError> {
+    let forgotten = sqlx::query(
+        "DELETE FROM own_key_deletion d
+         USING (SELECT tenant_id, user_id, provider, deleted_at FROM own_key_deletion WHERE deleted_at < $1 ORDER BY deleted_at LIMIT 5000
+                FOR UPDATE SKIP LOCKED) old
+         WHERE d.tenant_id = old.tenant_id AND d.user_id = old.user_id AND d.provider = old.provider AND d.deleted_at = old.deleted_at",
+    );
+    Ok(forgotten.bind(now - DELETIONS_KEPT).execute(pool).await?.rows_affected())
 }

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::{
     admission::{self, KindDeclaration, LimitsDeclaration, NotEnabled},
-    ai::{Ai, AiDeclaration},
+    ai::{Ai, AiDeclaration, ModelChoice},
     completion::Completion,
     dataset::{Dataset, Source, built_in},
     mail::MailDeclaration,
@@ -34,7 +34,7 @@ use super::{
     usage::{Usage, UsageDeclaration},
     web::Web,
 };
-use crate::{kinds::Registry, notification::template::Renderer, schedule::Definition};
+use crate::{kinds::Registry, notification::template::Renderer, schedule::Definition, usage::AI_COST};
 use dataset::DatasetDeclaration;
 use lines::Lines;
 
@@ -116,6 +116,8 @@ impl Manifest {
         if let Some(manifest) = &mut checked {
             manifest.schedules = schedule::check(&manifest.declaration.schedules, manifest, &mut faults);
             manifest.schedules.extend(refreshes::schedules(manifest, &mut faults));
+            // Here alone: what was stored before this was asked for goes on.
+            check_budgets(manifest, &mut faults);
         }
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),
@@ -333,6 +335,25 @@ fn check_ai(declared: Option<&AiDeclaration>, faults: &mut Vec<Fault>) -> Ai {
     let placed = |(path, detail): (Vec<String>, String)| Fault { path: [vec!["ai".to_owned()], path].concat(), offset: 0, detail };
     faults.extend(wrong.into_iter().map(placed));
     ai
+}
+
+/// A limit of cost bounds nothing where a model has no price.
+fn check_budgets(manifest: &Manifest, faults: &mut Vec<Fault>) {
+    let is_limited = manifest.plans.values().filter_map(|plan| plan.limits.get(AI_COST)).flatten().any(|(_, limit)| limit.most().is_some())
+        || manifest.usage.limits(AI_COST);
+    if !is_limited {
+        return;
+    }
+    for (name, task) in &manifest.ai.tasks {
+        for choice in task.models.iter().filter(|choice| !manifest.ai.has_price(&choice.provider, &choice.model)) {
+            let ModelChoice { provider, model, .. } = choice;
+            let detail = format!(
+                "the model `{model}` of `{provider}` has no price, and `{AI_COST}` is limited: nobody would know when it is used up; \
+                 add [[ai.prices]] with model = \"{model}\""
+            );
+            faults.push(Fault::new(&["ai", "tasks", name, "models"], detail));
+        }
+    }
 }
 
 fn check_notifications(notifications: &BTreeMap<String, NotificationType>, faults: &mut Vec<Fault>) {

@@ -100,6 +100,11 @@ impl Usage {
         self.each_user.get(metric)?.get(&period)?.most()
     }
 
+    /// Whether a metric has a limit, of the product or of each user.
+    pub(super) fn limits(&self, metric: &str) -> bool {
+        [&self.product, &self.each_user].iter().filter_map(|limits| limits.get(metric)).flatten().any(|(_, limit)| limit.most().is_some())
+    }
+
     /// The periods over which some user may be limited in a metric.
     pub(super) fn periods_of_users<'a>(&'a self, metric: &'a str) -> impl Iterator<Item = Period> + 'a {
         self.each_user.get(metric).into_iter().flat_map(|periods| periods.keys().copied())

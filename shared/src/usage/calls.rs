@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::{
     FromRow, PgConnection, PgExecutor, PgPool, Postgres, Row,
@@ -53,7 +54,7 @@ pub const ANSWERED: &str = "answered";
 /// A call that was made.
 #[derive(Debug, Clone)]
 pub struct MadeCall {
-    /// Its id, made by the writer's clock.
+    /// Its id: of a job's call the one that it was begun under ([`Begun`]).
     pub id: Uuid,
     /// Whose product.
     pub tenant: i32,
@@ -170,13 +171,37 @@ where
         .bind(column(calls, |call| call.payer == Payer::Product))
 }
 
-/// Whether a call of this step of a job was written down.
+/// A call that is about to be made, as its intention in the effect ledger has it: all that is needed to charge it should nobody hear what
+/// became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Begun {
+    /// The id under which it is written down, by whoever does so first.
+    pub call: Uuid,
+    /// For which task.
+    pub task: String,
+    /// Whose model.
+    pub provider: String,
+    /// Which model.
+    pub model: String,
+    /// By whose key: see [`Payer::word`].
+    pub payer: &'static str,
+    /// The most tokens that its question can have.
+    pub input_tokens: u64,
+    /// The most tokens that its answer can have.
+    pub output_tokens: u64,
+    /// What those cost, in millionths of the product's currency; `None`: nobody knows.
+    pub cost: Option<u64>,
+    /// The day by the product's clocks.
+    pub day: NaiveDate,
+}
+
+/// Charges those calls of a job that are listed as unknown and were not written down, each as all that it can have taken ([`Begun`]); answers
+/// how many. What ends a job does so too (`settle_usage`).
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn is_known(pool: &PgPool, job: JobId, step: &str) -> Result<bool, LedgerError> {
-    let known = sqlx::query_scalar("SELECT EXISTS (SELECT FROM ai_call WHERE job_id = $1 AND step = $2)");
-    Ok(known.bind(job.0).bind(step).fetch_one(pool).await?)
+pub async fn charge_lost(pool: &PgPool, job: JobId, now: DateTime<Utc>) -> Result<i64, LedgerError> {
+    Ok(sqlx::query_scalar("SELECT charge_lost_calls(ARRAY[$1::uuid], $2)").bind(job.0).bind(now).fetch_one(pool).await?)
 }
 
 /// What a model was used for on a day.

@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use shared::{
     job::{JobId, Outcome, Policy, Reason, State},
     ledger::{
-        breakers::{self, LONGEST_WAIT, Let},
+        breakers::{self, Became, LONGEST_WAIT, Let},
         dispatch::next_due,
         switches,
     },
@@ -61,4 +61,22 @@ async fn nobody_waits_for_a_breaker_for_ever() {
     assert_eq!(settled.state, State::Failed);
     assert_eq!(ledger.error(id).await["code"], "provider_unavailable");
     assert!(!breakers::any_held(&ledger.engine).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_breakers_is_forgotten_when_nobody_used_them_for_long() {
+    let ledger = Ledger::start().await;
+    ledger.accept(ledger.tenant, "ai.run").await;
+    let job = ledger.claim_one().await;
+    ledger.settle(&job, &Policy::DEFAULT, Outcome::BreakerOpen("1:awaited:platform".to_owned())).await;
+    for name in ["1:awaited:platform", "1:old:platform", "1:new:platform"] {
+        let became = Became { name, tenant: 1, provider: "main", credential: "platform", phase: "closed", open_for: None, counts: [0; 3] };
+        breakers::became(&ledger.engine, &became).await.unwrap();
+    }
+    assert_eq!(breakers::forget(&ledger.engine).await.unwrap(), 0);
+    let aged = "UPDATE breaker SET since = since - interval '31 days' WHERE name <> '1:new:platform'";
+    sqlx::query(aged).execute(&ledger.engine).await.unwrap();
+    assert_eq!(breakers::forget(&ledger.engine).await.unwrap(), 1, "the one for which a job waits stays");
+    let left: Vec<String> = breakers::list(&ledger.engine).await.unwrap().into_iter().map(|standing| standing.name).collect();
+    assert!(left.contains(&"1:awaited:platform".to_owned()) && left.contains(&"1:new:platform".to_owned()) && left.len() == 2, "{left:?}");
 }

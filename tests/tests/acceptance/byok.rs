@@ -3,7 +3,10 @@
 use std::{collections::BTreeSet, process::Command};
 
 use acceptance::{Client, World, id_of, until};
-use sandbox::{Fault, Launch, Process, Rule};
+use sandbox::{
+    Fault, Launch, Process, Rule,
+    services::ai::{Answer, Trouble},
+};
 use serde_json::{Value, json};
 
 /// An installation whose product `shop` takes users' keys, and its worker.
@@ -27,7 +30,7 @@ fn manifest(world: &World) -> String {
     let (main, other) = ("{ provider = \"main\", model = \"sandbox-small\" }", "{ provider = \"other\", model = \"sandbox-large\" }");
     format!(
         "[tenant]\nname = \"shop\"\n{}{}{}{}{}",
-        provider("main", "byok = \"openai\""),
+        provider("main", "byok = \"openai\"\nbreaker = { open_seconds = 8 }"),
         provider("other", ""),
         task("ask", &format!("{main}, {other}"), ""),
         task("house", main, "own_keys = false"),
@@ -344,4 +347,112 @@ async fn an_open_breaker_is_seen_waited_for_and_passed_by() {
     desk.shop.post_nothing(&format!("/v1/jobs/{}/cancel", ids[0])).await.expect(200);
     assert_eq!(desk.world.number(format!("SELECT count(*) FROM job_held WHERE job_id = '{}'", ids[0])).await, 0);
     assert_eq!(desk.world.number("SELECT count(*) FROM job_state WHERE attempt > 1").await, 0, "no attempt was used");
+}
+
+/// What was asked for while a user had a key is done by that key or not at all: whatever happens to the key, or to its provider.
+#[tokio::test]
+async fn what_a_users_key_could_not_do_is_never_done_by_the_products() {
+    let desk = Desk::start(Launch::new).await;
+    let (ai, ours) = (&desk.world.sandbox.ai, desk.world.sandbox.ai.key().to_owned());
+    let key = new_key("own");
+    ai.take_key(&key);
+    desk.ada.put("/v1/byok/openai", &json!({ "key": key })).await.expect(200);
+    let answers = |status: u16, code: Option<&str>, headers: &[(&str, &str)]| Answer {
+        trouble: Some(Trouble::Error {
+            status,
+            code: code.map(str::to_owned),
+            headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        }),
+        ..Answer::default()
+    };
+    let by_whom = || ai.calls().iter().map(|call| call.key.clone()).collect::<BTreeSet<_>>();
+    // Its provider fails, paces, has no quota for it, cuts its answer: the task has another model, at the product's expense, which is not asked.
+    for (answer, code) in [
+        (answers(402, None, &[]), Some("ai_quota_exhausted")),
+        (answers(403, None, &[]), Some("ai_key_refused")),
+        (answers(400, None, &[]), Some("ai_refused")),
+        (answers(500, None, &[]), None),
+        (answers(429, None, &[("retry-after-ms", "600")]), None),
+        (Answer { trouble: Some(Trouble::Cut { after_words: 1 }), ..Answer::default() }, None),
+        (Answer { trouble: Some(Trouble::Malformed), ..Answer::default() }, None),
+    ] {
+        ai.script(answer.clone());
+        let job = Desk::ask(&desk.ada, "ask").await;
+        let expected = if code.is_some() { "failed" } else { "succeeded" };
+        assert_eq!((job["state"].as_str(), job["error"]["code"].as_str()), (Some(expected), code), "{answer:?}: {job}");
+        assert_eq!(by_whom(), BTreeSet::from([key.clone()]), "{answer:?}");
+    }
+    // Away, with its breaker open in the end: the jobs wait.
+    let calls = ai.calls().len();
+    ai.usually(answers(503, None, &[]));
+    let ids: Vec<String> = {
+        let mut ids = Vec::new();
+        for _ in 0..12 {
+            ids.push(id_of(&desk.ada.post("/v1/ai/ask", &json!({"input": {"text": "Say something."}})).await.expect(202)));
+        }
+        ids
+    };
+    for id in &ids {
+        desk.ada.wait_for(id, "waiting for the breaker", |job| job["reason"] == "breaker_open").await;
+    }
+    assert!(ai.calls().len() > calls && by_whom() == BTreeSet::from([key.clone()]));
+    // A test of the key is no way around it. Kept open by an operator, so that no probe comes between.
+    let breaker = async |arguments: &[&str]| desk.world.sandbox.run_api(["breaker"].iter().chain(arguments).copied()).await.unwrap();
+    breaker(&["force-open", "--tenant", "shop", "--provider", "main", "--reason", "a look at it", "--by", "ops"]).await;
+    until("its worker has heard of it", async || {
+        if desk.worker.log().contains("what operators set of circuit breakers has changed") { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    let before = ai.faults().requests().len();
+    assert_eq!(desk.ada.post_nothing("/v1/byok/openai/test").await.expect(202)["status"], "active", "it stands as it did");
+    assert_eq!(ai.faults().requests().len(), before, "its provider is left alone");
+    breaker(&["auto", "--tenant", "shop", "--provider", "main", "--by", "ops"]).await;
+    // Deleted while they wait: they fail, and what is asked for from then on is the product's affair.
+    ai.usually(Answer::default());
+    assert_eq!(desk.ada.delete("/v1/byok/openai").await.status, 204);
+    for id in &ids {
+        let job = desk.ada.ended(id).await;
+        assert_eq!((job["state"].as_str(), job["error"]["code"].as_str()), (Some("failed"), Some("ai_own_key_deleted")), "{job}");
+    }
+    assert_eq!(by_whom(), BTreeSet::from([key.clone()]), "not at the product's expense");
+    assert_eq!(Desk::ask(&desk.ada, "ask").await["state"], "succeeded");
+    assert_eq!(by_whom(), BTreeSet::from([key, ours]));
+}
+
+/// A worker that dies with the one probe of the fleet in its hands is replaced soon, however long its call may take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_place_of_a_probe_whose_worker_died_is_free_soon() {
+    let world = World::start().await;
+    let ai = &world.sandbox.ai;
+    let manifest = format!(
+        "[tenant]\nname = \"shop\"\n[ai.providers.main]\nkind = \"openai\"\nbase_url = \"{}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n\
+         breaker = {{ minimum_calls = 2, open_seconds = 1 }}\n[ai.tasks.ask]\n\
+         models = [{{ provider = \"main\", model = \"sandbox-small\" }}]\nprompt = \"{{{{ input.text }}}}\"\ninput = {{ type = \"object\" }}\n\
+         timeout_seconds = 900\n",
+        ai.url()
+    );
+    let shop = world.tenant_of("shop", &manifest).await;
+    let dying = world.worker().await;
+    ai.faults().add(Rule::from(Fault::Status(500)).on("chat.completions"));
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(id_of(&shop.post("/v1/ai/ask", &json!({"input": {"text": "x"}})).await.expect(202)));
+    }
+    for id in &ids {
+        shop.wait_for(id, "waiting for the breaker", |job| job["reason"] == "breaker_open").await;
+    }
+    ai.usually(Answer { delay_ms: 800_000, ..Answer::default() });
+    ai.faults().clear();
+    until("one call is tried", async || match ai.calls().len() {
+        1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    dying.set_restart(false).await.unwrap();
+    dying.kill9().await.unwrap().unwrap();
+    ai.usually(Answer::default());
+    let _other = world.worker().await;
+    for id in &ids {
+        shop.succeeded(id).await;
+    }
 }

@@ -1,5 +1,6 @@
 //! Metering: what a plan limits is limited, whoever races and whatever crashes; what was not used is given back; the books balance.
 
+mod lost;
 mod race;
 mod spend;
 

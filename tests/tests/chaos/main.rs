@@ -8,7 +8,8 @@
 //! finished, and did each effect arrive at a receiver outside the product once, or is it on the ledger's list of what nobody can
 //! know? Figures go to a report in `target/chaos/`.
 //!
-//! [`models`] takes the provider of models away, and counts the calls that it gets all the same.
+//! [`models`] takes the provider of models away, and counts the calls that it gets all the same; [`models_spend`] kills workers in the middle
+//! of calls, and compares what the provider bills with what was charged.
 //!
 //! [`numbers`] kills programs while events are counted, and holds what is read to `GROUP BY`.
 //!
@@ -32,6 +33,7 @@ mod listeners;
 mod messages;
 mod misbehaviour;
 mod models;
+mod models_spend;
 mod numbers;
 mod pause;
 mod postgres;

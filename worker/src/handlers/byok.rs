@@ -9,16 +9,19 @@ use secrecy::SecretString;
 use serde_json::json;
 use shared::{
     byok::Vendor,
-    job::{Failure, Success},
+    job::{Failure, Interrupt, Success},
     kinds::ByokCheck,
     ledger::own_keys,
-    tenant::{Manifest, ProviderKind},
+    tenant::{BreakerSettings, Manifest, ProviderKind},
     vault::Binding,
 };
 use url::Url;
 
-use super::{JobContext, export};
-use crate::clients::ai::AiError;
+use super::{JobContext, ai, export};
+use crate::clients::{
+    ai::AiError,
+    breaker::{BreakerKey, Call, Credential},
+};
 
 /// The longest that a provider may take.
 const WITHIN: Duration = Duration::from_secs(6);
@@ -27,10 +30,10 @@ const WITHIN: Duration = Duration::from_secs(6);
 const FOR_OWNER: &str = "The key could not be checked.";
 
 /// Checks a key.
-pub(super) async fn run(payload: ByokCheck, context: JobContext) -> Result<Success, Failure> {
+pub(super) async fn run(payload: ByokCheck, context: JobContext) -> Result<Success, Interrupt> {
     let (services, job) = (&context.services, &context.job);
     let Some(user) = job.owner.as_deref() else {
-        return Err(Failure::permanent("payload_invalid", "a key belongs to an end user, and this job has no owner"));
+        return Err(Failure::permanent("payload_invalid", "a key belongs to an end user, and this job has no owner").into());
     };
     let tenant = export::tenant(&context).await?;
     let vendor = payload.provider;
@@ -40,12 +43,22 @@ pub(super) async fn run(payload: ByokCheck, context: JobContext) -> Result<Succe
     let key = opened(&context, user, vendor, &found.sealed)?;
     let place = Place::of(&tenant.manifest, vendor)?;
     let now = services.clock.now();
+    // A provider that is left alone is not asked this either; the key stands as it did, and the job waits.
+    let breaker = BreakerKey { tenant: job.tenant, provider: place.name, credential: Credential::Own(found.id) };
+    let call = Call { key: &breaker, settings: place.settings, deadline: WITHIN };
+    let permit = services.clients.breakers.admit(&call).await.map_err(|refused| Interrupt::BreakerOpen(refused.breaker))?;
     let said = services.clients.models.check(place.kind, place.url, place.private, &key, WITHIN, now).await;
+    let waits_for = ai::tell_breaker(permit, &said).await;
     let refused = match said {
         // It has no money left, so it is known.
         Ok(()) | Err(AiError::NoQuota { .. }) => None,
         Err(error @ AiError::KeyRefused { .. }) => Some(error.to_string()),
-        Err(error) => return Err(Failure::from(error).for_owner(FOR_OWNER)),
+        Err(error) => {
+            return Err(waits_for.map_or_else(
+                || Failure::from(error).for_owner(FOR_OWNER).into(),
+                |refused| Interrupt::BreakerOpen(refused.breaker),
+            ));
+        }
     };
     let of = (found.id, found.version);
     let noted = own_keys::checked(&services.pool, (job.tenant, vendor), of, refused.as_deref(), now).await?;
@@ -72,6 +85,10 @@ pub(super) fn opened(context: &JobContext, user: &str, vendor: Vendor, sealed: &
 
 /// Where a key is checked.
 struct Place {
+    /// What its breaker calls it.
+    name: String,
+    /// How that one is set.
+    settings: BreakerSettings,
     kind: ProviderKind,
     url: Url,
     private: bool,
@@ -82,17 +99,20 @@ impl Place {
     fn of(manifest: &Manifest, vendor: Vendor) -> Result<Self, Failure> {
         let own = Url::parse(vendor.check_address())
             .map_err(|_| Failure::permanent("byok_address_invalid", "the vendor's address is none; this is a fault in the product"))?;
-        let declared = manifest.ai.providers.values().find(|provider| provider.byok == Some(vendor));
+        let declared = manifest.ai.providers.iter().find(|(_, provider)| provider.byok == Some(vendor));
         let kind = if vendor == Vendor::Anthropic { ProviderKind::Anthropic } else { ProviderKind::OpenAi };
-        let Some(provider) = declared else { return Ok(Self { kind, url: own, private: false }) };
+        let Some((name, provider)) = declared else {
+            return Ok(Self { name: vendor.word().to_owned(), settings: BreakerSettings::DEFAULT, kind, url: own, private: false });
+        };
+        let (name, settings) = (name.clone(), provider.breaker);
         // Hugging Face's list of models is open to all, and proves no key.
         if vendor == Vendor::HuggingFace && provider.base_url.domain().is_some_and(|host| host.ends_with("huggingface.co")) {
-            return Ok(Self { kind, url: own, private: false });
+            return Ok(Self { name, settings, kind, url: own, private: false });
         }
         let mut url = provider.base_url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("models");
         }
-        Ok(Self { kind: provider.kind, url, private: provider.private })
+        Ok(Self { name, settings, kind: provider.kind, url, private: provider.private })
     }
 }

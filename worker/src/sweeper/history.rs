@@ -12,7 +12,7 @@ use std::{
 use shared::{
     kinds::Registry,
     ledger::{
-        LedgerError, deliveries, feeds, inquiries, notifications, own_keys,
+        LedgerError, breakers, deliveries, feeds, inquiries, notifications, own_keys,
         recover::{give_up_duty, take_duty},
         retention::{self, Cut},
         unique,
@@ -85,6 +85,8 @@ async fn round(services: &Services, kinds: &Registry, installation: Retention, w
         while notifications::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
         while inquiries::forget(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
         while own_keys::forget_checks(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
+        while own_keys::forget_deletions(pool, services.clock.now()).await? > 0 && Instant::now() < until {}
+        while breakers::forget(pool).await? > 0 && Instant::now() < until {}
     }
     if take_duty(pool, "forget_activities", worker, PASS_EVERY).await? {
         let until = Instant::now() + PASS_WITHIN;

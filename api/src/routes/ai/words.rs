@@ -1,7 +1,10 @@
 //! `GET /v1/jobs/{id}/stream`.
 
 use axum::{extract::State, http::HeaderMap, response::Response};
-use shared::kinds::{AiRun, Kind};
+use shared::{
+    kinds::{AiRun, Kind},
+    status::Reader,
+};
 
 use crate::{
     app::App,
@@ -16,7 +19,7 @@ use crate::{
 ///
 /// A stream of server-sent events: `words` with `{"text"}` as the model says them (of a task that was asked for with `stream`; of any other
 /// all at its end), `restart` where the answer begins anew and what came before is void (another try, a repair, another round), `ended` with
-/// the job's final state. Who connects again with `Last-Event-ID` gets what comes after it, also after the end, for as long as the job is
+/// the job's final `state`, and the `error` of one that failed. Who connects again with `Last-Event-ID` gets what comes after it, also after the end, for as long as the job is
 /// kept; of a job that failed it is what the model said last. A comment comes every 15 s.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/stream", tag = "ai", operation_id = "follow_words",
@@ -52,6 +55,6 @@ pub async fn follow(
         Some(_) => return Err(missing(&app, asked).await),
         None => return Err(events::no_place()),
     }
-    let (tenant, job) = (asked.tenant, asked.id);
-    Ok(of_words(app.clone(), following, caller.authority(), tenant, job, words_had(&headers)))
+    let (whose, job) = ((asked.tenant, Reader::acting_for(asked.owner)), asked.id);
+    Ok(of_words(app.clone(), following, caller.authority(), whose, job, words_had(&headers)))
 }

@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::faults::Faults;
 use crate::ports::Port;
-use crate::services::door::{Door, http};
+use crate::services::door::{Door, http, verbs};
 
 /// Calls that are remembered; older ones go.
 const CALLS_KEPT: usize = 10_000;
@@ -107,6 +107,9 @@ pub struct Asked {
     pub body: Value,
     /// Whether the answer was sent to its end.
     pub is_whole: bool,
+    /// The tokens of question and answer that a vendor bills: of a plain answer all of it, whoever has gone meanwhile; of a stream what was
+    /// sent; of a refusal none.
+    pub billed: (u64, u64),
     /// When the first word of a streamed answer was sent.
     #[serde(skip)]
     pub first_word: Option<Instant>,
@@ -148,25 +151,7 @@ impl AiServer {
             .await
     }
 
-    /// Stops listening and cuts every connection.
-    pub fn stop(&self) {
-        self.door.shut();
-    }
-
-    /// The same: nobody could tell the difference.
-    pub fn kill9(&self) {
-        self.door.shut();
-    }
-
-    /// Requests that come now wait; connections stay open.
-    pub fn pause(&self) {
-        self.door.pause();
-    }
-
-    /// Goes on after [`AiServer::pause`].
-    pub fn resume(&self) {
-        self.door.resume();
-    }
+    verbs!();
 
     /// What goes wrong whatever is asked, and what was asked.
     #[must_use]

@@ -140,16 +140,20 @@ impl Server {
             Ok(question) => question,
             Err(message) => return dialect.refusal(400, None, &message, &[]),
         };
-        let (number, answer) = self.take(Asked { operation, key, body, is_whole: false, first_word: None }, &question.model);
-        pause(answer.delay_ms).await;
-        match &answer.trouble {
+        let (number, answer) = self.take(Asked { operation, key, body, is_whole: false, billed: (0, 0), first_word: None }, &question.model);
+        let said = Said::to(&question, answer);
+        if !matches!(said.answer.trouble, Some(Trouble::Error { .. })) {
+            let output = if question.streamed { 0 } else { said.output_tokens };
+            self.note(number, |call| call.billed = (said.input_tokens, output));
+        }
+        pause(said.answer.delay_ms).await;
+        match &said.answer.trouble {
             Some(Trouble::Error { status, code, headers }) => {
                 return dialect.refusal(*status, code.as_deref(), "scripted so", headers);
             }
             Some(Trouble::Malformed) => return body_answer("application/json", b"{\"choices\": [{\"message\": ".to_vec()),
             _ => {}
         }
-        let said = Said::to(&question, answer);
         if fault == Some(Fault::LoseAnswer) {
             return Err(std::io::Error::other("the answer is lost by a fault"));
         }
@@ -233,14 +237,20 @@ impl Server {
         if let Some(cut) = cut {
             words.truncate(cut);
         }
-        let pieces: Vec<(String, bool)> =
-            begin.into_iter().map(|piece| (piece, false)).chain(words.into_iter().map(|piece| (piece, true))).collect();
+        let all = u64::try_from(said.words().len().max(1)).unwrap_or(u64::MAX);
+        let (input, output) = (said.input_tokens, said.output_tokens);
+        // Each word with what is billed once it is sent.
+        let words = (1_u64..).zip(words).map(|(sent, piece)| (piece, Some((input, (output * sent).div_ceil(all)))));
+        let pieces: Vec<(String, Option<(u64, u64)>)> = begin.into_iter().map(|piece| (piece, None)).chain(words).collect();
         let state = (pieces.into_iter(), Some((end, last)), self.clone(), said.answer.word_ms);
         let body = stream::unfold(state, move |(mut pieces, mut rest, server, word_ms)| async move {
-            if let Some((piece, is_word)) = pieces.next() {
-                if is_word {
+            if let Some((piece, billed)) = pieces.next() {
+                if let Some(billed) = billed {
                     pause(word_ms).await;
-                    server.note(number, |call| _ = call.first_word.get_or_insert_with(Instant::now));
+                    server.note(number, |call| {
+                        call.first_word.get_or_insert_with(Instant::now);
+                        call.billed = billed;
+                    });
                 }
                 return Some((Ok(Frame::data(Bytes::from(piece))), (pieces, rest, server, word_ms)));
             }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::faults::Faults;
 use crate::ports::Port;
 use crate::random;
-use crate::services::door::{Door, http};
+use crate::services::door::{Door, http, verbs};
 use unseal::Keys;
 
 /// Messages that are remembered.
@@ -107,25 +107,7 @@ impl PushService {
             .await
     }
 
-    /// Stops listening and cuts every connection.
-    pub fn stop(&self) {
-        self.door.shut();
-    }
-
-    /// The same: nobody could tell the difference.
-    pub fn kill9(&self) {
-        self.door.shut();
-    }
-
-    /// Requests that come now wait; connections stay open.
-    pub fn pause(&self) {
-        self.door.pause();
-    }
-
-    /// Goes on after [`PushService::pause`].
-    pub fn resume(&self) {
-        self.door.resume();
-    }
+    verbs!();
 
     /// What goes wrong, and what was asked.
     #[must_use]

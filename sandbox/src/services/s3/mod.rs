@@ -17,7 +17,7 @@ use crate::directory::{Directory, make};
 use crate::error::{Doing, Result};
 use crate::faults::Faults;
 use crate::ports::Port;
-use crate::services::door::Door;
+use crate::services::door::{Door, verbs};
 use store::Store;
 
 /// The bucket that is there from the start.
@@ -64,25 +64,7 @@ impl S3 {
         self.door.open(move |stream, token| server.clone().connection(stream, token)).await
     }
 
-    /// Stops listening and cuts every connection, as [`S3::kill9`] does: no client of S3 could tell the difference.
-    pub fn stop(&self) {
-        self.kill9();
-    }
-
-    /// Stops listening and cuts every connection. What was stored is there after [`S3::start`].
-    pub fn kill9(&self) {
-        self.door.shut();
-    }
-
-    /// Requests that come now wait; connections stay open.
-    pub fn pause(&self) {
-        self.door.pause();
-    }
-
-    /// Goes on after [`S3::pause`].
-    pub fn resume(&self) {
-        self.door.resume();
-    }
+    verbs!();
 
     /// What goes wrong, and what was asked.
     #[must_use]

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use crate::error::Result;
 use crate::faults::Faults;
 use crate::ports::Port;
-use crate::services::door::{Door, http};
+use crate::services::door::{Door, http, verbs};
 
 /// Calls that are remembered.
 const CALLS_KEPT: usize = 10_000;
@@ -161,25 +161,7 @@ impl VendorService {
             .await
     }
 
-    /// Stops listening and cuts every connection: all vendors are down.
-    pub fn stop(&self) {
-        self.door.shut();
-    }
-
-    /// The same: nobody could tell the difference.
-    pub fn kill9(&self) {
-        self.door.shut();
-    }
-
-    /// Requests that come now wait; connections stay open.
-    pub fn pause(&self) {
-        self.door.pause();
-    }
-
-    /// Goes on after [`VendorService::pause`].
-    pub fn resume(&self) {
-        self.door.resume();
-    }
+    verbs!();
 
     /// What goes wrong.
     #[must_use]

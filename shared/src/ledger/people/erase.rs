@@ -52,6 +52,7 @@ const BY_NAME: &[(&str, Erased, &str)] = &[
     ("preference", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("own_key", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("own_key_check", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
+    ("own_key_deletion", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("quiet_hours", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("notification_recipient", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),
     ("notification_digest", Erased::Deleted, "tenant_id = $1 AND user_id = $2"),

@@ -134,6 +134,17 @@ impl AiDeclaration {
     }
 }
 
+impl Task {
+    /// The most tokens that a question of so many bytes can have.
+    #[must_use]
+    pub fn most_input(&self, question_bytes: usize) -> u64 {
+        let schema = self.output.as_ref().map_or(0, |schema| schema.value().to_string().len());
+        // A token is a byte at least, in every vocabulary there is; what a provider puts around a question is small beside that.
+        // Twice the schema: some models are shown it in words.
+        u64::try_from(question_bytes.saturating_add(2 * schema).saturating_add(FRAME)).unwrap_or(u64::MAX)
+    }
+}
+
 impl Ai {
     /// What a model costs at a time; `None`: nobody said.
     #[must_use]
@@ -141,14 +152,17 @@ impl Ai {
         price::find(&self.prices, provider, model, at)
     }
 
+    /// Whether anybody said what a model costs.
+    #[must_use]
+    pub fn has_price(&self, provider: &str, model: &str) -> bool {
+        self.price(provider, model, DateTime::<Utc>::MAX_UTC).is_some()
+    }
+
     /// The most that one call of a task can cost at a time, for a question of so many bytes: by the dearest of its models. `None` where no price
     /// is known of any.
     #[must_use]
     pub fn most_of_call(&self, task: &Task, question_bytes: usize, at: DateTime<Utc>) -> Option<u64> {
-        let schema = task.output.as_ref().map_or(0, |schema| schema.value().to_string().len());
-        // A token is a byte at least, in every vocabulary there is; what a provider puts around a question is small beside that.
-        // Twice the schema: some models are shown it in words.
-        let input = u64::try_from(question_bytes.saturating_add(2 * schema).saturating_add(FRAME)).unwrap_or(u64::MAX);
+        let input = task.most_input(question_bytes);
         let prices = task.models.iter().filter_map(|choice| self.price(&choice.provider, &choice.model, at));
         prices.map(|price| price.of(input, task.max_tokens.into())).max()
     }

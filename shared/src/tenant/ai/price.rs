@@ -9,7 +9,8 @@
 //! output = 2_000_000                    # and of answers
 //! ```
 //!
-//! What must stay true: a model without a price costs nobody knows what, which is not nothing; a price holds for calls of its time, so that what was
+//! What must stay true: a model without a price costs nobody knows what, which is not nothing, so a manifest that limits cost has a price for
+//! each model that its tasks ask; a price holds for calls of its time, so that what was
 //! charged stays as it was when prices change.
 
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
@@ -80,12 +81,13 @@ impl Price {
     }
 }
 
-/// The price of a model at a time: the latest that holds, one that names the provider before one that names none.
+/// The price of a model at a time: the latest that holds, one that names the provider before one that names none. Before the first date the
+/// first one holds, so that a model has either always a price or never.
 pub(super) fn find<'a>(prices: &'a [Price], provider: &str, model: &str, at: DateTime<Utc>) -> Option<&'a Price> {
-    let of_model = prices.iter().filter(|price| price.model == model && price.valid_from <= at);
-    of_model
-        .filter(|price| price.provider.as_deref().is_none_or(|named| named == provider))
-        .max_by_key(|price| (price.provider.is_some(), price.valid_from))
+    let is_of = |price: &&Price| price.model == model && price.provider.as_deref().is_none_or(|named| named == provider);
+    let held = prices.iter().filter(is_of).filter(|price| price.valid_from <= at);
+    held.max_by_key(|price| (price.provider.is_some(), price.valid_from))
+        .or_else(|| prices.iter().filter(is_of).min_by_key(|price| (price.valid_from, price.provider.is_none())))
 }
 
 #[cfg(test)]
@@ -125,6 +127,9 @@ mod tests {
         assert_eq!(of("main", "small", "2026-02-28T00:00:00Z"), Some(100_000));
         assert_eq!(of("main", "small", "2026-08-01T00:00:00Z"), Some(90_000));
         assert_eq!(of("main", "large", "2026-08-01T00:00:00Z"), None);
+        let later = MANIFEST.replacen("input = 100_000\n        output = 400_000", "valid_from = \"2026-02-01\"\n        input = 1\n        output = 1", 1);
+        let ai = Manifest::from_toml(&later).unwrap().ai;
+        assert_eq!(ai.price("other", "small", "2020-01-01T00:00:00Z".parse().unwrap()).unwrap().input, 1, "before the first date");
     }
 
     #[test]
@@ -133,6 +138,31 @@ mod tests {
         assert_eq!((price.of(0, 0), price.of(1, 0), price.of(1_000, 500), price.of(1_000_000, 1_000_000)), (0, 1, 1_250, 2_250_000));
         let dear = Price { input: HIGHEST, output: HIGHEST, ..price };
         assert_eq!(dear.of(u64::MAX, u64::MAX), u64::MAX);
+    }
+
+    /// A budget can't bound what nobody knows.
+    #[test]
+    fn where_cost_is_limited_each_model_has_a_price() {
+        let task = "[ai.tasks.ask]\nmodels = [{ provider = \"main\", model = \"small\" }, { provider = \"main\", model = \"large\" }]\n\
+                    prompt = \"x\"\ninput = { type = \"object\" }\n";
+        let declared = |more: &str| Manifest::from_toml(&format!("{MANIFEST}\n{task}{more}"));
+        for unbounded in ["", "[plans.free]\nlimits.ai_cost = { month = \"unlimited\" }\n"] {
+            declared(unbounded).unwrap();
+        }
+        for budget in [
+            "[usage]\nproduct.ai_cost = { month = 5 }\n",
+            "[usage]\neach_user.ai_cost = { day = 5 }\n",
+            "[plans.free]\nlimits.ai_cost = { month = 5 }\n",
+        ] {
+            let error = declared(budget).unwrap_err();
+            let told: Vec<_> = error.problems.iter().map(|problem| (problem.path.as_str(), problem.detail.contains("`large`"))).collect();
+            assert_eq!(told, [("ai.tasks.ask.models", true)], "{error}");
+            let priced = format!("{budget}[[ai.prices]]\nmodel = \"large\"\nvalid_from = \"2999-01-01\"\ninput = 1\noutput = 1\n");
+            declared(&priced).unwrap();
+            // What was applied before goes on as it was.
+            let stored = declared("").unwrap().to_stored();
+            assert!(Manifest::from_stored(stored).is_ok());
+        }
     }
 
     #[test]

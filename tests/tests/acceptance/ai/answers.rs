@@ -52,7 +52,7 @@ async fn an_answer_is_what_its_schema_says_or_is_repaired_once() {
     let mut events = desk.shop.events(&format!("/v1/jobs/{id}/stream"), None).await;
     let said = events.rest().await;
     assert_eq!(said[0].data, json!({"text": "{\"score\": \"many\"}"}), "{said:?}");
-    assert_eq!((said[1].name.as_str(), &said[1].data), ("ended", &json!({"state": "failed"})));
+    assert_eq!((said[1].name.as_str(), &said[1].data["error"]["code"]), ("ended", &json!("ai_output_invalid")));
 
     // A model without schemas is told in words, and may put a fence around its answer.
     ai.script(says("words", "```json\n{\"score\": 1, \"why\": \"fenced\"}\n```"));

@@ -72,6 +72,22 @@ async fn words_are_heard_while_they_come_and_again_after_the_end() {
 }
 
 #[tokio::test]
+async fn the_stream_of_a_job_that_failed_ends_with_what_failed() {
+    let desk = Desk::start_with(&task("short", &main_model("short"), "timeout_seconds = 60")).await;
+    desk.world.sandbox.ai.script(Answer { finish: Some("length".into()), ..says("short", "one two three") });
+    let id = id_of(&desk.shop.acting_for("ada").post("/v1/ai/short", &json!({"input": {"prompt": "x"}, "stream": true})).await.expect(202));
+    for reader in [desk.shop.clone(), desk.shop.acting_for("ada")] {
+        let events = reader.events(&format!("/v1/jobs/{id}/stream"), None).await.rest().await;
+        assert_eq!(heard(&events), "one two three", "what was said all the same");
+        let last = events.last().unwrap();
+        assert_eq!((last.name.as_str(), &last.data["state"]), ("ended", &json!("failed")));
+        assert_eq!(last.data["error"]["code"], "ai_cut_short", "{last:?}");
+        // To each reader as the job says it.
+        assert_eq!(last.data["error"], reader.job(&id).await["error"]);
+    }
+}
+
+#[tokio::test]
 async fn two_answers_are_never_put_together() {
     let tasks = [
         task("cut", &main_model("cut"), "timeout_seconds = 60"),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{balances, used};
 
-/// A shop whose questions go to the sandbox' models: one with a price, one without; a budget of 2,000 millionths a day for each user.
+/// A shop whose questions go to the sandbox' models: one with a price, one without; a budget of 4,000 millionths a day for each user.
 fn manifest(world: &World, more: &str) -> String {
     let task = |name: &str, model: &str, more: &str| {
         format!(
@@ -17,7 +17,7 @@ fn manifest(world: &World, more: &str) -> String {
     let schema = "output = { type = \"object\", required = [\"score\"], properties = { score = { type = \"integer\" } } }";
     format!(
         "[tenant]\nname = \"shop\"\n[plans.free]\nlimits.answers = {{ month = 3 }}\n[usage]\ndefault_plan = \"free\"\n\
-         each_user.ai_cost = {{ day = 2000 }}\n{more}\n\
+         each_user.ai_cost = {{ day = 4000 }}\n{more}\n\
          [ai.providers.main]\nkind = \"openai\"\nbase_url = \"{url}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n\
          [[ai.prices]]\nmodel = \"sandbox-small\"\ninput = 1_000_000\noutput = 4_000_000\n\
          [[ai.prices]]\nmodel = \"sandbox-small\"\nvalid_from = \"2999-01-01\"\ninput = 9_000_000\noutput = 9_000_000\n{tasks}",
@@ -26,7 +26,6 @@ fn manifest(world: &World, more: &str) -> String {
             task("answer", "sandbox-small", "metric = \"answers\""),
             task("rate", "sandbox-small", schema),
             task("kept", "sandbox-small", "metric = \"answers\"\ncache = { ttl_seconds = 3600 }"),
-            task("guess", "sandbox-large", ""),
         ]
         .join("\n"),
     )
@@ -65,13 +64,16 @@ async fn a_call_is_written_down_with_its_tokens_and_its_price() {
     assert_eq!((&day["calls"], &day["answered"], &day["unpriced_calls"]), (&json!(1), &json!(1), &json!(0)), "{day}");
     assert_eq!((&day["input_tokens"], &day["output_tokens"], &day["cost_micros"]), (&json!(100), &json!(50), &json!(300)), "{day}");
     assert_eq!((&day["provider"], &day["credential"]), (&json!("main"), &json!("product")));
-    assert_eq!((used(&ada, "ai_cost", "day").await, used(&ada, "answers", "month").await), ((300, Some(2_000)), (1, Some(3))));
+    assert_eq!((used(&ada, "ai_cost", "day").await, used(&ada, "answers", "month").await), ((300, Some(4_000)), (1, Some(3))));
     let explained = ada.get(&format!("/v1/jobs/{job}/explain")).await.expect(200);
     assert_eq!(explained["usage"], json!([{"metric": "ai_cost", "charged": 300}, {"metric": "answers", "charged": 1}]), "{explained}");
     // A model without a price costs nobody knows what, which is not nothing.
+    let unpriced = manifest(&world, "").replace("\"shop\"", "\"other\"").replace("each_user.ai_cost = { day = 4000 }\n", "");
+    let other = world.tenant_of("other", &unpriced.replace("model = \"sandbox-small\" }]", "model = \"sandbox-large\" }]")).await;
+    let eve = other.acting_for("eve");
     ai.script(tokens(10, 10));
-    ada.succeeded(&ask(&ada, "guess", "How deep?").await).await;
-    let day = today(&ada, "sandbox-large").await;
+    eve.succeeded(&ask(&eve, "answer", "How deep?").await).await;
+    let day = today(&eve, "sandbox-large").await;
     assert_eq!((&day["cost_micros"], &day["unpriced_calls"]), (&Value::Null, &json!(1)), "{day}");
     // A failed answer costs, and is no answer of the plan's.
     ai.script(Answer { text: Some("no".into()), ..tokens(10, 10) });
@@ -99,7 +101,7 @@ async fn a_budget_is_reserved_at_its_worst_and_kept() {
     let (world, _worker) = World::with_worker().await;
     let (shop, ada) = shop(&world, "product.ai_cost = { month = 1_000_000 }").await;
     let ai = &world.sandbox.ai;
-    // Each may cost 400 for its answer and some hundreds for its question: three at once are too much for a budget of 2,000.
+    // Each may cost 400 for its answer and some hundreds for its question: six at once are too much for a budget of 4,000.
     ai.usually(Answer { delay_ms: 1_500, text: Some("no".into()), ..tokens(10, 100) });
     let mut accepted = Vec::new();
     let mut refused = 0;
@@ -109,7 +111,7 @@ async fn a_budget_is_reserved_at_its_worst_and_kept() {
             accepted.push(id_of(&answer.json()));
         } else {
             let problem = answer.problem(429, "USAGE_LIMIT_EXCEEDED");
-            assert_eq!((&problem["metric"], &problem["scope"], &problem["limit"]), (&json!("ai_cost"), &json!("user"), &json!(2_000)));
+            assert_eq!((&problem["metric"], &problem["scope"], &problem["limit"]), (&json!("ai_cost"), &json!("user"), &json!(4_000)));
             refused += 1;
         }
     }
@@ -119,7 +121,7 @@ async fn a_budget_is_reserved_at_its_worst_and_kept() {
         assert_eq!(ada.ended(id).await["state"], "failed");
     }
     let spent = used(&ada, "ai_cost", "day").await.0;
-    assert!(spent > 0 && spent <= 2_000, "{spent}");
+    assert!(spent > 0 && spent <= 4_000, "{spent}");
     assert_eq!(used(&shop, "ai_cost", "month").await.0, spent, "the product's counter has the same");
     let billed: i64 = i64::try_from(ai.calls().len()).unwrap() * 410;
     assert_eq!(world.number("SELECT sum(cost) FROM ai_call").await, billed, "what the provider will ask for");

@@ -21,7 +21,7 @@ const OVERLOADED: u16 = 529;
 pub const ANSWERED: &str = "answered";
 
 /// The outcomes of calls, in figures: [`ANSWERED`], and the codes of errors.
-pub const OUTCOMES: [&str; 12] = [
+pub const OUTCOMES: [&str; 13] = [
     ANSWERED,
     "ai_address_not_allowed",
     "ai_unanswered",
@@ -34,6 +34,7 @@ pub const OUTCOMES: [&str; 12] = [
     "ai_unreadable",
     "ai_too_long",
     "ai_late",
+    "ai_given_up",
 ];
 
 /// A call without an answer. Holds neither key nor address.
@@ -105,6 +106,12 @@ pub enum AiError {
         /// What was heard until then, with an estimate of its tokens.
         heard: Option<Box<Reply>>,
     },
+    /// The job was cancelled within the answer.
+    #[error("the job was cancelled before the answer was whole")]
+    GivenUp {
+        /// What was heard until then, with an estimate of its tokens; nothing where it was not streamed.
+        heard: Option<Box<Reply>>,
+    },
     /// The deadline passed within the answer.
     #[error("the answer was not whole within {} s", within.as_secs())]
     Late {
@@ -169,7 +176,7 @@ impl AiError {
     pub fn may_have_arrived(&self) -> bool {
         match self {
             Self::Outbound(error) => error.may_have_arrived(),
-            Self::Broken { .. } | Self::Unreadable(_) | Self::TooLong | Self::Cut { .. } | Self::Late { .. } => true,
+            Self::Broken { .. } | Self::Unreadable(_) | Self::TooLong | Self::Cut { .. } | Self::GivenUp { .. } | Self::Late { .. } => true,
             Self::KeyUnusable
             | Self::KeyRefused { .. }
             | Self::NoQuota { .. }
@@ -179,10 +186,10 @@ impl AiError {
         }
     }
 
-    /// Whether another model may be asked in this one's place: not where the question is at fault.
+    /// Whether another model may be asked in this one's place: not where the question is at fault, and not where nobody wants an answer.
     #[must_use]
     pub const fn another_may_help(&self) -> bool {
-        !matches!(self, Self::Refused { .. })
+        !matches!(self, Self::Refused { .. } | Self::GivenUp { .. })
     }
 
     /// Whether the provider does not take the key.
@@ -202,6 +209,7 @@ impl AiError {
             | Self::NoQuota { .. }
             | Self::Limited { .. }
             | Self::Refused { .. }
+            | Self::GivenUp { .. }
             | Self::TooLong => false,
         }
     }
@@ -210,7 +218,7 @@ impl AiError {
     #[must_use]
     pub fn heard(&self) -> Option<&Reply> {
         match self {
-            Self::Cut { heard } | Self::Late { heard, .. } => heard.as_deref(),
+            Self::Cut { heard } | Self::GivenUp { heard } | Self::Late { heard, .. } => heard.as_deref(),
             _ => None,
         }
     }
@@ -230,6 +238,7 @@ impl AiError {
             Self::Unreadable(_) => "ai_unreadable",
             Self::TooLong => "ai_too_long",
             Self::Late { .. } => "ai_late",
+            Self::GivenUp { .. } => "ai_given_up",
         }
     }
 }

@@ -150,6 +150,19 @@ impl Usage {
         let input = asked + schema + question.system.as_ref().map_or(0, String::len);
         Self { input_tokens: tokens(input), output_tokens: tokens(answer.len()), estimated: true }
     }
+
+    /// What a stream is thought to have taken of which so many bytes were heard, in so many pieces: each of them is a token at least.
+    #[must_use]
+    pub fn heard(question: &Question, bytes: usize, pieces: u64) -> Self {
+        let by_length = u64::try_from(bytes.div_ceil(4)).unwrap_or(u64::MAX);
+        Self { output_tokens: by_length.max(pieces), ..Self::estimate(question, "") }
+    }
+
+    /// The question as the provider counted it, where it did, and no smaller answer than it counted.
+    fn at_least(self, counted: Self) -> Self {
+        let input_tokens = if counted.input_tokens > 0 { counted.input_tokens } else { self.input_tokens };
+        Self { input_tokens, output_tokens: self.output_tokens.max(counted.output_tokens), ..self }
+    }
 }
 
 /// Hears the words of an answer while they come.
@@ -294,7 +307,7 @@ async fn read_stream(
         ProviderKind::OpenAi => Box::new(openai::Gathered::default()),
         ProviderKind::Anthropic => Box::new(anthropic::Gathered::default()),
     };
-    let (mut events, mut read, mut text) = (Events::default(), 0_usize, 0_usize);
+    let (mut events, mut read, mut text, mut pieces) = (Events::default(), 0_usize, 0_usize, 0_u64);
     loop {
         let piece = opened.next().await;
         let Piece::More(bytes) = piece else {
@@ -303,9 +316,9 @@ async fn read_stream(
                 return Ok(gathering.reply());
             }
             let reply = gathering.reply();
-            // What was said is charged all the same.
-            let usage = if reply.usage == Usage::default() { Usage::estimate(question, &reply.text) } else { reply.usage };
-            let heard = Some(Box::new(Reply { usage, ..reply }));
+            // What was said is charged all the same. What it counted itself until then may be of its beginning.
+            let usage = Usage::heard(question, reply.text.len(), pieces).at_least(reply.usage);
+            let heard = (pieces > 0).then(|| Box::new(Reply { usage, ..reply }));
             return Err(if piece == Piece::Late { AiError::Late { within, heard } } else { AiError::Cut { heard } });
         };
         read += bytes.len();
@@ -320,6 +333,7 @@ async fn read_stream(
                 return Err(AiError::TooLong);
             }
             if !words.is_empty() {
+                pieces += 1;
                 listener.heard(&words);
             }
         }

@@ -129,6 +129,8 @@ pub(super) enum Event {
     Record { epoch: u64, counts: Counts },
     /// The probe ended.
     Probed { token: u64, good: bool },
+    /// The probe is still under way: its lease begins anew.
+    Renewed { token: u64, lease: Millis },
     /// The probe was given up, and proves nothing.
     Released { token: u64 },
     /// How many jobs that wait for it may go on?
@@ -143,7 +145,8 @@ pub(super) struct Answer {
     pub epoch: u64,
     /// While it is open: until when. Else when asking again may help.
     pub until: Millis,
-    /// To [`Event::Ask`]: 0 no, 1 yes, 2 yes, as the probe. To [`Event::Draw`]: how many; [`ALL`] for as many as there are.
+    /// To [`Event::Ask`]: 0 no, 1 yes, 2 yes, as the probe. To [`Event::Renewed`]: 1 where it is the probe still. To [`Event::Draw`]: how
+    /// many; [`ALL`] for as many as there are.
     pub granted: u64,
     /// Whether this event changed the phase.
     pub changed: bool,
@@ -217,10 +220,14 @@ impl Circuit {
                     (self.stage, self.in_stage) = (0, Counts::default());
                 }
             }
+            Event::Renewed { token, lease } if self.phase == Phase::HalfOpen && self.probe.is_some_and(|(held, _)| held == token) => {
+                self.probe = Some((token, now + lease));
+                granted = 1;
+            }
             Event::Released { token } => self.probe = self.probe.filter(|(held, _)| *held != token),
             Event::Draw => granted = self.draw(now, ramp),
             // Of another epoch, or of a probe that is none any more.
-            Event::Look | Event::Record { .. } | Event::Probed { .. } => {}
+            Event::Look | Event::Record { .. } | Event::Probed { .. } | Event::Renewed { .. } => {}
         }
         let until = match self.phase {
             Phase::Closed => 0,

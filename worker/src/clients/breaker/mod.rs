@@ -16,31 +16,27 @@
 pub(crate) mod circuit;
 mod permit;
 mod shared;
+mod terms;
 #[cfg(test)]
 mod tests;
+mod touch;
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use ::shared::{
-    queue::{
-        Commands, Redis,
-        signal::{self, Channel, Signal},
-    },
+    queue::{Commands, Redis},
     random,
-    tenant::BreakerSettings,
 };
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use circuit::{ALL, Answer, Circuit, Event, Millis, RAMP, Rules};
+use circuit::{ALL, Circuit, Event, Millis, RAMP, Rules};
 pub use circuit::{Counts, Phase};
 pub use permit::Permit;
+pub use terms::{BreakerKey, Call, Credential, Mode, Override, Refused, Transition};
 
 /// How soon successes are told.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
@@ -54,106 +50,18 @@ const AWAY_FOR: Duration = Duration::from_secs(1);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// Breakers known at a time; with more, those not in use just now are forgotten sooner.
 const MOST_KNOWN: usize = 20_000;
-/// How much longer than its call's deadline a probe is leased: what it takes to report.
-const LEASE_BEYOND: Duration = Duration::from_secs(5);
+/// How long a probe is leased: it renews that while its call is under way, so the place of one whose worker died is free soon, however long
+/// its call may take.
+const LEASE: Duration = Duration::from_secs(5);
+/// How often it renews: a lost exchange or two cost it nothing.
+const RENEWED_EVERY: Duration = Duration::from_millis(1_500);
+/// For how much longer than its call's deadline a probe is renewed: what it takes to report.
+const RENEWED_BEYOND: Duration = Duration::from_secs(5);
 /// Transitions that wait to be written down; what is beyond is in the log alone.
 const TRANSITIONS: usize = 1_000;
 
 /// What becomes of a call, in metrics.
 pub const OUTCOMES: [&str; 5] = ["succeeded", "failed", "slow", "ignored", "refused"];
-
-/// By which key a provider is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Credential {
-    /// The platform's.
-    Platform,
-    /// A user's own, by its row.
-    Own(Uuid),
-}
-
-impl Credential {
-    /// Its word in metrics, rows and the log.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Platform => "platform",
-            Self::Own(_) => "own",
-        }
-    }
-}
-
-/// What has a breaker of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct BreakerKey {
-    /// Whose provider.
-    pub tenant: i32,
-    /// The provider, as the manifest calls it.
-    pub provider: String,
-    /// By which key it is called.
-    pub credential: Credential,
-}
-
-impl fmt::Display for BreakerKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.credential {
-            Credential::Platform => write!(f, "{}:{}:platform", self.tenant, self.provider),
-            Credential::Own(row) => write!(f, "{}:{}:{}", self.tenant, self.provider, row.simple()),
-        }
-    }
-}
-
-/// A call that wants to begin.
-#[derive(Debug, Clone, Copy)]
-pub struct Call<'a> {
-    /// Whose breaker it asks.
-    pub key: &'a BreakerKey,
-    /// How that one is set.
-    pub settings: BreakerSettings,
-    /// The longest that the call takes.
-    pub deadline: Duration,
-}
-
-/// A call that may not begin.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    /// The breaker's name: what its job waits for.
-    pub breaker: String,
-    /// In how long asking again may help; `None` where an operator has to say so.
-    pub again_in: Option<Duration>,
-}
-
-/// What an operator has set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// No call goes through.
-    ForcedOpen,
-    /// All go through, and are counted as ever.
-    MetricsOnly,
-}
-
-/// An operator's word on breakers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Override {
-    /// Whose; `None` for every tenant's.
-    pub tenant: Option<i32>,
-    /// Which provider's; `None` for every provider's.
-    pub provider: Option<String>,
-    /// What is set.
-    pub mode: Mode,
-}
-
-/// A change of a breaker that this process brought about.
-#[derive(Debug, Clone)]
-pub struct Transition {
-    /// Which one.
-    pub key: BreakerKey,
-    /// Where it stands now.
-    pub phase: Phase,
-    /// For how long it is open, if it is.
-    pub open_for: Option<Duration>,
-    /// The window's calls then.
-    pub counts: Counts,
-}
 
 /// Every breaker that this process has met. Clones share them.
 #[derive(Debug, Clone)]
@@ -230,7 +138,7 @@ impl Breakers {
             (entry.fleet, entry.local.take(Event::Look, now, &rules, &RAMP).epoch)
         };
         let slow_after = call.settings.slow_after(call.deadline);
-        let permit = |epochs, probe| Permit {
+        let permit = |epochs, probe: Option<(u64, bool)>| Permit {
             breakers: self.clone(),
             name: name.clone(),
             epochs,
@@ -238,6 +146,7 @@ impl Breakers {
             slow_after,
             began: Instant::now(),
             reported: false,
+            _renewing: probe.map(|(token, is_redis)| self.renew(&name, token, is_redis, call.deadline + RENEWED_BEYOND)),
         };
         if mode == Some(Mode::MetricsOnly) {
             return Ok(permit((fleet.map(|heard| heard.epoch), local_epoch), None));
@@ -252,7 +161,7 @@ impl Breakers {
             }
         }
         let token = token();
-        let event = Event::Ask { token, lease: millis(call.deadline + LEASE_BEYOND) };
+        let event = Event::Ask { token, lease: millis(LEASE) };
         if let Some((answer, wait)) = self.tell(&name, event).await {
             return match answer.granted {
                 0 => {
@@ -305,164 +214,6 @@ impl Breakers {
     #[must_use]
     pub fn transitions(&self) -> Option<mpsc::Receiver<Transition>> {
         self.0.written_by.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Hears of trips, tells of successes and looks at what is in use, until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut signals = self.0.redis.clone().map(|redis| signal::listen(redis, &[Channel::Breakers], stop.clone()));
-        let mut ticks = tokio::time::interval(FLUSH_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            let heard = async {
-                match &mut signals {
-                    Some(signals) => signals.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                signal = heard => match signal {
-                    Some(Signal::Breaker(name)) => {
-                        if self.known().contains_key(&name) {
-                            self.tell(&name, Event::Look).await;
-                        }
-                    }
-                    // Anything may have been missed.
-                    Some(Signal::Subscribed) => self.known().values_mut().for_each(|entry| entry.looked = self.0.began),
-                    Some(_) => {}
-                    None => signals = None,
-                },
-                _ = ticks.tick() => self.tick().await,
-            }
-        }
-    }
-
-    /// Tells of what waits to be told, looks at what was not looked at for long, and forgets what nobody uses.
-    async fn tick(&self) {
-        let now = Instant::now();
-        let due: Vec<(String, Event)> = {
-            let mut known = self.known();
-            let patience = if known.len() > MOST_KNOWN { LOOK_EVERY } else { FORGOTTEN_AFTER };
-            known.retain(|_, entry| now.duration_since(entry.used) < patience || entry.pending.1.calls > 0);
-            for phase in Phase::ALL {
-                let count = known.values().filter(|entry| entry.fleet.map_or(Phase::Closed, |heard| heard.phase) == phase).count();
-                metrics::gauge!("offstage_breakers", "phase" => phase.word()).set(count as f64);
-            }
-            if self.is_away() {
-                return;
-            }
-            let is_due = |entry: &Known| {
-                entry.pending.1.calls > 0
-                    || (now.duration_since(entry.looked) >= LOOK_EVERY && now.duration_since(entry.used) < FORGOTTEN_AFTER / 10)
-            };
-            let mut due = Vec::new();
-            for (name, entry) in known.iter_mut().filter(|(_, entry)| is_due(entry)).take(LOOKED_AT) {
-                let (epoch, counts) = std::mem::take(&mut entry.pending);
-                entry.looked = now;
-                due.push((name.clone(), if counts.calls > 0 { Event::Record { epoch, counts } } else { Event::Look }));
-            }
-            due
-        };
-        for (name, event) in due {
-            // What can't be told is lost: the window is seconds long.
-            self.tell(&name, event).await;
-        }
-    }
-
-    /// Tells Redis, and learns where the breaker stands: its answer, and how long asking again is of no use. `None` while Redis is away.
-    async fn tell(&self, name: &str, event: Event) -> Option<(Answer, Duration)> {
-        let (Some(redis), Some(connection)) = (&self.0.redis, &self.0.connection) else { return None };
-        if self.is_away() {
-            return None;
-        }
-        let rules = self.known().get(name).map_or_else(|| Rules::from(BreakerSettings::DEFAULT), |entry| entry.rules);
-        let mut connection = connection.clone();
-        match shared::tell(&mut connection, redis.keys(), name, event, &rules, &RAMP, None).await {
-            Ok(told) => {
-                let wait = Duration::from_millis(told.answer.until.saturating_sub(told.now));
-                self.learn(name, &told.answer, wait);
-                Some((told.answer, wait))
-            }
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "Redis does not keep the circuit breakers; this process goes by what it sees itself"
-                );
-                metrics::counter!("offstage_breaker_redis_failures_total").increment(1);
-                *self.0.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + AWAY_FOR);
-                None
-            }
-        }
-    }
-
-    /// The same by what this process sees itself.
-    fn take_here(&self, name: &str, event: Event) -> (Answer, Duration) {
-        let now = self.now();
-        let mut known = self.known();
-        let Some(entry) = known.get_mut(name) else {
-            // Nothing is known against it.
-            let rules = Rules::from(BreakerSettings::DEFAULT);
-            return (Circuit::default().take(event, now, &rules, &RAMP), Duration::ZERO);
-        };
-        let rules = entry.rules;
-        let answer = entry.local.take(event, now, &rules, &RAMP);
-        let wait = Duration::from_millis(answer.until.saturating_sub(now));
-        let key = entry.key.clone();
-        drop(known);
-        if answer.changed {
-            self.changed(key, &answer, wait, "this process");
-        }
-        (answer, wait)
-    }
-
-    fn learn(&self, name: &str, answer: &Answer, wait: Duration) {
-        let mut known = self.known();
-        let Some(entry) = known.get_mut(name) else { return };
-        let heard = Heard { phase: answer.phase, epoch: answer.epoch, until: Instant::now() + wait };
-        entry.looked = Instant::now();
-        let before = entry.fleet.replace(heard);
-        let key = entry.key.clone();
-        drop(known);
-        if answer.changed {
-            self.changed(key, answer, wait, "the fleet");
-        } else if before.is_some_and(|before| before.phase != answer.phase) {
-            tracing::debug!(breaker = name, phase = answer.phase.word(), "the circuit breaker has changed");
-        }
-    }
-
-    fn changed(&self, key: BreakerKey, answer: &Answer, wait: Duration, of: &'static str) {
-        let Answer { phase, counts, .. } = *answer;
-        let (name, credential) = (key.to_string(), key.credential.word());
-        metrics::counter!("offstage_breaker_transitions_total", "provider" => key.provider.clone(), "credential" => credential, "to" => phase.word())
-            .increment(1);
-        let Counts { calls, failures, slow } = counts;
-        match phase {
-            Phase::Open => tracing::warn!(
-                breaker = name,
-                provider = key.provider,
-                credential,
-                of,
-                calls,
-                failures,
-                slow,
-                seconds = wait.as_secs(),
-                "the circuit breaker opened: its provider is left alone"
-            ),
-            Phase::HalfOpen => tracing::info!(
-                breaker = name,
-                provider = key.provider,
-                credential,
-                of,
-                "the circuit breaker is half open: one call is tried"
-            ),
-            Phase::Ramp => {
-                tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker lets some calls through");
-            }
-            Phase::Closed => tracing::info!(breaker = name, provider = key.provider, credential, of, "the circuit breaker closed"),
-        }
-        let open_for = (phase == Phase::Open).then_some(wait);
-        // Nobody reads them in a process that runs one job.
-        let _ = self.0.transitions.try_send(Transition { key, phase, open_for, counts });
     }
 
     fn mode(&self, key: &BreakerKey) -> Option<Mode> {

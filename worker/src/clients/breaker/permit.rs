@@ -1,13 +1,16 @@
 //! The right to one call, and what came of it.
 //!
-//! What must stay true: who lets go of a probe without a word gives it back; what was begun before a transition says nothing after it.
+//! What must stay true: who lets go of a probe without a word gives it back; who dies with one loses it within the lease, and who is slow
+//! keeps it; what was begun before a transition says nothing after it.
 
 use std::time::{Duration, Instant};
 
+use tokio_util::task::AbortOnDropHandle;
+
 use super::{
-    Breakers, Mode, Refused,
+    Breakers, LEASE, Mode, RENEWED_EVERY, Refused,
     circuit::{Counts, Event, Phase, RAMP},
-    count,
+    count, millis,
 };
 
 /// The right to call once. Dropped without a word it counts nothing.
@@ -22,6 +25,8 @@ pub struct Permit {
     pub(super) slow_after: Duration,
     pub(super) began: Instant,
     pub(super) reported: bool,
+    /// Keeps the probe's lease, until this is dropped.
+    pub(super) _renewing: Option<AbortOnDropHandle<()>>,
 }
 
 impl Permit {
@@ -117,6 +122,23 @@ impl Permit {
 }
 
 impl Breakers {
+    /// Keeps a probe's lease alive for as long as what is returned, and `most` at the longest.
+    pub(super) fn renew(&self, name: &str, token: u64, is_redis: bool, most: Duration) -> AbortOnDropHandle<()> {
+        let (breakers, name) = (self.clone(), name.to_owned());
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let until = Instant::now() + most;
+            while Instant::now() < until {
+                tokio::time::sleep(RENEWED_EVERY).await;
+                let event = Event::Renewed { token, lease: millis(LEASE) };
+                // Redis may be away for a moment: then the next one renews it, unless somebody took the place.
+                let renewed = if is_redis { breakers.tell(&name, event).await } else { Some(breakers.take_here(&name, event)) };
+                if renewed.is_some_and(|(answer, _)| answer.granted == 0) {
+                    return;
+                }
+            }
+        }))
+    }
+
     async fn release(&self, name: &str, token: u64, is_redis: bool) {
         if is_redis {
             self.tell(name, Event::Released { token }).await;

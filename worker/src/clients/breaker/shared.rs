@@ -111,6 +111,9 @@ elseif event == 'probed' and c.phase == 2 and c.probe == ARGV[12] then
     enter(3, 0)
     c.stage, c.stage_calls, c.stage_failures, c.stage_slow = 0, 0, 0, 0
   end
+elseif event == 'renewed' and c.phase == 2 and c.probe == ARGV[12] then
+  written = true
+  c.probe_until, given = now + tonumber(ARGV[13]), 1
 elseif event == 'released' and c.probe == ARGV[12] then
   written = true
   c.probe = ''
@@ -196,6 +199,7 @@ pub(super) async fn tell(
         Event::Ask { token, lease } => ("ask", [token, lease, 0, 0]),
         Event::Record { epoch, counts: Counts { calls, failures, slow } } => ("record", [epoch, calls, failures, slow]),
         Event::Probed { token, good } => ("probed", [token, u64::from(good), 0, 0]),
+        Event::Renewed { token, lease } => ("renewed", [token, lease, 0, 0]),
         Event::Released { token } => ("released", [token, 0, 0, 0]),
         Event::Draw => ("draw", [0; 4]),
     };

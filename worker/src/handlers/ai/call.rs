@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::credential::Credential;
 use crate::{
     clients::{
-        ai::{ANSWERED, AiError, Listener, Question, Reply},
+        ai::{ANSWERED, AiError, Listener, Question, Reply, Usage},
         breaker::{self, BreakerKey, Permit, Refused},
     },
     handlers::JobContext,
@@ -71,20 +71,61 @@ pub(super) async fn call(context: &JobContext, call: Call<'_>, permit: Permit, l
     let began = Instant::now();
     let Call { provider, credential, question, within, .. } = call;
     let services = &context.services;
-    let answer = services.clients.models.ask(provider, credential.key(), question, within, listener, services.clock.now()).await;
+    let mut hearing = listener.map(|listener| Hearing { listener, bytes: 0, pieces: 0 });
+    let answer = {
+        let listener = hearing.as_mut().map(|hearing| hearing as &mut dyn Listener);
+        let asked = services.clients.models.ask(provider, credential.key(), question, within, listener, services.clock.now());
+        tokio::select! {
+            biased;
+            answer = asked => Some(answer),
+            // Nobody wants it any more: the connection is cut, and no more is said. What was said is written down before the job ends.
+            () = context.cancelled.cancelled() => None,
+        }
+    };
+    let answer = answer.unwrap_or_else(|| {
+        // Of which nothing was heard it may still have thought about.
+        let heard = hearing.filter(|hearing| hearing.pieces > 0);
+        Err(AiError::GivenUp { heard: heard.map(|hearing| Box::new(hearing.so_far(question))) })
+    });
     let took = began.elapsed();
     let outcome = answer.as_ref().map_or_else(AiError::code, |_| ANSWERED);
     metrics::counter!("offstage_ai_calls_total", "kind" => provider.kind.word(), "outcome" => outcome).increment(1);
     metrics::histogram!("offstage_ai_call_seconds", "kind" => provider.kind.word()).record(took.as_secs_f64());
     let (name, model, took_ms) = (call.name, question.model.as_str(), took.as_millis());
     tracing::debug!(job = %context.job.id, provider = name, model, outcome, took_ms, "a model was called");
-    let mut refused = None;
-    match &answer {
-        Err(error) if error.is_of_the_provider() => refused = permit.failed().await.err(),
+    let refused = tell_breaker(permit, &answer).await;
+    Called { answer, took, refused }
+}
+
+/// Tells a call's breaker what came of it. Where the provider failed: what the breaker says to the next call, if that is no.
+pub(in crate::handlers) async fn tell_breaker<T: Sync>(permit: Permit, answer: &Result<T, AiError>) -> Option<Refused> {
+    match answer {
+        Err(error) if error.is_of_the_provider() => return permit.failed().await.err(),
         Ok(_) | Err(AiError::KeyRefused { .. } | AiError::NoQuota { .. } | AiError::Refused { .. }) => permit.succeeded().await,
         Err(_) => permit.ignored().await,
     }
-    Called { answer, took, refused }
+    None
+}
+
+/// Counts what is heard of a stream.
+struct Hearing<'a> {
+    listener: &'a mut dyn Listener,
+    bytes: usize,
+    pieces: u64,
+}
+
+impl Hearing<'_> {
+    fn so_far(&self, question: &Question) -> Reply {
+        Reply { usage: Usage::heard(question, self.bytes, self.pieces), ..Reply::default() }
+    }
+}
+
+impl Listener for Hearing<'_> {
+    fn heard(&mut self, words: &str) {
+        self.bytes += words.len();
+        self.pieces += 1;
+        self.listener.heard(words);
+    }
 }
 
 /// What a provider's failure means for the job: it uses no attempt where the provider is to blame, which its breaker finds out.
@@ -92,5 +133,15 @@ pub(super) fn interrupt(context: &JobContext, error: AiError) -> Interrupt {
     if error.is_of_the_provider() && context.job.snoozes < UNCOUNTED {
         return Interrupt::Snoozed(MEANWHILE.mul_f64(0.5 + random::fraction()));
     }
+    if let AiError::Limited { pause: None, .. } = error {
+        // Too many calls, and not a word of when to come back: ever longer, no attempt used, as long as the job may be put off.
+        return Interrupt::Snoozed(untold(context.job.snoozes).mul_f64(1.0 + random::fraction() / 4.0));
+    }
     error.into_interrupt()
+}
+
+/// How long a job waits whose provider takes no more calls and does not say for how long: 5 s at first, twice as long each time, five minutes
+/// at the longest.
+fn untold(snoozes: u16) -> Duration {
+    Duration::from_secs(5 << snoozes.min(6)).min(Duration::from_secs(300))
 }

@@ -1,13 +1,14 @@
 //! By whose key a call is made.
 //!
 //! What must stay true: a call is made by the key that was found for it and by no other; what a user's key could not do is not done by the
-//! product's: a user who has brought a key for a provider calls it by that key, or not at all until it is deleted.
+//! product's: a user who has brought a key for a provider calls it by that key, or not at all until it is deleted; and what was asked for
+//! while there was one is never done by the product's, also when it is deleted before that.
 
 use secrecy::SecretString;
 use shared::{
     byok::Vendor,
     job::Failure,
-    ledger::own_keys::{self, Status},
+    ledger::own_keys::{self, ForCall, Status},
     tenant::Provider,
 };
 use uuid::Uuid;
@@ -64,8 +65,16 @@ impl Credential {
 /// A [`Failure`]: the operator has to set one first, or the user.
 pub(super) async fn credential(context: &JobContext, name: &str, provider: &Provider, own_keys: bool) -> Result<Credential, Failure> {
     if let (true, Some(vendor), Some(user)) = (own_keys, provider.byok, context.job.owner.as_deref())
-        && let Some(found) = own_keys::sealed(&context.services.pool, context.job.tenant, user, vendor).await?
     {
+        let found = match own_keys::for_call(&context.services.pool, context.job.tenant, user, vendor, context.job.created_at).await? {
+            ForCall::Own(found) => found,
+            ForCall::Deleted => {
+                let message = format!("the user deleted their key for {} after this was asked for; they ask again", vendor.name());
+                let words = format!("You have deleted your {} key since you asked for this. Ask again.", vendor.name());
+                return Err(Failure::permanent("ai_own_key_deleted", message).for_owner(words));
+            }
+            ForCall::None => return platform(context, name, provider),
+        };
         return match found.status {
             Status::Active => {
                 let key = byok::opened(context, user, vendor, &found.sealed)?;
@@ -83,6 +92,11 @@ pub(super) async fn credential(context: &JobContext, name: &str, provider: &Prov
             }
         };
     }
+    platform(context, name, provider)
+}
+
+/// The product's own key.
+fn platform(context: &JobContext, name: &str, provider: &Provider) -> Result<Credential, Failure> {
     let Some(variable) = &provider.key_env else { return Ok(Credential::Platform(None)) };
     let Some(key) = context.services.ai_keys.get(variable) else {
         let message = format!("this worker has no key for the provider `{name}`: set {variable}, and start it anew");

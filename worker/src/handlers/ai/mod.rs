@@ -11,7 +11,7 @@
 //! |---|---|---|---|
 //! | its provider's circuit breaker is open | none | at once | waits for that, no attempt used |
 //! | not made: no connection, 5xx | struck out | at once | waits, no attempt used, as often as `call` says; then tried again |
-//! | too many (429, 529) with a time | struck out | at once | waits for that time, no attempt used |
+//! | too many (429, 529) | struck out | at once | waits for the time that it said, or for one of ours, no attempt used |
 //! | cut, late, unreadable | unknown, for good | at once | tried again |
 //! | key refused, no quota | struck out | at once | fails |
 //! | question refused (other 4xx) | struck out | no | fails |
@@ -42,6 +42,7 @@ use crate::clients::{
     breaker::Refused,
 };
 use answer::Wrong;
+pub(super) use call::tell_breaker;
 use call::{Call, Called, admit, call, interrupt};
 use credential::credential;
 use kept::Key;
@@ -233,12 +234,16 @@ impl Asking<'_> {
         }
     }
 
-    /// One answer: of an earlier run, or by the first of the task's models that gives one.
-    async fn ask(&mut self, key: &str, turns: &[Turn]) -> Result<Record, Interrupt> {
+    /// One answer: of an earlier run, or by the first of the task's models that gives one. Each call that may have been made keeps its key in
+    /// the ledger; the next one of the step has the next.
+    async fn ask(&mut self, step: &str, turns: &[Turn]) -> Result<Record, Interrupt> {
         let mut failed: Vec<Interrupt> = Vec::new();
         let mut held: Vec<Refused> = Vec::new();
-        let (mut by_user, mut is_listed) = (false, false);
+        let (mut by_user, mut number) = (false, 1);
         for choice in &self.task.models {
+            if self.context.cancelled.is_cancelled() {
+                return Err(Failure::transient("cancelled", "the job was cancelled before its model was asked").into());
+            }
             let Some(provider) = self.ai.providers.get(&choice.provider) else { continue };
             let credential = match credential(self.context, &choice.provider, provider, self.task.own_keys).await {
                 // What a user's key could not do is not done at the product's expense.
@@ -264,27 +269,28 @@ impl Asking<'_> {
             };
             let question = self.question(choice, turns);
             let asked = self.system.as_ref().map_or(0, String::len) + turns.iter().map(|turn| turn.text.len()).sum::<usize>();
-            let item = Item { step: key, provider: &choice.provider, question: &question, asked, credential: &credential };
-            let intent = json!({ "provider": choice.provider, "model": choice.model });
-            match self.context.intend_outward(key, &intent).await? {
-                Intent::Done { receipt } => {
-                    if let Ok(record) = serde_json::from_value(receipt) {
-                        return Ok(record);
+            let call_id = self.context.services.clock.new_id();
+            let item = Item { call: call_id, step, provider: &choice.provider, question: &question, asked, credential: &credential };
+            let begun = serde_json::to_value(self.books.begun(item)).unwrap_or_default();
+            let key = loop {
+                let key = numbered(step, number);
+                match self.context.intend_outward(&key, &begun).await? {
+                    Intent::Done { receipt } => {
+                        if let Ok(record) = serde_json::from_value(receipt) {
+                            return Ok(record);
+                        }
                     }
+                    Intent::Unknown => self.books.charge_lost().await?,
+                    Intent::New | Intent::Fenced | Intent::SwitchedOff => break key,
                 }
-                Intent::Unknown => {
-                    self.books.record_lost(item).await?;
-                    is_listed = true;
-                }
-                Intent::New | Intent::Fenced | Intent::SwitchedOff => {}
-            }
+                number += 1;
+            };
+            let (key, item) = (key.as_str(), Item { step: &key, ..item });
             // The first one of all was reserved with the job.
             if (self.made > 0 || self.context.job.runs > 1)
                 && let Err(refused) = self.books.reserve(item).await
             {
-                if !is_listed {
-                    self.context.forget_effect(key).await?;
-                }
+                self.context.forget_effect(key).await?;
                 return Err(refused);
             }
             let about = Call { name: &choice.provider, provider, credential: &credential, question: &question, within: self.task.timeout };
@@ -302,7 +308,7 @@ impl Asking<'_> {
                 }
                 Err(error) => {
                     self.books.record_failed(item, &error, took).await?;
-                    let helps = self.failed(key, is_listed, &choice.provider, &error).await?;
+                    let helps = self.failed(key, &choice.provider, &error).await?;
                     credential::refused(self.context, &credential, &error).await?;
                     match refused {
                         Some(refused) => held.push(refused),
@@ -325,11 +331,11 @@ impl Asking<'_> {
         (!stream.is_empty()).then(|| self.context.services.followers.begin(self.context.job.id, stream.to_owned()))
     }
 
-    /// Writes down that a call has no answer; whether another model may be asked. What was listed as unknown before stays so.
-    async fn failed(&self, key: &str, is_listed: bool, provider: &str, error: &AiError) -> Result<bool, Interrupt> {
+    /// Writes down that a call has no answer; whether another model may be asked.
+    async fn failed(&self, key: &str, provider: &str, error: &AiError) -> Result<bool, Interrupt> {
         if error.may_have_arrived() {
             self.context.unknown(key).await?;
-        } else if !is_listed {
+        } else {
             self.context.forget_effect(key).await?;
         }
         if error.is_of_the_key() {
@@ -354,6 +360,11 @@ impl Asking<'_> {
             temperature: self.task.temperature,
         }
     }
+}
+
+/// The key of a step's call: the step's own, and behind one that may have been made with a number.
+fn numbered(step: &str, number: u32) -> String {
+    if number <= 1 { step.to_owned() } else { format!("{step}:{number}") }
 }
 
 /// Of several models' troubles the one that may pass soonest: a pause that is known, then a circuit breaker, which uses no attempt, then what

@@ -1,7 +1,8 @@
 //! What calls cost: written down behind each, whatever came of it; and reserved before each that was not foreseen when the job was accepted.
 //!
 //! What must stay true: no call is made by the product's key for which a budget has no room; a call of which the provider did not say what
-//! it took is charged an estimate, marked so, that is not below what it can have taken.
+//! it took is charged an estimate, marked so: of a stream that ended too soon what was heard, else all that it can have taken; each call is
+//! written down once, under the id of its intention, by its run or by whoever misses it (the next run, or what ends the job).
 
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use shared::{
     tenant::{Manifest, Task},
     usage::{
         AI_COST, Charge,
-        calls::{ANSWERED, MadeCall, Payer, day_of, is_known},
+        calls::{ANSWERED, Begun, MadeCall, Payer, charge_lost, day_of},
         reserve::{Ensured, extend},
     },
 };
+use uuid::Uuid;
 
 use super::{FOR_OWNER, Record, credential::Credential};
 use crate::{
@@ -33,6 +35,8 @@ pub(super) struct Books<'a> {
 /// A call, as the books see it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Item<'a> {
+    /// The id that it is written down under.
+    pub(super) call: Uuid,
     /// The key of its effect.
     pub(super) step: &'a str,
     /// The provider's name in the manifest.
@@ -73,15 +77,47 @@ impl Books<'_> {
     /// Writes a call down that has no answer. Where the provider said nothing of what it took, an estimate; where it was not made, nothing
     /// was taken.
     pub(super) async fn record_failed(&self, item: Item<'_>, error: &AiError, took: Duration) -> Result<(), Failure> {
-        self.context.spent(self.made(item, error.code(), used_by(error, item.question), Some(took)), None).await
+        self.context.spent(self.made(item, error.code(), self.used_by(error, item), Some(took)), None).await
     }
 
-    /// Writes down a call that an earlier run began and nobody knows the end of, as if it had taken all that it could.
-    pub(super) async fn record_lost(&self, item: Item<'_>) -> Result<(), Failure> {
-        if is_known(&self.context.services.pool, self.context.job.id, item.step).await? {
-            return Ok(());
+    /// What is written down before a call is made: as it is charged should nobody hear what became of it.
+    pub(super) fn begun(&self, item: Item<'_>) -> Begun {
+        let at = self.context.services.clock.now();
+        let Usage { input_tokens, output_tokens, .. } = self.worst(item);
+        let price = self.manifest.ai.price(item.provider, &item.question.model, at);
+        Begun {
+            call: item.call,
+            task: self.task_name.to_owned(),
+            provider: item.provider.to_owned(),
+            model: item.question.model.clone(),
+            payer: item.payer().word(),
+            input_tokens,
+            output_tokens,
+            cost: price.map(|price| price.of(input_tokens, output_tokens)),
+            day: day_of(&self.manifest.usage.zone(), at),
         }
-        self.context.spent(self.made(item, "lost", worst(item.question), None), None).await
+    }
+
+    /// Writes down the calls that earlier runs began and nobody knows the end of, as if they had taken all that they could.
+    pub(super) async fn charge_lost(&self) -> Result<(), Failure> {
+        let services = &self.context.services;
+        charge_lost(&services.pool, self.context.job.id, services.clock.now()).await?;
+        Ok(())
+    }
+
+    /// What a call without an answer took.
+    fn used_by(&self, error: &AiError, item: Item<'_>) -> Usage {
+        match error.heard() {
+            Some(heard) => heard.usage,
+            None if error.may_have_arrived() => self.worst(item),
+            // It was refused, or never arrived.
+            None => Usage::default(),
+        }
+    }
+
+    /// All that a call can have taken of which nobody said anything: what was reserved for it.
+    fn worst(&self, item: Item<'_>) -> Usage {
+        Usage { input_tokens: self.task.most_input(item.asked), output_tokens: self.task.max_tokens.into(), estimated: true }
     }
 
     fn made(&self, item: Item<'_>, outcome: &str, usage: Usage, took: Option<Duration>) -> MadeCall {
@@ -89,7 +125,7 @@ impl Books<'_> {
         let at = services.clock.now();
         let price = self.manifest.ai.price(item.provider, &item.question.model, at);
         MadeCall {
-            id: services.clock.new_id(),
+            id: item.call,
             tenant: self.context.job.tenant,
             job: Some(self.context.job.id),
             owner: self.context.job.owner.clone(),
@@ -97,7 +133,7 @@ impl Books<'_> {
             task: Some(self.task_name.to_owned()),
             provider: item.provider.to_owned(),
             model: item.question.model.clone(),
-            payer: if item.credential.is_of_user() { Payer::User } else { Payer::Product },
+            payer: item.payer(),
             outcome: outcome.to_owned(),
             input_tokens: usage.input_tokens,
             output_tokens: usage.output_tokens,
@@ -111,17 +147,8 @@ impl Books<'_> {
     }
 }
 
-/// What a call without an answer took.
-fn used_by(error: &AiError, question: &Question) -> Usage {
-    match error {
-        AiError::Cut { heard: Some(heard) } | AiError::Late { heard: Some(heard), .. } => heard.usage,
-        error if error.may_have_arrived() => worst(question),
-        // It was refused, or never arrived.
-        _ => Usage::default(),
+impl Item<'_> {
+    const fn payer(&self) -> Payer {
+        if self.credential.is_of_user() { Payer::User } else { Payer::Product }
     }
-}
-
-/// All that a call can have taken of which nobody said anything: its question as we count it, and as long an answer as was allowed.
-fn worst(question: &Question) -> Usage {
-    Usage { output_tokens: question.max_tokens.into(), estimated: true, ..Usage::estimate(question, "") }
 }

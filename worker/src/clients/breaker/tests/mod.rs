@@ -6,6 +6,9 @@ use sandbox::{Options, Sandbox};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
+use ::shared::tenant::BreakerSettings;
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 
 /// Pseudo-random numbers of a printed seed (Steele, Lea and Flood, "`SplitMix`", 2014).
@@ -149,6 +152,7 @@ async fn the_script_in_redis_and_the_circuit_here_answer_alike() {
                     Event::Record { epoch, counts: Counts { calls, failures, slow } }
                 }
                 14..17 => Event::Probed { token: probe, good: dice.below(100) >= bad },
+                17 if dice.below(2) == 0 => Event::Renewed { token: probe, lease: 1 + dice.below(20_000) },
                 17 => Event::Released { token: probe },
                 18 => Event::Draw,
                 _ => Event::Look,
@@ -252,6 +256,39 @@ async fn one_trip_stops_every_replica_and_one_probe_is_tried() {
         breakers.draw(&key.to_string()).await.is_none()
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_long_probe_keeps_its_place_and_a_dead_one_loses_it_soon() {
+    let server = Server::start().await;
+    let (fleet, _stop) = fleet(&server.redis, 2);
+    let (key, settings) = (key(), QUICK);
+    // A generation may take long.
+    let long = Call { key: &key, settings, deadline: Duration::from_secs(900) };
+    let probe_of = async |breakers: &Breakers| {
+        let mut probe = None;
+        until("half open", async || {
+            probe = breakers.admit(&long).await.ok();
+            probe.is_some()
+        })
+        .await;
+        probe.unwrap()
+    };
+    for _ in 0..2 {
+        let _ = fleet[0].admit(&long).await.unwrap().failed().await;
+    }
+    let probe = probe_of(&fleet[0]).await;
+    let mut connection = server.redis.commands();
+    let name = server.redis.keys().breaker(&key.to_string());
+    let mut leased_until = async || redis::cmd("HGET").arg(&name).arg("probe_until").query_async::<u64>(&mut connection).await.unwrap();
+    let first = leased_until().await;
+    until("it is renewed for longer than one lease", async || leased_until().await > first + millis(LEASE)).await;
+    assert!(fleet[1].admit(&long).await.is_err(), "nobody else is let in meanwhile");
+    // As when its worker dies: no word, and no renewal any more.
+    let mut dead = probe;
+    dead.reported = true;
+    drop(dead);
+    probe_of(&fleet[1]).await.succeeded().await;
 }
 
 #[tokio::test]

@@ -1,0 +1,166 @@
+//! What a call costs of which nobody hears the end: its worker is killed, its job is cancelled, its stream is cut. Never nothing, and once.
+
+use acceptance::{Client, World, id_of, until, until_within};
+use sandbox::{
+    Process,
+    services::ai::{Answer, Trouble},
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use super::{balances, used};
+
+/// What an answer of 100 tokens costs, the most that the task allows.
+const ANSWER: u64 = 400;
+
+/// A shop with a price, a budget with room for some calls, and its worker.
+struct Shop {
+    world: World,
+    worker: Process,
+    ada: Client,
+}
+
+impl Shop {
+    async fn open() -> Self {
+        let (world, worker) = World::with_worker().await;
+        let task = |name: &str, provider: &str, more: &str| {
+            format!(
+                "[ai.tasks.{name}]\nmodels = [{{ provider = \"{provider}\", model = \"sandbox-small\" }}]\nprompt = \"{{{{ input.prompt }}}}\"\n\
+                 input = {{ type = \"object\" }}\nmax_tokens = 100\ntimeout_seconds = 120\n{more}\n"
+            )
+        };
+        let provider = |name: &str, kind: &str| {
+            let url = world.sandbox.ai.url();
+            format!("[ai.providers.{name}]\nkind = \"{kind}\"\nbase_url = \"{url}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n")
+        };
+        let manifest = format!(
+            "[tenant]\nname = \"shop\"\n[usage]\neach_user.ai_cost = {{ day = 10_000 }}\n{}{}\
+             [[ai.prices]]\nmodel = \"sandbox-small\"\ninput = 1_000_000\noutput = 4_000_000\n{}{}",
+            provider("main", "openai"),
+            provider("other", "anthropic"),
+            task("ask", "main", ""),
+            task("ask_other", "other", ""),
+        );
+        let ada = world.tenant_of("shop", &manifest).await.acting_for("ada");
+        Self { world, worker, ada }
+    }
+
+    async fn ask(&self, task: &str, stream: bool) -> String {
+        let asked = json!({"input": {"prompt": "What is the sea?"}, "stream": stream});
+        id_of(&self.ada.post(&format!("/v1/ai/{task}"), &asked).await.expect(202))
+    }
+
+    /// Waits until the provider has had so many calls.
+    async fn called(&self, calls: usize) {
+        until_within(Duration::from_secs(120), "the call is under way", async || match self.world.sandbox.ai.calls().len() {
+            made if made >= calls => Ok(()),
+            made => Err(made),
+        })
+        .await;
+    }
+
+    async fn spent(&self) -> u64 {
+        used(&self.ada, "ai_cost", "day").await.0
+    }
+
+    /// What the provider bills.
+    fn billed(&self) -> u64 {
+        self.world.sandbox.ai.calls().iter().map(|call| call.billed.0 + 4 * call.billed.1).sum()
+    }
+
+    async fn calls(&self, of: &str) -> i64 {
+        self.world.number(format!("SELECT count(*) FROM ai_call WHERE {of}")).await
+    }
+
+    /// Counters, charges and calls tell the same.
+    async fn agrees(&self) {
+        balances(&self.world).await;
+        let charged = self.world.number("SELECT coalesce(sum(amount), 0)::bigint FROM usage_charge WHERE scope = 'ada'").await;
+        let calls = self.world.number("SELECT coalesce(sum(cost), 0)::bigint FROM ai_call").await;
+        let days = self.world.number("SELECT coalesce(sum(cost), 0)::bigint FROM ai_usage_day WHERE scope = ''").await;
+        assert_eq!((charged, days), (calls, calls), "charges, days and calls");
+        assert_eq!(self.spent().await, u64::try_from(charged).unwrap());
+    }
+}
+
+fn slow() -> Answer {
+    Answer { delay_ms: 60_000, tokens: Some((20, 100)), ..Answer::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_call_that_died_with_its_worker_is_charged_once_as_all_that_it_can_have_taken() {
+    let shop = Shop::open().await;
+    let ai = &shop.world.sandbox.ai;
+    ai.script(slow());
+    ai.script(slow());
+    ai.script(Answer { tokens: Some((20, 10)), ..Answer::default() });
+    let job = shop.ask("ask", false).await;
+    for calls in 1..=2 {
+        shop.called(calls).await;
+        shop.worker.kill9().await.unwrap().unwrap();
+    }
+    shop.ada.succeeded(&job).await;
+    assert_eq!(ai.calls().len(), 3);
+    assert_eq!((shop.calls("outcome = 'lost' AND estimated").await, shop.calls("outcome = 'answered'").await), (2, 1));
+    // The question as it was reserved for, a token for each byte at the most, and the longest answer: no less than what is billed.
+    let spent = shop.spent().await;
+    assert!(spent > 2 * ANSWER + 60 && spent >= shop.billed(), "{spent} of {}", shop.billed());
+    let listed = shop.world.text(format!("SELECT string_agg(key || '=' || state, ' ' ORDER BY key) FROM effect WHERE job_id = '{job}'")).await;
+    assert_eq!(listed, "ai:1=2 ai:1:2=2 ai:1:3=1", "each call is an effect of its own");
+    shop.agrees().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_whose_job_never_runs_again_is_charged_too() {
+    let shop = Shop::open().await;
+    shop.world.sandbox.ai.script(slow());
+    let job = shop.ask("ask", false).await;
+    shop.called(1).await;
+    shop.worker.set_restart(false).await.unwrap();
+    shop.worker.kill9().await.unwrap().unwrap();
+    shop.ada.post_nothing(&format!("/v1/jobs/{job}/cancel")).await.expect(202);
+    // Whoever finds that its worker has died ends it.
+    let _worker = shop.world.worker().await;
+    assert_eq!(shop.ada.ended(&job).await["state"], "cancelled");
+    assert_eq!(shop.calls("outcome = 'lost'").await, 1);
+    assert!(shop.spent().await >= shop.billed() && shop.billed() > ANSWER, "{} of {}", shop.spent().await, shop.billed());
+    assert_eq!(shop.world.sandbox.ai.calls().len(), 1, "and it is not made again");
+    shop.agrees().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_too_soon_is_charged_what_was_heard_of_it() {
+    let shop = Shop::open().await;
+    let ai = &shop.world.sandbox.ai;
+    let text = "one two three four five six seven eight nine ten eleven twelve";
+    let begun = |trouble| Answer { trouble: Some(trouble), text: Some(text.into()), tokens: Some((20, 12)), word_ms: 20, ..Answer::default() };
+    // Cancelled while it speaks, in either dialect: what it said is charged, and not all that it might have said.
+    for (number, task) in [(1, "ask"), (2, "ask_other")] {
+        let before = shop.spent().await;
+        ai.script(begun(Trouble::Stall { after_words: 6 }));
+        let job = shop.ask(task, true).await;
+        shop.called(number).await;
+        until("six words were sent", async || match ai.calls()[number - 1].billed {
+            (20, 6) => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        shop.ada.post_nothing(&format!("/v1/jobs/{job}/cancel")).await.expect(202);
+        assert_eq!(shop.ada.ended(&job).await["state"], "cancelled");
+        let spent = shop.spent().await - before;
+        assert!(spent >= 6 * 4 && spent < ANSWER, "{task}: {spent}");
+    }
+    assert_eq!(shop.calls("outcome = 'ai_given_up' AND estimated").await, 2);
+    // Cut by the provider, then answered: what Anthropic counted at its beginning is not what it came to.
+    let before = shop.spent().await;
+    ai.script(begun(Trouble::Cut { after_words: 6 }));
+    ai.script(Answer { tokens: Some((20, 10)), ..Answer::default() });
+    let job = shop.ask("ask_other", true).await;
+    shop.ada.succeeded(&job).await;
+    let (spent, cut) = (shop.spent().await - before, shop.calls("outcome = 'ai_cut' AND estimated AND output_tokens >= 6").await);
+    assert!(cut == 1 && spent >= 60 + 20 + 6 * 4 && spent < 60 + ANSWER, "{spent}");
+    shop.agrees().await;
+    let explained = shop.ada.get(&format!("/v1/jobs/{job}/explain")).await.expect(200);
+    assert_eq!(explained["usage"], json!([{"metric": "ai_cost", "charged": spent}]), "{explained}");
+    assert_eq!(explained.get("usage").and_then(Value::as_array).map(Vec::len), Some(1));
+}
