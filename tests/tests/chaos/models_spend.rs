@@ -102,9 +102,11 @@ async fn models_spend() {
     let killing = async {
         let mut hits = 0;
         for _ in 0..kills {
-            until_within(LONG, "a call is under way", async || match world.number("SELECT count(*) FROM job_state WHERE state = 2").await {
-                0 if !is_over.load(Ordering::Relaxed) => Err(0),
-                _ => Ok(()),
+            until_within(LONG, "a call is under way", async || {
+                match world.number("SELECT count(*) FROM job_state WHERE state = 2").await {
+                    0 if !is_over.load(Ordering::Relaxed) => Err(0),
+                    _ => Ok(()),
+                }
             })
             .await;
             if is_over.load(Ordering::Relaxed) {

@@ -105,7 +105,8 @@ async fn each_call_that_died_with_its_worker_is_charged_once_as_all_that_it_can_
     // The question as it was reserved for, a token for each byte at the most, and the longest answer: no less than what is billed.
     let spent = shop.spent().await;
     assert!(spent > 2 * ANSWER + 60 && spent >= shop.billed(), "{spent} of {}", shop.billed());
-    let listed = shop.world.text(format!("SELECT string_agg(key || '=' || state, ' ' ORDER BY key) FROM effect WHERE job_id = '{job}'")).await;
+    let listed =
+        shop.world.text(format!("SELECT string_agg(key || '=' || state, ' ' ORDER BY key) FROM effect WHERE job_id = '{job}'")).await;
     assert_eq!(listed, "ai:1=2 ai:1:2=2 ai:1:3=1", "each call is an effect of its own");
     shop.agrees().await;
 }
@@ -133,7 +134,8 @@ async fn a_stream_that_ends_too_soon_is_charged_what_was_heard_of_it() {
     let shop = Shop::open().await;
     let ai = &shop.world.sandbox.ai;
     let text = "one two three four five six seven eight nine ten eleven twelve";
-    let begun = |trouble| Answer { trouble: Some(trouble), text: Some(text.into()), tokens: Some((20, 12)), word_ms: 20, ..Answer::default() };
+    let begun =
+        |trouble| Answer { trouble: Some(trouble), text: Some(text.into()), tokens: Some((20, 12)), word_ms: 20, ..Answer::default() };
     // Cancelled while it speaks, in either dialect: what it said is charged, and not all that it might have said.
     for (number, task) in [(1, "ask"), (2, "ask_other")] {
         let before = shop.spent().await;
