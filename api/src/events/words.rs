@@ -80,8 +80,20 @@ pub fn of_words(app: App, following: Following, authority: Authority, (tenant, r
     };
     let hearing = app.follow.words().follow(job);
     let ready = VecDeque::from([prelude()]);
-    let begin =
-        Telling { app, following, hearing, authority, tenant, reader, job, at, read: String::new(), ready, done: false, times: Times::begin() };
+    let begin = Telling {
+        app,
+        following,
+        hearing,
+        authority,
+        tenant,
+        reader,
+        job,
+        at,
+        read: String::new(),
+        ready,
+        done: false,
+        times: Times::begin(),
+    };
     answer(stream::unfold(begin, |telling| async move { telling.next().await.map(|(bytes, telling)| (Ok(bytes), telling)) }))
 }
 

@@ -284,13 +284,7 @@ pub enum ForCall {
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn for_call(
-    pool: &PgPool,
-    tenant: i32,
-    user: &str,
-    vendor: Vendor,
-    accepted_at: DateTime<Utc>,
-) -> Result<ForCall, LedgerError> {
+pub async fn for_call(pool: &PgPool, tenant: i32, user: &str, vendor: Vendor, accepted_at: DateTime<Utc>) -> Result<ForCall, LedgerError> {
     // One look, since each call has it. A job knows its time to the millisecond.
     let row = sqlx::query(
         "SELECT k.id, k.version, k.sealed, k.status,

@@ -53,7 +53,7 @@ fn manifest(url: &str, budget: u64) -> String {
 async fn models_spend() {
     let (workers, kills, asked) = size((2_usize, 4, 120), (4, 60, 3_000));
     // Less than all of them cost, with what is charged for calls that the kills lose.
-    let budget: u64 = size(25_000, 500_000);
+    let budget: u64 = size(12_000, 300_000);
     let seed = Seed::of("models_spend");
     let mut chance = seed.chance(1);
     let mut report = Report::of("models_spend", "A budget, and kills in the middle of calls", &seed);
@@ -102,9 +102,11 @@ async fn models_spend() {
     let killing = async {
         let mut hits = 0;
         for _ in 0..kills {
-            until_within(LONG, "a call is under way", async || match world.number("SELECT count(*) FROM job_state WHERE state = 2").await {
-                0 if !is_over.load(Ordering::Relaxed) => Err(0),
-                _ => Ok(()),
+            until_within(LONG, "a call is under way", async || {
+                match world.number("SELECT count(*) FROM job_state WHERE state = 2").await {
+                    0 if !is_over.load(Ordering::Relaxed) => Err(0),
+                    _ => Ok(()),
+                }
             })
             .await;
             if is_over.load(Ordering::Relaxed) {

@@ -54,10 +54,8 @@ pub(super) async fn run(payload: ByokCheck, context: JobContext) -> Result<Succe
         Ok(()) | Err(AiError::NoQuota { .. }) => None,
         Err(error @ AiError::KeyRefused { .. }) => Some(error.to_string()),
         Err(error) => {
-            return Err(waits_for.map_or_else(
-                || Failure::from(error).for_owner(FOR_OWNER).into(),
-                |refused| Interrupt::BreakerOpen(refused.breaker),
-            ));
+            return Err(waits_for
+                .map_or_else(|| Failure::from(error).for_owner(FOR_OWNER).into(), |refused| Interrupt::BreakerOpen(refused.breaker)));
         }
     };
     let of = (found.id, found.version);

@@ -140,7 +140,8 @@ impl Server {
             Ok(question) => question,
             Err(message) => return dialect.refusal(400, None, &message, &[]),
         };
-        let (number, answer) = self.take(Asked { operation, key, body, is_whole: false, billed: (0, 0), first_word: None }, &question.model);
+        let (number, answer) =
+            self.take(Asked { operation, key, body, is_whole: false, billed: (0, 0), first_word: None }, &question.model);
         let said = Said::to(&question, answer);
         if !matches!(said.answer.trouble, Some(Trouble::Error { .. })) {
             let output = if question.streamed { 0 } else { said.output_tokens };

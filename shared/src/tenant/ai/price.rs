@@ -127,7 +127,11 @@ mod tests {
         assert_eq!(of("main", "small", "2026-02-28T00:00:00Z"), Some(100_000));
         assert_eq!(of("main", "small", "2026-08-01T00:00:00Z"), Some(90_000));
         assert_eq!(of("main", "large", "2026-08-01T00:00:00Z"), None);
-        let later = MANIFEST.replacen("input = 100_000\n        output = 400_000", "valid_from = \"2026-02-01\"\n        input = 1\n        output = 1", 1);
+        let later = MANIFEST.replacen(
+            "input = 100_000\n        output = 400_000",
+            "valid_from = \"2026-02-01\"\n        input = 1\n        output = 1",
+            1,
+        );
         let ai = Manifest::from_toml(&later).unwrap().ai;
         assert_eq!(ai.price("other", "small", "2020-01-01T00:00:00Z".parse().unwrap()).unwrap().input, 1, "before the first date");
     }

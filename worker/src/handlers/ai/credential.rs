@@ -64,8 +64,7 @@ impl Credential {
 /// # Errors
 /// A [`Failure`]: the operator has to set one first, or the user.
 pub(super) async fn credential(context: &JobContext, name: &str, provider: &Provider, own_keys: bool) -> Result<Credential, Failure> {
-    if let (true, Some(vendor), Some(user)) = (own_keys, provider.byok, context.job.owner.as_deref())
-    {
+    if let (true, Some(vendor), Some(user)) = (own_keys, provider.byok, context.job.owner.as_deref()) {
         let found = match own_keys::for_call(&context.services.pool, context.job.tenant, user, vendor, context.job.created_at).await? {
             ForCall::Own(found) => found,
             ForCall::Deleted => {
