@@ -19,6 +19,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, header, request::Parts},
 };
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use shared::{
     keys::{FoundKey, KeyHash, Scope, Scopes},
     kinds::Registry,
@@ -243,12 +244,14 @@ impl Identity {
 }
 
 impl<N: Needs> Caller<N> {
-    /// Turns away who may not make jobs of these kinds: what has a door of its own needs the scope of that door, by whichever it comes.
+    /// Turns away who may not make jobs of these kinds and payloads: what has a door of its own needs the scope of that door, and what brings
+    /// what another door reads the scope of that one, by whichever it comes.
     ///
     /// # Errors
     /// [`Code::ScopeMissing`].
-    pub fn may_make<'k>(&self, known: &Registry, kinds: impl IntoIterator<Item = &'k str>) -> Result<(), Problem> {
-        let lacks = kinds.into_iter().filter_map(|kind| known.find(kind)?.scope).find(|scope| !self.scopes.allow(*scope));
+    pub fn may_make<'k>(&self, known: &Registry, jobs: impl IntoIterator<Item = (&'k str, &'k Value)>) -> Result<(), Problem> {
+        let needs = jobs.into_iter().filter_map(|(kind, payload)| known.find(kind).map(|entry| [entry.scope, (entry.reads)(payload)]));
+        let lacks = needs.flatten().flatten().find(|scope| !self.scopes.allow(*scope));
         lacks.map_or(Ok(()), |scope| Err(lacking("the key", &self.scopes, scope)))
     }
 

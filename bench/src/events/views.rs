@@ -21,7 +21,7 @@ const EVENTS: u64 = 40;
 const READS: usize = 100;
 
 /// A day of so many events in each bucket.
-fn body(shape: Shape, day: u64, events: u64) -> Vec<u8> {
+fn body(shape: Shape, day: u64, events: u64) -> DayBody {
     let mut body = DayBody::new(shape);
     for slot in 0..u8::try_from(BUCKETS_OF_DAY).unwrap_or(96) {
         let mut state = State::empty(shape);
@@ -38,7 +38,7 @@ fn body(shape: Shape, day: u64, events: u64) -> Vec<u8> {
         }
         body.merge(slot, &state);
     }
-    body.encode()
+    body
 }
 
 /// Writes the year and reads 90 days of it, by day and with today in them, so that nothing is kept of an answer.
@@ -55,11 +55,13 @@ pub async fn run(bench: &Bench<'_>) -> Result<Vec<(&'static str, Latencies)>> {
             .collect();
         for (grouping, labels) in &groups {
             // A week's bodies, again and again.
-            let bodies: Vec<Vec<u8>> =
-                (0..7).map(|day| body(metric.shape(), day, if *grouping == 0 { EVENTS * 5 } else { EVENTS })).collect();
-            for (day, body) in (today - DAYS..today).zip(bodies.iter().cycle()) {
+            let bodies: Vec<(Vec<u8>, Option<[Vec<u8>; 2]>)> = (0..7)
+                .map(|day| body(metric.shape(), day, if *grouping == 0 { EVENTS * 5 } else { EVENTS }))
+                .map(|body| (body.encode(), body.coarser()))
+                .collect();
+            for (day, (body, coarser)) in (today - DAYS..today).zip(bodies.iter().cycle()) {
                 sqlx::query(
-                    "INSERT INTO metric_day (tenant_id, series, grouping, day, labels, body) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+                    "INSERT INTO metric_day (tenant_id, series, grouping, day, labels, body, hours, whole) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
                 )
                 .bind(tenant)
                 .bind(metric.series())
@@ -67,6 +69,8 @@ pub async fn run(bench: &Bench<'_>) -> Result<Vec<(&'static str, Latencies)>> {
                 .bind(bucket_start(day * BUCKETS_OF_DAY).date_naive())
                 .bind(labels.to_text())
                 .bind(body)
+                .bind(coarser.as_ref().map(|[hours, _]| hours))
+                .bind(coarser.as_ref().map(|[_, whole]| whole))
                 .execute(pool)
                 .await?;
             }

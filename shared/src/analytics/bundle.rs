@@ -190,6 +190,23 @@ impl DayBody {
         Ok(())
     }
 
+    /// The day by hours, and as one, for who asks for no smaller part of it: as days of fewer buckets, each in the place of its first.
+    /// `None` where that saves nothing.
+    #[must_use]
+    pub fn coarser(&self) -> Option<[Vec<u8>; 2]> {
+        let is_large = matches!(self.shape, Shape::Histogram | Shape::Uniques) && self.states.len() > 1;
+        is_large.then(|| {
+            let (mut hours, mut whole) = (Self::new(self.shape), Self::new(self.shape));
+            for (slot, state) in &self.states {
+                hours.merge(slot - slot % BUCKETS_OF_HOUR, state);
+            }
+            for state in hours.states.values() {
+                whole.merge(0, state);
+            }
+            [hours.encode(), whole.encode()]
+        })
+    }
+
     /// Visits a day's buckets, those put together that follow one another and that `part_of` puts in one part. `gathered` is left empty.
     pub(super) fn each_part(
         bytes: &[u8],

@@ -144,7 +144,7 @@ pub(super) struct Gathered {
 /// Counts of all bins there are, and which of them are the first and the last in use.
 #[derive(Debug)]
 struct Places {
-    counts: Box<[u64; BINS]>,
+    counts: Vec<u64>,
     used: Option<(usize, usize)>,
 }
 
@@ -176,7 +176,7 @@ impl Places {
 
 impl Default for Gathered {
     fn default() -> Self {
-        let places = || Places { counts: Box::new([0; BINS]), used: None };
+        let places = || Places { counts: vec![0; BINS], used: None };
         Self { negative: places(), zeros: 0, positive: places(), bounds: None }
     }
 }

@@ -1,9 +1,14 @@
 //! An answer's numbers: states of a span put together by period and group, the largest groups for themselves and the rest as one.
 
-use std::{cmp::Ordering, collections::HashMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeSet, HashMap},
+};
 
 use super::{
     BUCKETS_OF_DAY, Bundle, DayBody, Labels, Period, Shape, State, Unreadable,
+    bundle::BUCKETS_OF_HOUR,
+    day_of,
     state::{Aggregate, Gathered},
 };
 
@@ -14,6 +19,33 @@ pub struct Read {
     pub days: Vec<(i64, Labels, Vec<u8>)>,
     /// What commits added since, with all labels.
     pub bundles: Vec<Bundle>,
+}
+
+/// How finely UTC days must be read for some periods. Days that are neither are read by hours.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Grain {
+    /// Days that lie in a period from their beginning to their end, and that no other period has a part of.
+    pub whole: BTreeSet<i64>,
+    /// Days of which a period begins or ends within an hour.
+    pub fine: BTreeSet<i64>,
+}
+
+impl Grain {
+    /// For these periods.
+    pub fn of<'a>(periods: impl Iterator<Item = &'a Period>) -> Self {
+        let (mut grain, mut cut) = (Self::default(), BTreeSet::new());
+        for Period { first, end, .. } in periods {
+            grain.whole.extend((first + BUCKETS_OF_DAY - 1).div_euclid(BUCKETS_OF_DAY)..end.div_euclid(BUCKETS_OF_DAY));
+            for edge in [*first, *end].into_iter().filter(|edge| edge.rem_euclid(BUCKETS_OF_DAY) > 0) {
+                cut.insert(day_of(edge));
+                if edge.rem_euclid(i64::from(BUCKETS_OF_HOUR)) > 0 {
+                    grain.fine.insert(day_of(edge));
+                }
+            }
+        }
+        grain.whole.retain(|day| !cut.contains(day));
+        grain
+    }
 }
 
 /// A group's states by period.

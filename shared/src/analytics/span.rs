@@ -64,6 +64,9 @@ pub struct Span {
     pub zone: Zone,
 }
 
+/// The beginning and the end, where they are said.
+type Ends = (Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+
 impl SpanWords {
     /// What is wrong with it whatever the time is: for what is asked now and read later.
     ///
@@ -82,7 +85,7 @@ impl SpanWords {
         Zone::find(name).ok_or_else(|| fault("tz", "is no zone of the IANA database; send for example Europe/Berlin"))
     }
 
-    fn ends(&self, zone: &Zone) -> Result<(Option<DateTime<Utc>>, Option<DateTime<Utc>>), SpanFault> {
+    fn ends(&self, zone: &Zone) -> Result<Ends, SpanFault> {
         let end = |field, text: &Option<String>| text.as_deref().map(|text| moment(field, text, zone)).transpose();
         Ok((end("from", &self.from)?, end("to", &self.to)?))
     }

@@ -13,6 +13,7 @@ pub use numbers::{DAYS_OF_METRIC, Numbers, NumbersTable};
 use super::{Kind, Violation, pointer_token};
 use crate::{
     job::{Backoff, Policy},
+    keys::Scope,
     queue::Queue,
     tenant::{Dataset, Manifest, Origin},
 };
@@ -279,6 +280,8 @@ impl Kind for ExportCreate {
         ..Policy::DEFAULT
     };
     const ESTIMATE: Duration = Duration::from_secs(5);
+    const READS: fn(&Value) -> Option<Scope> =
+        |payload| ["metric", "view"].iter().any(|field| payload.get(field).is_some_and(Value::is_string)).then_some(Scope::AnalyticsRead);
 
     fn violations(&self) -> Vec<Violation> {
         let mut violations = self.violations_of_form();

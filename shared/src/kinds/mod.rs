@@ -63,6 +63,8 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
     const OUTWARD: bool;
     /// The scope of the kind's own door. Who has not that can't have such jobs by the doors for all kinds either.
     const SCOPE: Option<Scope> = None;
+    /// The scope, beside [`Self::SCOPE`], without which nobody may have what a job with such a payload brings. By all doors, too.
+    const READS: fn(&Value) -> Option<Scope> = |_| None;
     /// Whether payload and result are for the product's backend alone: what a user is told by another way (a one-time code in a mail) is
     /// not to be read by whoever sits before that user's page.
     const CONFIDENTIAL: bool = false;
@@ -141,6 +143,8 @@ pub struct Entry {
     pub outward: bool,
     /// The scope of its own door, which the doors for all kinds ask for too.
     pub scope: Option<Scope>,
+    /// The scope without which nobody may have what a job with such a payload brings.
+    pub reads: fn(&Value) -> Option<Scope>,
     /// Whether payload and result are for the product's backend alone.
     pub confidential: bool,
     /// The policy.
@@ -167,6 +171,7 @@ impl Entry {
             queue: K::QUEUE,
             outward: K::OUTWARD,
             scope: K::SCOPE,
+            reads: K::READS,
             confidential: K::CONFIDENTIAL,
             policy: K::POLICY,
             idempotency: K::IDEMPOTENCY,

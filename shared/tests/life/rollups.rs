@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use shared::{
     analytics::{
         Granularity, Labels, calendar,
-        range::{Group, Question},
+        range::{Grain, Group, Question},
         state::{Aggregate, State},
     },
     ledger::{
@@ -166,7 +166,7 @@ impl Counted {
     /// Rows of days, byte by byte.
     async fn days(&self) -> Vec<(String, Vec<u8>)> {
         let rows = sqlx::query(
-            "SELECT concat_ws(' ', series, grouping, day, labels, user_id) AS key, body FROM metric_day ORDER BY series, grouping, day, labels",
+            "SELECT concat_ws(' ', series, grouping, day, labels, user_id) AS key, body || coalesce(hours || whole, '') FROM metric_day ORDER BY series, grouping, day, labels",
         );
         let rows = rows.fetch_all(self.ledger.sandbox.pool()).await.unwrap();
         rows.iter().map(|row| (row.get(0), row.get(1))).collect()
@@ -192,7 +192,8 @@ impl Counted {
         for (from, to) in spans {
             let periods = calendar::periods(zone, granularity, from, to).unwrap();
             let buckets = (periods[0].first, periods.last().unwrap().end);
-            let wanted = Wanted { tenant: self.ledger.tenant, series: metric.series(), grouping, buckets, user: None };
+            let grain = Grain::of(periods.iter());
+            let wanted = Wanted { tenant: self.ledger.tenant, series: metric.series(), grouping, buckets, grain: &grain, user: None };
             let (found, _) = read(&mut snapshot, &wanted).await.unwrap();
             let question = Question { shape: metric.shape(), aggregate: metric.aggregate(), periods: &periods, grouping, top: 1_000 };
             keys.extend(periods.iter().map(|period| {
@@ -369,6 +370,13 @@ async fn what_is_counted_is_what_group_by_gives_whatever_happens() {
         }
     }
     assert!(before.len() > 500 && counted.days().await == before, "{} rows", before.len());
+    // A program of before there were hours and whole days leaves none behind that are not what the day came to.
+    assert!(counted.ledger.number("SELECT count(*) FROM metric_day WHERE hours IS NOT NULL AND whole IS NOT NULL").await > 100);
+    sqlx::query("UPDATE metric_day SET body = body").execute(counted.ledger.sandbox.pool()).await.unwrap();
+    assert_eq!(counted.ledger.number("SELECT count(*) FROM metric_day WHERE hours IS NOT NULL OR whole IS NOT NULL").await, 0);
+    for name in counted.manifest.metrics.keys() {
+        counted.compare(name, "without hours").await;
+    }
 }
 
 #[tokio::test]

@@ -88,7 +88,7 @@ pub async fn create(
     headers: HeaderMap,
     turn: Turn<NewAiBatch>,
 ) -> Result<Response, Problem> {
-    caller.may_make(&app.kinds, turn.body.then.iter().flat_map(NextJob::kinds))?;
+    caller.may_make(&app.kinds, turn.body.then.iter().flat_map(NextJob::all))?;
     let is_known = task_is_known(&app, caller.tenant, &task).await?;
     let made = turn.map(|NewAiBatch { jobs, mode, name, then, idempotency_key }| {
         let jobs = jobs.into_iter().map(|run| job(&task, run)).collect();

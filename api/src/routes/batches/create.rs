@@ -95,10 +95,11 @@ const fn of_payload() -> &'static str {
     "/payload"
 }
 
-/// The kinds of a job and of all that follow it, as far as they are named.
-fn kinds(job: &Value) -> Vec<&str> {
+/// The kinds and payloads of a job and of all that follow it, as far as they are named.
+fn all(job: &Value) -> Vec<(&str, &Value)> {
     let then = job.get("then").and_then(Value::as_array).into_iter().flatten();
-    job.get("kind").and_then(Value::as_str).into_iter().chain(then.flat_map(kinds)).collect()
+    let own = job.get("kind").and_then(Value::as_str).map(|kind| (kind, job.get("payload").unwrap_or(&Value::Null)));
+    own.into_iter().chain(then.flat_map(all)).collect()
 }
 
 /// What is to happen when some of a batch's jobs can't be accepted.
@@ -171,7 +172,7 @@ impl<B: DeserializeOwned> FromRequest<App> for Turn<B> {
     ),
 )]
 pub async fn create(State(app): State<App>, caller: Caller<JobsWrite>, headers: HeaderMap, turn: Turn) -> Result<Response, Problem> {
-    caller.may_make(&app.kinds, turn.body.jobs.iter().flat_map(kinds).chain(turn.body.then.iter().flat_map(NextJob::kinds)))?;
+    caller.may_make(&app.kinds, turn.body.jobs.iter().flat_map(all).chain(turn.body.then.iter().flat_map(NextJob::all)))?;
     create_batch(&app, caller.tenant, caller.acting_user.as_deref(), &headers, turn).await
 }
 

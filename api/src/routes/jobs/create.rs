@@ -113,7 +113,7 @@ pub async fn create(
     headers: HeaderMap,
     Json(new): Json<NewJob>,
 ) -> Result<Response, Problem> {
-    caller.may_make(&app.kinds, std::iter::once(new.kind.as_str()).chain(new.then.iter().flat_map(NextJob::kinds)))?;
+    caller.may_make(&app.kinds, std::iter::once((new.kind.as_str(), &new.payload)).chain(new.then.iter().flat_map(NextJob::all)))?;
     ask(&app, caller.tenant, caller.acting_user.as_deref(), &headers, new.into_wish()).await
 }
 

@@ -42,9 +42,9 @@ pub struct NextJob {
 }
 
 impl NextJob {
-    /// The kinds of it and of all that follow it.
-    pub fn kinds(&self) -> Vec<&str> {
-        std::iter::once(self.kind.as_str()).chain(self.then.iter().flat_map(Self::kinds)).collect()
+    /// The kinds and payloads of it and of all that follow it.
+    pub fn all(&self) -> Vec<(&str, &Value)> {
+        std::iter::once((self.kind.as_str(), &self.payload)).chain(self.then.iter().flat_map(Self::all)).collect()
     }
 }
 

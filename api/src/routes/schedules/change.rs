@@ -52,7 +52,7 @@ pub async fn change(
     let held = schedule::hold(&mut transaction, caller.tenant, id).await?;
     check_changeable(&held)?;
     let (name, definition, kind) = read(&app, &tenant.manifest, merged(&held, patch))?;
-    caller.may_make(&app.kinds, [kind])?;
+    caller.may_make(&app.kinds, [(kind, &definition.payload)])?;
     let found = schedule::change(&mut transaction, &held, &name, definition, kind, app.clock.now()).await?;
     transaction.commit().await?;
     Ok(Answer(Schedule::of(found)))

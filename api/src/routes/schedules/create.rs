@@ -61,7 +61,7 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let tenant = tenant_of(&app, caller.tenant).await?;
     let (name, definition, kind) = read(&app, &tenant.manifest, fields)?;
-    caller.may_make(&app.kinds, [kind])?;
+    caller.may_make(&app.kinds, [(kind, &definition.payload)])?;
     let new = NewSchedule { id: app.clock.new_id(), tenant: caller.tenant, name, declared: false, definition, kind };
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
     let found = schedule::create(&mut transaction, &new, app.clock.now()).await?;

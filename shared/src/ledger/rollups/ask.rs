@@ -12,7 +12,7 @@ use super::{
 use crate::{
     analytics::{
         Labels, Span, State,
-        range::{Group, Question, Read},
+        range::{Grain, Group, Question, Read},
     },
     tenant::Metric,
 };
@@ -63,7 +63,9 @@ pub async fn ask(connection: &mut PgConnection, asked: &Asked<'_>) -> Result<Fou
     let index_in = |place: usize| (grouping & ((1 << place) - 1)).count_ones() as usize;
     let label = |labels: &Labels, place: usize| labels.0.get(index_in(place)).cloned().flatten();
     let begins = span.before.first().or(span.periods.first()).map_or(0, |first| first.first);
-    let wanted = Wanted { tenant: asked.tenant, series: metric.series(), grouping, buckets: (begins, span.buckets.1), user: asked.user };
+    let grain = Grain::of(span.periods.iter().chain(&span.before));
+    let buckets = (begins, span.buckets.1);
+    let wanted = Wanted { tenant: asked.tenant, series: metric.series(), grouping, buckets, grain: &grain, user: asked.user };
     let (found, is_whole) = read(connection, &wanted).await?;
     let erased: Vec<String> = match metric.user_place() {
         Some(_) => {

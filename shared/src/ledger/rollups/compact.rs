@@ -66,11 +66,13 @@ impl Additions {
             }
             let users: Vec<Option<&str>> = page.iter().map(|((grouping, _, labels), _)| user_of(*grouping, labels, user_place)).collect();
             let bodies: Vec<Vec<u8>> = page.iter().map(|(_, body)| body.encode()).collect();
+            let (hours, wholes): (Vec<_>, Vec<_>) = page.iter().map(|(_, body)| body.coarser().map(<(_, _)>::from).unzip()).unzip();
             sqlx::query(
-                "INSERT INTO metric_day (tenant_id, series, grouping, day, labels, user_id, body)
-                 SELECT $1, $2, d.grouping, d.day, d.labels, d.user_id, d.body
-                 FROM unnest($3::smallint[], $4::date[], $5::text[], $6::text[], $7::bytea[]) AS d (grouping, day, labels, user_id, body)
-                 ON CONFLICT (tenant_id, series, grouping, day, labels) DO UPDATE SET body = excluded.body",
+                "INSERT INTO metric_day (tenant_id, series, grouping, day, labels, user_id, body, hours, whole)
+                 SELECT $1, $2, d.grouping, d.day, d.labels, d.user_id, d.body, d.hours, d.whole
+                 FROM unnest($3::smallint[], $4::date[], $5::text[], $6::text[], $7::bytea[], $8::bytea[], $9::bytea[])
+                     AS d (grouping, day, labels, user_id, body, hours, whole)
+                 ON CONFLICT (tenant_id, series, grouping, day, labels) DO UPDATE SET body = excluded.body, hours = excluded.hours, whole = excluded.whole",
             )
             .bind(tenant)
             .bind(series)
@@ -79,6 +81,8 @@ impl Additions {
             .bind(labels)
             .bind(users)
             .bind(bodies)
+            .bind(hours)
+            .bind(wholes)
             .execute(&mut *connection)
             .await?;
         }

@@ -1,5 +1,7 @@
 //! Reading: a series' days and what is not compacted yet, as one statement sees both.
 
+use std::collections::BTreeSet;
+
 use chrono::NaiveDate;
 use futures_util::TryStreamExt;
 use sqlx::{PgConnection, Row};
@@ -7,7 +9,10 @@ use uuid::Uuid;
 
 use super::{date, unreadable};
 use crate::{
-    analytics::{Bundle, Labels, bucket_start, day_of, range::Read},
+    analytics::{
+        Bundle, Labels, bucket_start, day_of,
+        range::{Grain, Read},
+    },
     ledger::LedgerError,
 };
 
@@ -25,6 +30,8 @@ pub struct Wanted<'a> {
     pub grouping: u8,
     /// The first bucket, and the one behind the last.
     pub buckets: (i64, i64),
+    /// How finely days are asked for.
+    pub grain: &'a Grain,
     /// Of one user alone: `grouping` has the dimension then.
     pub user: Option<&'a str>,
 }
@@ -52,12 +59,13 @@ impl From<sqlx::Error> for ReadError {
 /// [`ReadError`].
 pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Read, bool), ReadError> {
     let (first, end) = wanted.buckets;
+    let dates = |days: &BTreeSet<i64>| days.iter().map(|day| date(*day)).collect::<Vec<_>>();
     let (from, to): (NaiveDate, NaiveDate) = (date(day_of(first)), date(day_of(end - 1)));
     let mut rows = sqlx::query(
         "SELECT 0::smallint, NULL::date, NULL::text, NULL::bytea, s.is_whole
          FROM metric_series s WHERE s.tenant_id = $1 AND s.series = $2 AND s.retired_at IS NULL
          UNION ALL
-         SELECT 1::smallint, d.day, d.labels, d.body, NULL
+         SELECT 1::smallint, d.day, d.labels, CASE WHEN d.whole IS NULL THEN d.body WHEN d.day = ANY ($7) THEN d.whole WHEN d.day <> ALL ($8) THEN d.hours ELSE d.body END, NULL
          FROM metric_day d
          WHERE d.tenant_id = $1 AND d.series = $2 AND d.grouping = $3 AND d.day BETWEEN $4 AND $5 AND ($6::text IS NULL OR d.user_id = $6)
          UNION ALL
@@ -70,6 +78,8 @@ pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<
     .bind(from)
     .bind(to)
     .bind(wanted.user)
+    .bind(dates(&wanted.grain.whole))
+    .bind(dates(&wanted.grain.fine))
     .fetch(connection);
     let (mut read, mut is_whole, mut bytes) = (Read::default(), false, 0);
     while let Some(row) = rows.try_next().await? {

@@ -29,8 +29,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::{Builder, Uuid};
 
-pub(super) use view::check_views;
 pub use kept::EventsDeclaration;
+pub(super) use view::check_views;
 pub use view::{MOST_TOP, Panel, TOP, View};
 
 use super::{Audience, manifest::Faults};

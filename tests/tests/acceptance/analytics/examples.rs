@@ -6,9 +6,12 @@ use std::{collections::BTreeSet, path::Path};
 use acceptance::{Client, World, until};
 use serde_json::{Value, json};
 
+/// A product's name, its events, by type with their properties, and its views.
+type Product = (&'static str, Vec<(&'static str, Value)>, &'static [&'static str]);
+
 /// The products that have metrics: what their manifests' comments say that their backends send, of two users, and the views that issue 9 and R61
 /// name.
-fn products() -> [(&'static str, Vec<(&'static str, Value)>, &'static [&'static str]); 3] {
+fn products() -> [Product; 3] {
     let run =
         json!({"model": "m", "plan": "pro", "domain": "software", "status": "ok", "score": 81.5, "tokens": 1_200, "response_ms": 812});
     [

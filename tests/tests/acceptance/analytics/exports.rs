@@ -183,7 +183,20 @@ async fn a_view_is_one_file_and_a_user_gets_their_own() {
     wrong(&client, json!({"metric": "runs", "view": "performance", "format": "csv"}), "/view").await;
     assert_eq!(world.number("SELECT count(*) FROM job WHERE kind = 'export.create'").await, 4);
 
-    // Who may make exports but not read metrics gets no file of them.
-    let narrow = client.with_key(&world.sandbox.create_key("forge", "narrow", "exports:write,exports:read").await.unwrap());
-    narrow.post("/v1/exports", &json!({"metric": "runs", "format": "csv"})).await.problem(403, "scope_missing");
+    // Who may make exports but not read metrics gets no file of them, by whichever door.
+    let scopes = "exports:write,exports:read,jobs:write,schedules:write,ai:write";
+    let narrow = client.with_key(&world.sandbox.create_key("forge", "narrow", scopes).await.unwrap());
+    let payload = json!({"metric": "runs", "format": "csv"});
+    let job = json!({"kind": "export.create", "payload": payload});
+    let harmless = json!({"kind": "probe.run", "payload": {"sleep_ms": 1}, "then": [{"kind": "probe.run", "payload": {"sleep_ms": 1}, "then": [job]}]});
+    for (door, body) in [
+        ("/v1/exports", payload.clone()),
+        ("/v1/jobs", job.clone()),
+        ("/v1/jobs", harmless.clone()),
+        ("/v1/batches", json!({"jobs": [harmless]})),
+        ("/v1/batches", json!({"jobs": [{"kind": "probe.run", "payload": {"sleep_ms": 1}}], "then": [job]})),
+        ("/v1/schedules", json!({"name": "numbers", "kind": "export.create", "payload": payload, "every_seconds": 3600})),
+    ] {
+        narrow.post(door, &body).await.problem(403, "scope_missing");
+    }
 }
