@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, hash_map};
 
 use super::{
-    BUCKETS_OF_DAY, Shape, State, Unreadable, day_of,
+    BUCKETS_OF_DAY, BUCKETS_OF_HOUR, Shape, State, Unreadable, day_of,
     encoding::{Reader, put, put_bytes, put_signed},
     observe::Observation,
     state::Gathered,

@@ -36,6 +36,9 @@ pub const BUCKET_SECONDS: i64 = 900;
 /// The base buckets of a UTC day, which are kept in one row.
 pub const BUCKETS_OF_DAY: i64 = 96;
 
+/// Buckets of an hour.
+pub(crate) const BUCKETS_OF_HOUR: u8 = 4;
+
 /// The base bucket of a moment, counted from 1970.
 #[must_use]
 pub fn bucket_of(time: DateTime<Utc>) -> i64 {

@@ -6,9 +6,7 @@ use std::{
 };
 
 use super::{
-    BUCKETS_OF_DAY, Bundle, DayBody, Labels, Period, Shape, State, Unreadable,
-    bundle::BUCKETS_OF_HOUR,
-    day_of,
+    BUCKETS_OF_DAY, BUCKETS_OF_HOUR, Bundle, DayBody, Labels, Period, Shape, State, Unreadable, day_of,
     state::{Aggregate, Gathered},
 };
 
