@@ -216,3 +216,25 @@ fn each(parts: &[Part<'_>], question: &Question<'_>, mut visit: impl FnMut(usize
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_read_as_finely_as_periods_ask() {
+        let grain = |periods: &[(i64, i64)]| {
+            let start = chrono::DateTime::UNIX_EPOCH;
+            let periods: Vec<Period> = periods.iter().map(|(first, end)| Period { start, first: *first, end: *end }).collect();
+            let Grain { whole, fine } = Grain::of(periods.iter());
+            (whole.into_iter().collect::<Vec<_>>(), fine.into_iter().collect::<Vec<_>>())
+        };
+        // UTC days; days of Berlin; of Kathmandu.
+        assert_eq!(grain(&[(0, 96), (96, 192)]), (vec![0, 1], vec![]));
+        assert_eq!(grain(&[(-4, 92), (92, 188)]), (vec![], vec![]));
+        assert_eq!(grain(&[(-23, 73), (73, 169)]), (vec![], vec![-1, 0, 1]));
+        // A month of Berlin has whole days within; one that another span begins in is none.
+        assert_eq!(grain(&[(92, 480)]), (vec![1, 2, 3, 4], vec![]));
+        assert_eq!(grain(&[(92, 480), (0, 200)]), (vec![1, 3, 4], vec![]));
+    }
+}
