@@ -53,10 +53,13 @@ bench-exports: ## large exports beside `psql \copy`: rates and memory (BENCH_EXP
 	cargo build --release --package api --package worker --package bench --bins
 	target/release/bench --date "$$(date -u +%F)" --exports $(or $(BENCH_EXPORT_ROWS),10000000) --results $(EXPORT_RESULTS)
 
+# Only a run of the full size replaces the report in the repository.
+AI_RESULTS ?= $(if $(BENCH_AI_SECONDS),target/bench-ai.md,bench/AI.md)
+
 bench-ai: ## what a task for a model takes around the model's own time (BENCH_AI_SECONDS=5: a quick look)
 	@.ci/prepare services
 	cargo build --release --package api --package worker --package bench --bins
-	target/release/bench --date "$$(date -u +%F)" --ai $(or $(BENCH_AI_SECONDS),30) --results target/bench-ai.md
+	target/release/bench --date "$$(date -u +%F)" --ai $(or $(BENCH_AI_SECONDS),30) --results $(AI_RESULTS)
 
 # Only a run of the full size replaces the report in the repository.
 EVENT_RESULTS ?= $(if $(BENCH_EVENT_SECONDS),target/bench-events.md,bench/EVENTS.md)
