@@ -193,8 +193,8 @@ async fn a_view_is_one_file_and_a_user_gets_their_own() {
         ("/v1/exports", payload.clone()),
         ("/v1/jobs", job.clone()),
         ("/v1/jobs", harmless.clone()),
-        ("/v1/batches", json!({"jobs": [harmless]})),
-        ("/v1/batches", json!({"jobs": [{"kind": "probe.run", "payload": {"sleep_ms": 1}}], "then": [job]})),
+        ("/v1/jobs/batch", json!({"jobs": [harmless]})),
+        ("/v1/jobs/batch", json!({"jobs": [{"kind": "probe.run", "payload": {"sleep_ms": 1}}], "then": [job]})),
         ("/v1/schedules", json!({"name": "numbers", "kind": "export.create", "payload": payload, "every_seconds": 3600})),
     ] {
         narrow.post(door, &body).await.problem(403, "scope_missing");
