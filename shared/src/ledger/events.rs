@@ -54,11 +54,11 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// By what it is known: its id if that is a UUID in its usual form, else one made of its hash. (Ids that grow with time are then found
-    /// and written beside each other, which hashes are not.)
+    /// By what it is known: its id if that is a UUID in its usual form, in small letters (RFC 9562 §4), else one made of its hash. (Ids that
+    /// grow with time are then found and written beside each other, which hashes are not.) Texts that differ are different ids.
     fn key(&self) -> Uuid {
-        if self.id.len() == 36
-            && let Ok(id) = Uuid::try_parse(&self.id)
+        if let Ok(id) = Uuid::try_parse(&self.id)
+            && *id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *self.id
         {
             return id;
         }
@@ -300,11 +300,12 @@ mod tests {
     fn ids_are_themselves_or_their_hash() {
         let of =
             |id: &str| NewEvent { id: id.into(), sort: "a".into(), user: None, time: DateTime::UNIX_EPOCH, properties: Map::new() }.key();
-        let uuid = "01970000-0000-7000-8000-000000000001";
+        let uuid = "01970000-0000-7000-8000-00000000000a";
         assert_eq!(of(uuid).to_string(), uuid);
         assert_ne!(of("a"), of("b"));
         assert_eq!(of("a").get_version_num(), 8);
         // A UUID written otherwise is another text.
+        assert_eq!(of(&uuid.to_uppercase()).get_version_num(), 8);
         assert_eq!(of(&uuid.replace('-', "")).get_version_num(), 8);
     }
 
