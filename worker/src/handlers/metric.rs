@@ -9,7 +9,10 @@ use serde_json::json;
 use shared::{
     job::{Failure, Success},
     kinds::MetricRebuild,
-    ledger::{LedgerError, rollups},
+    ledger::{
+        LedgerError,
+        rollups::{self, rebuild::RebuildError},
+    },
     tenant::Metric,
 };
 
@@ -29,7 +32,7 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
     // It may have been declared a moment ago.
     rollups::series::declare(pool, tenant.id, &tenant.manifest.metrics, clock).await?;
     let kept = clock.now() - TimeDelta::days(i64::from(tenant.manifest.events.keep_days()));
-    let (mut events, mut days) = (0, 0);
+    let (mut events, mut days, mut too_fine) = (0, 0, Vec::new());
     if let Some((first, last)) = rollups::series::days(pool, tenant.id).await? {
         let first = payload.from.unwrap_or(first).max(first).max(kept.date_naive());
         let last = payload.to.unwrap_or(last).min(last);
@@ -39,12 +42,25 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
             if context.cancelled.is_cancelled() {
                 return Err(Failure::transient("cancelled", "the rebuild was cancelled; days that it came to are counted anew"));
             }
-            events += count(&context, metric, day).await?;
+            match count(&context, metric, day).await {
+                Ok(counted) => events += counted,
+                // The others are counted all the same.
+                Err(RebuildError::TooManyGroups(day)) => too_fine.push(day),
+                Err(error) => return Err(failure(error)),
+            }
             days += 1;
             // A courtesy to whoever follows the job.
             let _told = context.progress(days, Some(total)).await;
             next = day.checked_add_days(Days::new(1)).filter(|next| *next <= last);
         }
+    }
+    if let Some(day) = too_fine.first() {
+        let message = format!(
+            "{} of {days} days stay as they were, {day} the first: each has more groups than can be counted anew (100,000 rows a day, of all \
+             combinations of its dimensions). Declare the metric with fewer dimensions, or with such that have fewer values",
+            too_fine.len()
+        );
+        return Err(Failure::permanent("metric_too_fine", message));
     }
     if payload.from.is_none() && payload.to.is_none() {
         rollups::series::is_whole(pool, tenant.id, metric.series()).await?;
@@ -54,7 +70,7 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
 }
 
 /// Counts a day, again while somebody else changes the series meanwhile.
-async fn count(context: &JobContext, metric: &Metric, day: NaiveDate) -> Result<u64, Failure> {
+async fn count(context: &JobContext, metric: &Metric, day: NaiveDate) -> Result<u64, RebuildError> {
     let (pool, tenant) = (&context.services.pool, context.job.tenant);
     let mut tries = 0;
     loop {
@@ -63,12 +79,26 @@ async fn count(context: &JobContext, metric: &Metric, day: NaiveDate) -> Result<
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            counted => return Ok(counted?),
+            counted => return counted,
         }
     }
 }
 
 /// SQLSTATE 40001: it would not have been as if one came after the other.
-fn is_conflict(error: &LedgerError) -> bool {
-    matches!(error, LedgerError::Unavailable(sqlx::Error::Database(error)) if error.code().as_deref() == Some("40001"))
+fn is_conflict(error: &RebuildError) -> bool {
+    match error {
+        RebuildError::Ledger(LedgerError::Unavailable(sqlx::Error::Database(error))) => error.code().as_deref() == Some("40001"),
+        RebuildError::Behind => true,
+        RebuildError::Ledger(_) | RebuildError::TooManyGroups(_) => false,
+    }
+}
+
+fn failure(error: RebuildError) -> Failure {
+    match error {
+        RebuildError::Ledger(error) => error.into(),
+        RebuildError::Behind => {
+            Failure::transient("metric_behind", "more is added to the metric than is put together now; the rebuild goes on later")
+        }
+        RebuildError::TooManyGroups(_) => Failure::permanent("metric_too_fine", error.to_string()),
+    }
 }
