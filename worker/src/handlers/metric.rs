@@ -10,7 +10,7 @@ use shared::{
     job::{Failure, Success},
     kinds::MetricRebuild,
     ledger::{
-        LedgerError,
+        LedgerError, events,
         rollups::{self, rebuild::RebuildError},
     },
     tenant::Metric,
@@ -32,9 +32,11 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
     // It may have been declared a moment ago.
     rollups::series::declare(pool, tenant.id, &tenant.manifest.metrics, clock).await?;
     let kept = clock.now() - TimeDelta::days(i64::from(tenant.manifest.events.keep_days()));
-    let (mut events, mut days, mut too_fine) = (0, 0, Vec::new());
+    let (mut found, mut days, mut too_fine) = (0, 0, Vec::new());
     if let Some((first, last)) = rollups::series::days(pool, tenant.id).await? {
-        let first = payload.from.unwrap_or(first).max(first).max(kept.date_naive());
+        // Also where the product keeps events longer by now: those that went do not come back.
+        let horizon = events::horizon(pool, tenant.id).await?.unwrap_or(first);
+        let first = payload.from.unwrap_or(first).max(first).max(kept.date_naive()).max(horizon);
         let last = payload.to.unwrap_or(last).min(last);
         let total = u64::try_from((last - first).num_days() + 1).unwrap_or(0);
         let mut next = Some(first).filter(|first| *first <= last);
@@ -43,7 +45,9 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
                 return Err(Failure::transient("cancelled", "the rebuild was cancelled; days that it came to are counted anew"));
             }
             match count(&context, metric, day).await {
-                Ok(counted) => events += counted,
+                Ok(counted) => found += counted,
+                // They went while this ran.
+                Err(RebuildError::Gone(_)) => {}
                 // The others are counted all the same.
                 Err(RebuildError::TooManyGroups(day)) => too_fine.push(day),
                 Err(error) => return Err(failure(error)),
@@ -66,7 +70,7 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
         rollups::series::is_whole(pool, tenant.id, metric.series()).await?;
     }
     metrics::counter!("offstage_rollup_days_rebuilt_total").increment(days);
-    Ok(Success { result: Some(json!({"days": days, "events": events})), file: None })
+    Ok(Success { result: Some(json!({"days": days, "events": found})), file: None })
 }
 
 /// Counts a day, again while somebody else changes the series meanwhile.
@@ -89,7 +93,7 @@ fn is_conflict(error: &RebuildError) -> bool {
     match error {
         RebuildError::Ledger(LedgerError::Unavailable(sqlx::Error::Database(error))) => error.code().as_deref() == Some("40001"),
         RebuildError::Behind => true,
-        RebuildError::Ledger(_) | RebuildError::TooManyGroups(_) => false,
+        RebuildError::Ledger(_) | RebuildError::Gone(_) | RebuildError::TooManyGroups(_) => false,
     }
 }
 
@@ -99,6 +103,6 @@ fn failure(error: RebuildError) -> Failure {
         RebuildError::Behind => {
             Failure::transient("metric_behind", "more is added to the metric than is put together now; the rebuild goes on later")
         }
-        RebuildError::TooManyGroups(_) => Failure::permanent("metric_too_fine", error.to_string()),
+        RebuildError::Gone(_) | RebuildError::TooManyGroups(_) => Failure::permanent("metric_too_fine", error.to_string()),
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     analytics::{Bundle, EventFacts, bucket_of, bucket_start, observe},
-    ledger::LedgerError,
+    ledger::{LedgerError, events},
     tenant::Metric,
 };
 
@@ -36,6 +36,9 @@ pub enum RebuildError {
     /// More was added meanwhile than one transaction moves: again in a moment.
     #[error("more is waiting to be put together than one transaction moves")]
     Behind,
+    /// Its raw events went for their age, some of them at least: what was counted of them is all there is.
+    #[error("the raw events of {0} are not kept any more")]
+    Gone(NaiveDate),
     /// The day has more groups than are counted at a time.
     #[error("{0} has more groups than can be counted anew (it would come to more than {MOST_DAY_ROWS} rows)")]
     TooManyGroups(NaiveDate),
@@ -132,6 +135,10 @@ pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) ->
                 return Err(RebuildError::TooManyGroups(day));
             }
         }
+    }
+    // By another connection, which sees what this one's snapshot does not: partitions that were dropped meanwhile are gone for it too.
+    if events::horizon(pool, tenant).await?.is_some_and(|horizon| day < horizon) {
+        return Err(RebuildError::Gone(day));
     }
     anew.write(&mut transaction, tenant, series, user_place, true).await?;
     transaction.commit().await?;
