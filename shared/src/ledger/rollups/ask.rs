@@ -156,7 +156,8 @@ impl Looked {
         };
         let question = Question { shape: self.shape, aggregate: self.aggregate, periods: &self.periods, grouping, top: self.top };
         let groups_of = |question: &Question<'_>, like: Option<&[Group]>| {
-            groups(&found, question, &place, like, self.places.is_empty()).map_err(|error| ReadError::Ledger(unreadable(self.series)(error)))
+            groups(&found, question, &place, like, self.places.is_empty())
+                .map_err(|error| ReadError::Ledger(unreadable(self.series)(error)))
         };
         let shown = groups_of(&question, None)?;
         let before = match self.before.as_slice() {

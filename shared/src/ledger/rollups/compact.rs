@@ -79,8 +79,7 @@ impl Additions {
             let groupings: Vec<i16> = page.iter().map(|((grouping, ..), _)| i16::from(*grouping)).collect();
             let days: Vec<NaiveDate> = page.iter().map(|((_, day, _), _)| date(*day)).collect();
             let labels: Vec<String> = page.iter().map(|((.., labels), _)| labels.to_text()).collect();
-            let existing =
-                if fresh { Vec::new() } else { existing(connection, tenant, series, (&groupings, &days, &labels)).await? };
+            let existing = if fresh { Vec::new() } else { existing(connection, tenant, series, (&groupings, &days, &labels)).await? };
             let (users, bodies) = compute(move || encode(page, existing, user_place)).await?.map_err(unreadable(series))?;
             let mut columns = (Vec::with_capacity(bodies.len()), Vec::with_capacity(bodies.len()), Vec::with_capacity(bodies.len()));
             for (body, coarser) in bodies {
@@ -118,7 +117,11 @@ type Page = Vec<(Key, DayBody)>;
 type Stored = (Vec<u8>, Option<(Vec<u8>, Vec<u8>)>);
 
 /// Adds what is there to a page; its users and bytes.
-fn encode(mut page: Page, existing: Vec<(usize, Vec<u8>)>, user_place: Option<usize>) -> Result<(Vec<Option<String>>, Vec<Stored>), Unreadable> {
+fn encode(
+    mut page: Page,
+    existing: Vec<(usize, Vec<u8>)>,
+    user_place: Option<usize>,
+) -> Result<(Vec<Option<String>>, Vec<Stored>), Unreadable> {
     for (place, body) in existing {
         if let Some((_, addition)) = page.get_mut(place) {
             DayBody::each(&body, |slot, state| addition.merge(slot, &state))?;

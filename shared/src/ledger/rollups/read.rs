@@ -122,8 +122,7 @@ pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<
     .bind(dates(&wanted.grain.fine))
     .bind(wanted.names_users)
     .fetch(connection);
-    let mut found =
-        Stored { series: wanted.series, days: Vec::new(), partials: Vec::new(), is_whole: false, erased: HashSet::new() };
+    let mut found = Stored { series: wanted.series, days: Vec::new(), partials: Vec::new(), is_whole: false, erased: HashSet::new() };
     let (mut of_days, mut of_partials) = (0, 0);
     while let Some(row) = rows.try_next().await? {
         match row.try_get::<i16, _>(0)? {
