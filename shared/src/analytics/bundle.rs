@@ -148,6 +148,12 @@ impl DayBody {
         Self { shape, states: BTreeMap::new() }
     }
 
+    /// How many of the day's buckets have anything.
+    #[must_use]
+    pub fn buckets(&self) -> usize {
+        self.states.len()
+    }
+
     /// Adds a state to a bucket of the day.
     pub fn merge(&mut self, slot: u8, state: &State) {
         self.states.entry(slot).or_insert_with(|| State::empty(self.shape)).merge(state);

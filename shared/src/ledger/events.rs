@@ -54,11 +54,11 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// By what it is known: its id if that is a UUID in its usual form, else one made of its hash. (Ids that grow with time are then found
-    /// and written beside each other, which hashes are not.)
+    /// By what it is known: its id if that is a UUID in its usual form, in small letters (RFC 9562 §4), else one made of its hash. (Ids that
+    /// grow with time are then found and written beside each other, which hashes are not.) Texts that differ are different ids.
     fn key(&self) -> Uuid {
-        if self.id.len() == 36
-            && let Ok(id) = Uuid::try_parse(&self.id)
+        if let Ok(id) = Uuid::try_parse(&self.id)
+            && *id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *self.id
         {
             return id;
         }
@@ -260,11 +260,12 @@ pub async fn tenants(pool: &PgPool) -> Result<Vec<i32>, LedgerError> {
     Ok(sqlx::query_scalar("SELECT id FROM tenant ORDER BY id").fetch_all(pool).await?)
 }
 
-/// Deletes events of a tenant that are older than `before`, up to 5,000; answers how many.
+/// Deletes events of a tenant of days before `day`, up to 5,000, and notes that they are gone; answers how many.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn forget(pool: &PgPool, tenant: i32, before: DateTime<Utc>) -> Result<u64, LedgerError> {
+pub async fn forget(pool: &PgPool, tenant: i32, day: NaiveDate) -> Result<u64, LedgerError> {
+    let before = day.and_time(chrono::NaiveTime::MIN).and_utc();
     let mut transaction = pool.begin().await?;
     // The condition twice: of a table in partitions a place is none by itself.
     let done = sqlx::query(
@@ -272,8 +273,32 @@ pub async fn forget(pool: &PgPool, tenant: i32, before: DateTime<Utc>) -> Result
          AND ctid = ANY (ARRAY (SELECT ctid FROM event WHERE tenant_id = $1 AND time < $2 LIMIT 5000))",
     );
     let done = done.bind(tenant).bind(before).execute(&mut *transaction).await?.rows_affected();
+    if done > 0 {
+        gone(&mut transaction, &[tenant], day).await?;
+    }
     transaction.commit().await?;
     Ok(done)
+}
+
+/// Notes that raw events of days before `day` are gone.
+async fn gone(connection: &mut PgConnection, tenants: &[i32], day: NaiveDate) -> Result<(), LedgerError> {
+    sqlx::query(
+        "INSERT INTO event_horizon AS h (tenant_id, gone_before) SELECT t.id, $2 FROM unnest($1::integer[]) AS t (id)
+         ON CONFLICT (tenant_id) DO UPDATE SET gone_before = greatest(h.gone_before, excluded.gone_before)",
+    )
+    .bind(tenants)
+    .bind(day)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The first day of which all of a tenant's raw events may still be there; `None` where none were deleted for their age.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn horizon(pool: &PgPool, tenant: i32) -> Result<Option<NaiveDate>, LedgerError> {
+    Ok(sqlx::query_scalar("SELECT gone_before FROM event_horizon WHERE tenant_id = $1").bind(tenant).fetch_optional(pool).await?)
 }
 
 /// Drops what no tenant keeps: events of days before `day`, and ids of weeks before last week. Answers how many partitions.
@@ -282,6 +307,16 @@ pub async fn forget(pool: &PgPool, tenant: i32, before: DateTime<Utc>) -> Result
 /// [`LedgerError`]; a lock that was not to be had is one too, and no reason to worry.
 pub async fn drop_partitions(pool: &PgPool, day: NaiveDate, now: DateTime<Utc>) -> Result<u64, LedgerError> {
     let mut dropped = 0;
+    // Noted before it is done: nobody counts anew what goes in a moment.
+    let mut transaction = pool.begin_with("BEGIN; SET LOCAL statement_timeout = '1min'").await?;
+    let losing: Vec<i32> = sqlx::query_scalar("SELECT DISTINCT tenant_id FROM event WHERE time < $1")
+        .bind(day.and_time(chrono::NaiveTime::MIN).and_utc())
+        .fetch_all(&mut *transaction)
+        .await?;
+    if !losing.is_empty() {
+        gone(&mut transaction, &losing, day).await?;
+    }
+    transaction.commit().await?;
     loop {
         let done: i32 =
             sqlx::query_scalar("SELECT drop_events($1, $2)").bind(day).bind(week_of(now) - TimeDelta::days(7)).fetch_one(pool).await?;
@@ -300,11 +335,12 @@ mod tests {
     fn ids_are_themselves_or_their_hash() {
         let of =
             |id: &str| NewEvent { id: id.into(), sort: "a".into(), user: None, time: DateTime::UNIX_EPOCH, properties: Map::new() }.key();
-        let uuid = "01970000-0000-7000-8000-000000000001";
+        let uuid = "01970000-0000-7000-8000-00000000000a";
         assert_eq!(of(uuid).to_string(), uuid);
         assert_ne!(of("a"), of("b"));
         assert_eq!(of("a").get_version_num(), 8);
         // A UUID written otherwise is another text.
+        assert_eq!(of(&uuid.to_uppercase()).get_version_num(), 8);
         assert_eq!(of(&uuid.replace('-', "")).get_version_num(), 8);
     }
 

@@ -113,6 +113,10 @@ async fn events_are_taken_once_in_any_form_and_what_is_wrong_is_named() {
             "{encoding}"
         );
     }
+    // As editors and exports write lines: a byte order mark, blank ones anywhere. Places are those of the lines.
+    let spaced = format!("\u{feff}{}\r\n\n  \n{{}}\n\n", events[0]);
+    let taken = packed(&client, "application/x-ndjson", "identity", spaced.into_bytes()).await.expect(200);
+    assert_eq!((&taken["duplicates"], &taken["rejected"][0]["index"], &taken["rejected"][1]), (&json!(1), &json!(3), &json!(null)));
     // A sender whose clock is a day behind.
     let request = client.request(Method::POST, "/v1/events").header("X-Sent-At", "2026-11-20T12:07:00Z");
     let late = json!({"events": [run(7, "2026-11-20T12:06:00Z", "bob", &json!({}))]});
@@ -362,6 +366,20 @@ async fn of_who_is_erased_nothing_is_left_but_what_all_came_to() {
     }
     assert_eq!(world.number("SELECT count(*) FROM event").await, 2);
     assert_eq!(total(&client, "runs").await, 4.0, "what all came to names nobody");
+}
+
+#[tokio::test]
+async fn a_backlog_of_what_is_put_together_passes() {
+    let (world, _clock, client) = forge().await;
+    assert_eq!(send(&client, &[run(1, NOW, "ada", &json!({"tokens": 3}))]).await["accepted"], 1);
+    let more = "INSERT INTO metric_partial (tenant_id, series, taken_at, body)
+        SELECT tenant_id, series, taken_at, convert_to(repeat('x', 1048576), 'UTF8') FROM metric_partial, generate_series(1, 33)";
+    world.execute(more).await;
+    let refused = client.get("/v1/analytics/tokens").await;
+    refused.problem(503, "overloaded");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() > 0);
+    world.execute("DELETE FROM metric_partial WHERE octet_length(body) = 1048576").await;
+    assert_eq!(total(&client, "tokens").await, 3.0);
 }
 
 #[tokio::test]

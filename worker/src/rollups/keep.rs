@@ -56,7 +56,7 @@ async fn forget(services: &Services, now: DateTime<Utc>) -> Result<(), LedgerErr
     for (tenant, declared) in &kept {
         // What all others drop too is dropped by the day, which is cheaper.
         if declared.keep_days() < longest || !is_known {
-            let before = day_before(declared.keep_days()).and_time(chrono::NaiveTime::MIN).and_utc();
+            let before = day_before(declared.keep_days());
             while Instant::now() < until && events::forget(pool, *tenant, before).await? > 0 {}
         }
         let rollups = declared.keep_rollups_days().map(day_before);

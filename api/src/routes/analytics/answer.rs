@@ -1,6 +1,6 @@
 //! A metric's answer.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use shared::{
     analytics::{Granularity, Labels, Period, Span, State, range::Group, state::Aggregate},
     ledger::rollups::{
-        ask::{Asked, Found, ask},
+        ask::{Asked, Found, look, turn},
         read::ReadError,
     },
     tenant::{self, Metric, Panel, TOP},
@@ -21,6 +21,13 @@ use crate::{
     auth::{AnalyticsRead, Caller},
     problem::{Code, Problem},
 };
+
+/// For how long a request waits while others' answers are computed.
+const TURN_WITHIN: Duration = Duration::from_secs(5);
+
+/// When to ask again: where others' answers are computed, and where compaction is behind.
+const BUSY_FOR: Duration = Duration::from_secs(2);
+const BEHIND_FOR: Duration = Duration::from_secs(10);
 
 /// A metric over a span.
 #[derive(Debug, Serialize, ToSchema)]
@@ -133,31 +140,36 @@ pub async fn read(
         span,
         user: caller.acting_user.as_deref(),
     };
+    // Before a connection is taken: who waits for others' answers holds up nobody.
+    let turn = turn(TURN_WITHIN).await.map_err(of_read)?;
     let as_of = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
-    let Found { groups: shown, before: previous, is_whole } = ask(&mut transaction, &asked).await.map_err(of_read)?;
+    let looked = look(&mut transaction, &asked).await.map_err(of_read)?;
     drop(transaction);
-    let aggregate = metric.aggregate();
-    let groups_of = |groups: &[Group], periods: &[Period], others: Option<&[Group]>| {
-        groups.iter().map(|group| group_answer(group, periods, &panel.group_by, aggregate, others)).collect()
+    let (name, aggregate, group_by, span) = (name.to_owned(), metric.aggregate(), panel.group_by.clone(), span.clone());
+    let answer = move |Found { groups: shown, before: previous, is_whole }| {
+        let groups_of = |groups: &[Group], periods: &[Period], others: Option<&[Group]>| {
+            groups.iter().map(|group| group_answer(group, periods, &group_by, aggregate, others)).collect()
+        };
+        MetricAnswer {
+            metric: name,
+            aggregate,
+            from: span.periods.first().map_or(as_of, |first| first.start),
+            to: shared::analytics::bucket_start(span.buckets.1),
+            granularity: span.granularity,
+            time_zone: span.tz.clone(),
+            as_of,
+            is_whole,
+            groups: groups_of(&shown, &span.periods, previous.as_deref()),
+            previous: previous.as_ref().map(|groups| Previous {
+                from: span.before.first().map_or(as_of, |first| first.start),
+                to: span.periods.first().map_or(as_of, |first| first.start),
+                groups: groups_of(groups, &span.before, None),
+            }),
+            group_by,
+        }
     };
-    Ok(MetricAnswer {
-        metric: name.to_owned(),
-        aggregate,
-        from: span.periods.first().map_or(as_of, |first| first.start),
-        to: shared::analytics::bucket_start(span.buckets.1),
-        granularity: span.granularity,
-        time_zone: span.tz.clone(),
-        as_of,
-        is_whole,
-        group_by: panel.group_by.clone(),
-        groups: groups_of(&shown, &span.periods, previous.as_deref()),
-        previous: previous.as_ref().map(|groups| Previous {
-            from: span.before.first().map_or(as_of, |first| first.start),
-            to: span.periods.first().map_or(as_of, |first| first.start),
-            groups: groups_of(groups, &span.before, None),
-        }),
-    })
+    looked.found(turn, answer).await.map_err(of_read)
 }
 
 fn group_answer(group: &Group, periods: &[Period], group_by: &[String], aggregate: Aggregate, before: Option<&[Group]>) -> GroupAnswer {
@@ -181,6 +193,14 @@ fn group_answer(group: &Group, periods: &[Period], group_by: &[String], aggregat
 fn of_read(error: ReadError) -> Problem {
     match error {
         ReadError::Ledger(error) => error.into(),
+        ReadError::Behind => {
+            let detail = "More events came than are put together yet; the same question is answered when they are.";
+            Problem::new(Code::Overloaded, detail).retry_after(BEHIND_FOR)
+        }
+        ReadError::Busy => {
+            let detail = "As many answers are computed as this server does at a time; ask again after Retry-After, or for less at a time.";
+            Problem::new(Code::Overloaded, detail).retry_after(BUSY_FOR)
+        }
         ReadError::TooMuch => Problem::new(
             Code::QueryInvalid,
             "group_by: there are more groups in this span than can be added up; ask for a shorter one, or for fewer dimensions.",

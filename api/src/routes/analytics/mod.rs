@@ -134,7 +134,7 @@ fn find<'a>(tenant: &'a Tenant, name: &str, user: Option<&str>) -> Result<&'a Me
         (status = 304, description = "The numbers are the same"),
         (status = 400, body = ProblemBody<'static>, description = "`query_invalid`"),
         (status = 404, body = ProblemBody<'static>, description = "`metric_not_found`"),
-        (status = 503, body = ProblemBody<'static>, description = "`database_unavailable`: try again after `Retry-After`"),
+        (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
     ),
 )]
 pub async fn read(
@@ -154,7 +154,7 @@ pub async fn read(
         return Ok(respond(&headers, &kept.0, kept.1));
     }
     let answer = answer::read(&app, &caller, &name, metric, &panel, &span).await?;
-    finish(&app, &headers, key, &span, &answer)
+    finish(&app, &headers, key, &span, answer).await
 }
 
 /// Whether answers may be kept. Those of a user, and those that name users, are not: nothing is shown of who is being erased, from the first
@@ -164,9 +164,16 @@ fn may_be_kept<'p>(caller: &Caller<AnalyticsRead>, panels: impl IntoIterator<Ite
 }
 
 /// Answers with what was read, and keeps it under `key` where its time is over.
-fn finish(app: &App, headers: &HeaderMap, key: Option<String>, span: &Span, answer: &impl Tagged) -> Result<Response, Problem> {
-    let body = Bytes::from(serde_json::to_vec(answer).map_err(Problem::internal)?);
-    let tag = format!("W/\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(hash_of(&answer.numbers())));
+async fn finish<T>(app: &App, headers: &HeaderMap, key: Option<String>, span: &Span, answer: T) -> Result<Response, Problem>
+where
+    T: Tagged + Send + 'static,
+{
+    // Ten megabytes of text and more, of the largest.
+    let writing = tokio::task::spawn_blocking(move || {
+        let body = serde_json::to_vec(&answer)?;
+        Ok::<_, serde_json::Error>((Bytes::from(body), format!("W/\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(hash_of(&answer.numbers())))))
+    });
+    let (body, tag) = writing.await.map_err(Problem::internal)?.map_err(Problem::internal)?;
     if let Some(key) = key.filter(|_| span.is_over(app.clock.now())) {
         app.answers.keep(key, &tag, &body);
     }

@@ -56,7 +56,7 @@ impl Tagged for ViewAnswer {
         (status = 304, description = "The numbers are the same"),
         (status = 400, body = ProblemBody<'static>, description = "`query_invalid`"),
         (status = 404, body = ProblemBody<'static>, description = "`view_not_found`"),
-        (status = 503, body = ProblemBody<'static>, description = "`database_unavailable`: try again after `Retry-After`"),
+        (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
     ),
 )]
 pub async fn read(
@@ -94,5 +94,5 @@ pub async fn read(
         let metric = find(&tenant, &panel.metric, user)?;
         answer.panels.push(answer::read(&app, &caller, &panel.metric, metric, panel, &span).await?);
     }
-    finish(&app, &headers, key, &span, &answer)
+    finish(&app, &headers, key, &span, answer).await
 }

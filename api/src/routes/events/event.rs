@@ -159,8 +159,8 @@ struct List<'a> {
     events: Vec<&'a RawValue>,
 }
 
-/// Reads all events of a body.
-pub fn read_all(bytes: &[u8], form: Form, rules: &Rules) -> Result<Vec<Result<NewEvent, Refused>>, Problem> {
+/// Reads all events of a body, each with its place: in the list, or its line. Lines with nothing in them are none, nor is a byte order mark.
+pub fn read_all(bytes: &[u8], form: Form, rules: &Rules) -> Result<super::Read, Problem> {
     match form {
         Form::Json => {
             let list: List<'_> = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
@@ -171,15 +171,14 @@ pub fn read_all(bytes: &[u8], form: Form, rules: &Rules) -> Result<Vec<Result<Ne
                 _ => Problem::new(Code::JsonMalformed, format!("{error}.")),
             })?;
             check_count(list.events.len())?;
-            Ok(list.events.iter().map(|event| rules.read(event.get().as_bytes())).collect())
+            Ok(list.events.iter().map(|event| rules.read(event.get().as_bytes())).enumerate().collect())
         }
         Form::Lines => {
-            let mut lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).collect();
-            while lines.last().is_some_and(|line| line.is_empty()) {
-                lines.pop();
-            }
+            let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+            let lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).enumerate();
+            let lines: Vec<(usize, &[u8])> = lines.filter(|(_, line)| !line.is_empty()).collect();
             check_count(lines.len())?;
-            Ok(lines.into_iter().map(|line| rules.read(line)).collect())
+            Ok(lines.into_iter().map(|(place, line)| (place, rules.read(line))).collect())
         }
     }
 }
@@ -221,11 +220,12 @@ mod tests {
             {"id": "4", "type": "a", "user": "a b"}, {"id": "5", "type": "a", "properties": {"a": ["\u0000"]}}, {"id": "6", "type": "a", "properties": []},
             {"id": "7", "type": "a", "properties": {"a": "\\u0000", "b": 1e400}}, {"id": "8", "type": "a", "properties": {"a": "\\u0000"}}, {"id": "9", "type": "a", "properties": {"a": "\ud800"}}]}"#;
         let read = read_all(body.as_bytes(), Form::Json, &rules(None)).unwrap();
-        let taken: Vec<_> = read.iter().enumerate().filter(|(_, event)| event.is_ok()).map(|(index, _)| index).collect();
+        let taken: Vec<_> = read.iter().filter(|(_, event)| event.is_ok()).map(|(index, _)| *index).collect();
         assert_eq!(taken, [0, 9], "{read:?}");
-        let lines = "{\"id\": \"1\", \"type\": \"a\"}\r\n\nno json\n{\"id\": \"2\", \"type\": \"a\"}\n\n";
+        let lines = "\u{feff}{\"id\": \"1\", \"type\": \"a\"}\r\n\nno json\n{\"id\": \"2\", \"type\": \"a\"}\n\n";
         let read = read_all(lines.as_bytes(), Form::Lines, &rules(None)).unwrap();
-        assert_eq!(read.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false, true]);
+        let read: Vec<_> = read.iter().map(|(line, event)| (*line, event.is_ok())).collect();
+        assert_eq!(read, [(0, true), (2, false), (3, true)]);
     }
 
     #[test]

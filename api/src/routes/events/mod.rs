@@ -130,8 +130,8 @@ pub async fn create(
     Ok(Answer(taken))
 }
 
-/// What a request's events are, in their order.
-type Read = Vec<Result<NewEvent, Refused>>;
+/// What a request's events are, in their order, each with its place.
+type Read = Vec<(usize, Result<NewEvent, Refused>)>;
 
 /// Unpacks and reads a body on a thread for such things: some ten milliseconds of computing.
 async fn parse(
@@ -154,7 +154,7 @@ async fn parse(
 async fn store(app: &App, tenant: Arc<Tenant>, read: Read) -> Result<EventsTaken, Problem> {
     let mut taken = EventsTaken { accepted: 0, duplicates: 0, rejected: Vec::new() };
     let (mut events, mut places) = (Vec::with_capacity(read.len()), Vec::with_capacity(read.len()));
-    for (index, one) in read.into_iter().enumerate() {
+    for (index, one) in read {
         match one {
             Ok(event) => {
                 events.push(event);

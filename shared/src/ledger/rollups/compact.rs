@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, NaiveDate, Utc};
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::{date, unreadable};
+use super::{compute, date, unreadable};
 use crate::{
-    analytics::{Bundle, DayBody, Labels, bundle::slot_of, day_of},
+    analytics::{Bundle, DayBody, Labels, Unreadable, bundle::slot_of, day_of},
     ledger::LedgerError,
 };
 
@@ -21,12 +21,22 @@ pub const MOST_ROWS: i64 = 1_000;
 /// And the most bytes of them.
 const MOST_BYTES: i64 = 8 * 1024 * 1024;
 
+/// When a round has so many rows of days to write it leaves the other partials to the next one.
+const ROUND_ROWS: usize = 50_000;
+
+/// The most rows of a day and metric that a rebuild holds, and the most buckets in them: some 500 MiB at the very most.
+pub(super) const MOST_DAY_ROWS: usize = 100_000;
+const MOST_DAY_BUCKETS: usize = 4_000_000;
+
 /// A row of a day, by its key: the grouping, the day, the labels.
 type Key = (u8, i64, Labels);
 
 /// What is to be added to days.
 #[derive(Debug, Default)]
-pub(super) struct Additions(BTreeMap<Key, DayBody>);
+pub(super) struct Additions {
+    rows: BTreeMap<Key, DayBody>,
+    buckets: usize,
+}
 
 impl Additions {
     /// Adds a bundle's states, once for each grouping. Those of `without` are left out.
@@ -38,16 +48,20 @@ impl Additions {
             }
             for grouping in 0..1_u8 << labels.0.len() {
                 let key = (grouping, day, labels.grouped(grouping));
-                self.0.entry(key).or_insert_with(|| DayBody::new(bundle.shape())).merge(slot_of(bucket), state);
+                let body = self.rows.entry(key).or_insert_with(|| DayBody::new(bundle.shape()));
+                let before = body.buckets();
+                body.merge(slot_of(bucket), state);
+                self.buckets += body.buckets() - before;
             }
         }
     }
 
-    pub(super) fn rows(&self) -> usize {
-        self.0.len()
+    /// Whether there is more than a day may come to.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.rows.len() > MOST_DAY_ROWS || self.buckets > MOST_DAY_BUCKETS
     }
 
-    /// Writes them. With `fresh` no row of theirs can be there.
+    /// Writes them, page by page. With `fresh` no row of theirs can be there.
     pub(super) async fn write(
         self,
         connection: &mut PgConnection,
@@ -56,17 +70,24 @@ impl Additions {
         user_place: Option<usize>,
         fresh: bool,
     ) -> Result<(), LedgerError> {
-        let mut rows: Vec<(Key, DayBody)> = self.0.into_iter().collect();
-        for page in rows.chunks_mut(PAGE) {
+        let mut rows = self.rows.into_iter();
+        loop {
+            let page: Page = rows.by_ref().take(PAGE).collect();
+            if page.is_empty() {
+                return Ok(());
+            }
             let groupings: Vec<i16> = page.iter().map(|((grouping, ..), _)| i16::from(*grouping)).collect();
             let days: Vec<NaiveDate> = page.iter().map(|((_, day, _), _)| date(*day)).collect();
             let labels: Vec<String> = page.iter().map(|((.., labels), _)| labels.to_text()).collect();
-            if !fresh {
-                merge_existing(connection, tenant, series, page, (&groupings, &days, &labels)).await?;
+            let existing = if fresh { Vec::new() } else { existing(connection, tenant, series, (&groupings, &days, &labels)).await? };
+            let (users, bodies) = compute(move || encode(page, existing, user_place)).await?.map_err(unreadable(series))?;
+            let mut columns = (Vec::with_capacity(bodies.len()), Vec::with_capacity(bodies.len()), Vec::with_capacity(bodies.len()));
+            for (body, coarser) in bodies {
+                let (hours, whole) = coarser.unzip();
+                columns.0.push(body);
+                columns.1.push(hours);
+                columns.2.push(whole);
             }
-            let users: Vec<Option<&str>> = page.iter().map(|((grouping, _, labels), _)| user_of(*grouping, labels, user_place)).collect();
-            let bodies: Vec<Vec<u8>> = page.iter().map(|(_, body)| body.encode()).collect();
-            let (hours, wholes): (Vec<_>, Vec<_>) = page.iter().map(|(_, body)| body.coarser().map(<(_, _)>::from).unzip()).unzip();
             sqlx::query(
                 "INSERT INTO metric_day (tenant_id, series, grouping, day, labels, user_id, body, hours, whole)
                  SELECT $1, $2, d.grouping, d.day, d.labels, d.user_id, d.body, d.hours, d.whole
@@ -80,28 +101,47 @@ impl Additions {
             .bind(days)
             .bind(labels)
             .bind(users)
-            .bind(bodies)
-            .bind(hours)
-            .bind(wholes)
+            .bind(columns.0)
+            .bind(columns.1)
+            .bind(columns.2)
             .execute(&mut *connection)
             .await?;
         }
-        Ok(())
     }
+}
+
+/// Rows that one statement writes.
+type Page = Vec<(Key, DayBody)>;
+
+/// A row's bytes: by quarter hours; by hours and as a whole, where those are kept.
+type Stored = (Vec<u8>, Option<(Vec<u8>, Vec<u8>)>);
+
+/// Adds what is there to a page; its users and bytes.
+fn encode(
+    mut page: Page,
+    existing: Vec<(usize, Vec<u8>)>,
+    user_place: Option<usize>,
+) -> Result<(Vec<Option<String>>, Vec<Stored>), Unreadable> {
+    for (place, body) in existing {
+        if let Some((_, addition)) = page.get_mut(place) {
+            DayBody::each(&body, |slot, state| addition.merge(slot, &state))?;
+        }
+    }
+    let users = page.iter().map(|((grouping, _, labels), _)| user_of(*grouping, labels, user_place).map(str::to_owned)).collect();
+    Ok((users, page.iter().map(|(_, body)| (body.encode(), body.coarser().map(Into::into))).collect()))
 }
 
 /// The keys of a page, by column.
 type Columns<'a> = (&'a [i16], &'a [NaiveDate], &'a [String]);
 
-/// Adds what stands in the rows of a page to it.
-async fn merge_existing(
+/// What stands in the rows of a page already, by place in it.
+async fn existing(
     connection: &mut PgConnection,
     tenant: i32,
     series: Uuid,
-    page: &mut [(Key, DayBody)],
     (groupings, days, labels): Columns<'_>,
-) -> Result<(), LedgerError> {
-    let found = sqlx::query(
+) -> Result<Vec<(usize, Vec<u8>)>, LedgerError> {
+    let found: Vec<(i64, Vec<u8>)> = sqlx::query_as(
         "SELECT k.place, d.body
          FROM unnest($3::smallint[], $4::date[], $5::text[]) WITH ORDINALITY AS k (grouping, day, labels, place)
          JOIN metric_day d ON d.tenant_id = $1 AND d.series = $2 AND d.grouping = k.grouping AND d.day = k.day AND d.labels = k.labels",
@@ -113,14 +153,7 @@ async fn merge_existing(
     .bind(labels)
     .fetch_all(connection)
     .await?;
-    for row in found {
-        let (place, body): (i64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-        let place = usize::try_from(place - 1).unwrap_or(usize::MAX);
-        if let Some((_, addition)) = page.get_mut(place) {
-            DayBody::each(&body, |slot, state| addition.merge(slot, &state)).map_err(unreadable(series))?;
-        }
-    }
-    Ok(())
+    Ok(found.into_iter().map(|(place, body)| (usize::try_from(place - 1).unwrap_or(usize::MAX), body)).collect())
 }
 
 /// The label of the dimension `user` among those of a grouping.
@@ -174,14 +207,14 @@ async fn turn(connection: &mut PgConnection, tenant: i32, series: Uuid) -> Resul
 pub async fn compact(pool: &PgPool, tenant: i32, series: Uuid) -> Result<Compacted, LedgerError> {
     let mut transaction = pool.begin().await?;
     let Some(user_place) = turn(&mut transaction, tenant, series).await? else { return Ok(Compacted::default()) };
-    // A statement of its own, which sees what was committed before the turn was ours.
-    let rows = sqlx::query(
-        "DELETE FROM metric_partial WHERE tenant_id = $1 AND series = $2 AND id = ANY (ARRAY (
+    // A statement of its own, which sees what was committed before the turn was ours. Locked, so that what is read is what goes.
+    let rows: Vec<(i64, DateTime<Utc>, Vec<u8>)> = sqlx::query_as(
+        "SELECT id, taken_at, body FROM metric_partial WHERE tenant_id = $1 AND series = $2 AND id = ANY (ARRAY (
             SELECT p.id FROM (
                 SELECT q.id, sum(octet_length(q.body)) OVER (ORDER BY q.id) - octet_length(q.body) AS before
                 FROM (SELECT id, body FROM metric_partial WHERE tenant_id = $1 AND series = $2 ORDER BY tenant_id, series, id LIMIT $3) q
             ) p WHERE p.before < $4))
-         RETURNING taken_at, body",
+         ORDER BY id FOR UPDATE",
     )
     .bind(tenant)
     .bind(series)
@@ -192,14 +225,27 @@ pub async fn compact(pool: &PgPool, tenant: i32, series: Uuid) -> Result<Compact
     if rows.is_empty() {
         return Ok(Compacted::default());
     }
-    let mut additions = Additions::default();
-    let mut compacted = Compacted { partials: rows.len() as u64, ..Compacted::default() };
-    for row in rows {
-        let (taken_at, body): (DateTime<Utc>, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-        compacted.oldest = Some(compacted.oldest.map_or(taken_at, |oldest| oldest.min(taken_at)));
-        additions.add(&Bundle::decode(&body).map_err(unreadable(series))?, None);
-    }
-    compacted.rows = additions.rows() as u64;
+    let work = move || {
+        let (mut additions, mut compacted, mut done) = (Additions::default(), Compacted::default(), Vec::with_capacity(rows.len()));
+        for (id, taken_at, body) in rows {
+            compacted.oldest = Some(compacted.oldest.map_or(taken_at, |oldest| oldest.min(taken_at)));
+            additions.add(&Bundle::decode(&body)?, None);
+            done.push(id);
+            if additions.rows.len() > ROUND_ROWS {
+                break;
+            }
+        }
+        compacted.partials = done.len() as u64;
+        compacted.rows = additions.rows.len() as u64;
+        Ok::<_, Unreadable>((additions, compacted, done))
+    };
+    let (additions, compacted, done) = compute(work).await?.map_err(unreadable(series))?;
+    sqlx::query("DELETE FROM metric_partial WHERE tenant_id = $1 AND series = $2 AND id = ANY ($3)")
+        .bind(tenant)
+        .bind(series)
+        .bind(done)
+        .execute(&mut *transaction)
+        .await?;
     additions.write(&mut transaction, tenant, series, user_place, false).await?;
     transaction.commit().await?;
     Ok(compacted)

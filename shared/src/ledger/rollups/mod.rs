@@ -67,6 +67,18 @@ pub(super) async fn add(
     Ok(())
 }
 
+/// Computes what takes more than a moment where it holds nobody up: on a thread for such things. A panic goes on here.
+async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, LedgerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The program ends.
+            Err(_) => Err(super::timed_out()),
+        },
+    }
+}
+
 /// What is stored of a series can't be read.
 fn unreadable(series: Uuid) -> impl Fn(Unreadable) -> LedgerError {
     move |error| LedgerError::Unknown { what: "a rollup", value: format!("of series {series}: {error}") }

@@ -1,6 +1,6 @@
 //! Reading: a series' days and what is not compacted yet, as one statement sees both.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use chrono::NaiveDate;
 use futures_util::TryStreamExt;
@@ -16,8 +16,11 @@ use crate::{
     ledger::LedgerError,
 };
 
-/// The most that is read for one answer, in bytes.
+/// The most that is read for one answer, in bytes: of days, and of what is not put together yet.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
+
+/// And the most rows of days.
+const MOST_ROWS: usize = 250_000;
 
 /// What is read.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +37,8 @@ pub struct Wanted<'a> {
     pub grain: &'a Grain,
     /// Of one user alone: `grouping` has the dimension then.
     pub user: Option<&'a str>,
+    /// Whether the metric has the dimension `user`.
+    pub names_users: bool,
 }
 
 /// A read that came to nothing.
@@ -45,6 +50,12 @@ pub enum ReadError {
     /// There are more groups in the span than an answer is made of.
     #[error("there is more to add up than one answer is made of")]
     TooMuch,
+    /// More is waiting to be put together than one answer is made of: compaction is behind. In a while it is not.
+    #[error("more is waiting to be put together than one answer is made of")]
+    Behind,
+    /// As many answers are computed as may be at a time. In a moment they are not.
+    #[error("as many answers are computed as may be at a time")]
+    Busy,
 }
 
 impl From<sqlx::Error> for ReadError {
@@ -53,11 +64,37 @@ impl From<sqlx::Error> for ReadError {
     }
 }
 
-/// Reads it; and whether events that were there before the metric are counted too.
+/// What was found, as it is stored.
+#[derive(Debug)]
+pub struct Stored {
+    series: Uuid,
+    days: Vec<(i64, String, Vec<u8>)>,
+    partials: Vec<Vec<u8>>,
+    /// Whether events that were there before the metric are counted too.
+    pub is_whole: bool,
+    /// Users who are being erased, where the metric names any. Of the same moment as all else: what is of them is there with their name, or
+    /// gone.
+    pub erased: HashSet<String>,
+}
+
+impl Stored {
+    /// What it says. This computes for long where there is much.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn decode(self) -> Result<Read, ReadError> {
+        let labelled = |(day, labels, body): (i64, String, Vec<u8>)| Ok((day, Labels::from_text(&labels)?, body));
+        let days = self.days.into_iter().map(labelled).collect::<Result<_, _>>().map_err(unreadable(self.series))?;
+        let bundles = self.partials.iter().map(|body| Bundle::decode(body)).collect::<Result<_, _>>().map_err(unreadable(self.series))?;
+        Ok(Read { days, bundles })
+    }
+}
+
+/// Reads it, in one statement.
 ///
 /// # Errors
 /// [`ReadError`].
-pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<(Read, bool), ReadError> {
+pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<Stored, ReadError> {
     let (first, end) = wanted.buckets;
     let dates = |days: &BTreeSet<i64>| days.iter().map(|day| date(*day)).collect::<Vec<_>>();
     let (from, to): (NaiveDate, NaiveDate) = (date(day_of(first)), date(day_of(end - 1)));
@@ -69,7 +106,10 @@ pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<
          FROM metric_day d
          WHERE d.tenant_id = $1 AND d.series = $2 AND d.grouping = $3 AND d.day BETWEEN $4 AND $5 AND ($6::text IS NULL OR d.user_id = $6)
          UNION ALL
-         SELECT 2::smallint, NULL, NULL, p.body, NULL FROM metric_partial p WHERE p.tenant_id = $1 AND p.series = $2",
+         SELECT 2::smallint, NULL, NULL, p.body, NULL FROM metric_partial p WHERE p.tenant_id = $1 AND p.series = $2
+         UNION ALL
+         SELECT 3::smallint, NULL, e.user_id, NULL, NULL FROM erasure e
+         WHERE e.tenant_id = $1 AND $9",
     )
     .persistent(false)
     .bind(wanted.tenant)
@@ -80,27 +120,33 @@ pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<
     .bind(wanted.user)
     .bind(dates(&wanted.grain.whole))
     .bind(dates(&wanted.grain.fine))
+    .bind(wanted.names_users)
     .fetch(connection);
-    let (mut read, mut is_whole, mut bytes) = (Read::default(), false, 0);
+    let mut found = Stored { series: wanted.series, days: Vec::new(), partials: Vec::new(), is_whole: false, erased: HashSet::new() };
+    let (mut of_days, mut of_partials) = (0, 0);
     while let Some(row) = rows.try_next().await? {
-        let sort: i16 = row.try_get(0)?;
-        if sort == 0 {
-            is_whole = row.try_get(4)?;
-            continue;
-        }
-        let body: Vec<u8> = row.try_get(3)?;
-        bytes += body.len();
-        if bytes > MOST_BYTES {
-            return Err(ReadError::TooMuch);
-        }
-        if sort == 1 {
-            let (day, labels): (NaiveDate, String) = (row.try_get(1)?, row.try_get(2)?);
-            bytes += labels.len();
-            let day = (day - bucket_start(0).date_naive()).num_days();
-            read.days.push((day, Labels::from_text(&labels).map_err(unreadable(wanted.series))?, body));
-        } else {
-            read.bundles.push(Bundle::decode(&body).map_err(unreadable(wanted.series))?);
+        match row.try_get::<i16, _>(0)? {
+            0 => found.is_whole = row.try_get(4)?,
+            1 => {
+                let (day, labels, body): (NaiveDate, String, Vec<u8>) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+                of_days += body.len() + labels.len();
+                if of_days > MOST_BYTES || found.days.len() >= MOST_ROWS {
+                    return Err(ReadError::TooMuch);
+                }
+                found.days.push(((day - bucket_start(0).date_naive()).num_days(), labels, body));
+            }
+            2 => {
+                let body: Vec<u8> = row.try_get(3)?;
+                of_partials += body.len();
+                if of_partials > MOST_BYTES {
+                    return Err(ReadError::Behind);
+                }
+                found.partials.push(body);
+            }
+            _ => {
+                found.erased.insert(row.try_get(2)?);
+            }
         }
     }
-    Ok((read, is_whole))
+    Ok(found)
 }

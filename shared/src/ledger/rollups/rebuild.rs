@@ -1,27 +1,69 @@
 //! Rebuilding: a day's rows from its raw events, for repair, for events from before the metric, and to prove that adding up came to the
 //! same.
+//!
+//! What must stay true: what is held at a time is bounded, and computed off the threads that everybody shares; a day that comes to more
+//! fails by itself and stays as it is.
+
+use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use serde_json::{Map, Value};
-use sqlx::{PgPool, Row};
+use sqlx::{PgPool, Row, postgres::PgRow};
 
-use super::{compact::Additions, unreadable};
+use super::{
+    compact::{Additions, MOST_DAY_ROWS, compact},
+    compute, unreadable,
+};
 use crate::{
     analytics::{Bundle, EventFacts, bucket_of, bucket_start, observe},
-    ledger::LedgerError,
+    ledger::{LedgerError, events},
     tenant::Metric,
 };
+
+/// Events that are counted at a time.
+const SLICE: usize = 2_000;
+
+/// Rounds of compaction before a day, so that little is left to be moved within it.
+const ROUNDS: u32 = 200;
+
+/// A day that was not counted anew. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// The database; also where somebody else changed the series meanwhile.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// More was added meanwhile than one transaction moves: again in a moment.
+    #[error("more is waiting to be put together than one transaction moves")]
+    Behind,
+    /// Its raw events went for their age, some of them at least: what was counted of them is all there is.
+    #[error("the raw events of {0} are not kept any more")]
+    Gone(NaiveDate),
+    /// The day has more groups than are counted at a time.
+    #[error("{0} has more groups than can be counted anew (it would come to more than {MOST_DAY_ROWS} rows)")]
+    TooManyGroups(NaiveDate),
+}
+
+impl From<sqlx::Error> for RebuildError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Ledger(error.into())
+    }
+}
 
 /// Counts a UTC day of a metric anew, in one transaction; answers how many events counted. Where somebody else changed the series meanwhile
 /// it fails as transient, and nothing has changed.
 ///
 /// # Errors
-/// [`LedgerError`].
-pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) -> Result<u64, LedgerError> {
+/// [`RebuildError`].
+pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) -> Result<u64, RebuildError> {
     let series = metric.series();
     let number = (day - bucket_start(0).date_naive()).num_days();
     let user_place = metric.user_place();
+    for _ in 0..ROUNDS {
+        if compact(pool, tenant, series).await?.partials == 0 {
+            break;
+        }
+    }
     let mut transaction = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = '10min'").await?;
     // The first statement, so the snapshot of all that follow is from before or after another's turn, and never within.
     let turn = sqlx::query("UPDATE metric_series SET version = version + 1 WHERE tenant_id = $1 AND series = $2");
@@ -32,13 +74,22 @@ pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) ->
     }
     // What is not compacted: the other days' is added to them, this day's is in the raw events.
     let mut others = Additions::default();
-    let partials: Vec<Vec<u8>> = sqlx::query_scalar("DELETE FROM metric_partial WHERE tenant_id = $1 AND series = $2 RETURNING body")
-        .bind(tenant)
-        .bind(series)
-        .fetch_all(&mut *transaction)
-        .await?;
-    for body in partials {
-        others.add(&Bundle::decode(&body).map_err(unreadable(series))?, Some(number));
+    {
+        let mut partials = sqlx::query_scalar("DELETE FROM metric_partial WHERE tenant_id = $1 AND series = $2 RETURNING body")
+            .bind(tenant)
+            .bind(series)
+            .fetch(&mut *transaction);
+        while let Some(body) = partials.try_next().await? {
+            let body: Vec<u8> = body;
+            let work = move || {
+                others.add(&Bundle::decode(&body)?, Some(number));
+                Ok(others)
+            };
+            others = compute(work).await?.map_err(unreadable(series))?;
+            if others.is_too_much() {
+                return Err(RebuildError::Behind);
+            }
+        }
     }
     others.write(&mut transaction, tenant, series, user_place, false).await?;
     sqlx::query(
@@ -49,8 +100,9 @@ pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) ->
     .bind(day)
     .execute(&mut *transaction)
     .await?;
-    let (mut counted, mut bundle) = (0, Bundle::new(metric.shape()));
+    let (mut counted, mut anew) = (0, Additions::default());
     {
+        let shared = Arc::new(metric.clone());
         let from: DateTime<Utc> = bucket_start(number * crate::analytics::BUCKETS_OF_DAY);
         let mut rows = sqlx::query(
             "SELECT user_id, time, properties::text FROM event WHERE tenant_id = $1 AND type = $2 AND time >= $3 AND time < $4",
@@ -60,20 +112,51 @@ pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) ->
         .bind(from)
         .bind(from + TimeDelta::days(1))
         .fetch(&mut *transaction);
-        while let Some(row) = rows.try_next().await? {
-            let (user, time, text): (Option<String>, DateTime<Utc>, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            let properties: Map<String, Value> = serde_json::from_str(&text)
-                .map_err(|error| LedgerError::Unknown { what: "an event's properties", value: error.to_string() })?;
-            let facts = EventFacts { sort: metric.event(), user: user.as_deref(), properties: &properties };
-            if let Some((labels, observation)) = observe(metric, &facts) {
-                bundle.add(bucket_of(time), labels, observation);
-                counted += 1;
+        loop {
+            let mut slice = Vec::with_capacity(SLICE);
+            while slice.len() < SLICE
+                && let Some(row) = rows.try_next().await?
+            {
+                slice.push(row);
+            }
+            if slice.is_empty() {
+                break;
+            }
+            let metric = Arc::clone(&shared);
+            let work = move || {
+                let (bundle, events) = count(&metric, &slice)?;
+                anew.add(&bundle, None);
+                Ok::<_, LedgerError>((anew, events))
+            };
+            let events;
+            (anew, events) = compute(work).await??;
+            counted += events;
+            if anew.is_too_much() {
+                return Err(RebuildError::TooManyGroups(day));
             }
         }
     }
-    let mut anew = Additions::default();
-    anew.add(&bundle, None);
+    // By another connection, which sees what this one's snapshot does not: partitions that were dropped meanwhile are gone for it too.
+    if events::horizon(pool, tenant).await?.is_some_and(|horizon| day < horizon) {
+        return Err(RebuildError::Gone(day));
+    }
     anew.write(&mut transaction, tenant, series, user_place, true).await?;
     transaction.commit().await?;
     Ok(counted)
+}
+
+/// What events come to, and how many of them counted.
+fn count(metric: &Metric, rows: &[PgRow]) -> Result<(Bundle, u64), LedgerError> {
+    let (mut bundle, mut counted) = (Bundle::new(metric.shape()), 0);
+    for row in rows {
+        let (user, time, text): (Option<&str>, DateTime<Utc>, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let properties: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| LedgerError::Unknown { what: "an event's properties", value: error.to_string() })?;
+        let facts = EventFacts { sort: metric.event(), user, properties: &properties };
+        if let Some((labels, observation)) = observe(metric, &facts) {
+            bundle.add(bucket_of(time), labels, observation);
+            counted += 1;
+        }
+    }
+    Ok((bundle, counted))
 }

@@ -21,6 +21,9 @@ use crate::{
 /// counted as it is taken.
 const KNOWN_TO_ALL: TimeDelta = TimeDelta::seconds(90);
 
+/// How long after the job that counts a metric's past came to nothing another one is made.
+const AGAIN_AFTER: TimeDelta = TimeDelta::hours(6);
+
 /// How long the numbers of a metric that is not declared any more are kept, should it come back.
 const RETIRED_FOR: TimeDelta = TimeDelta::days(7);
 
@@ -66,10 +69,13 @@ pub async fn declare(pool: &PgPool, tenant: i32, metrics: &BTreeMap<String, Metr
         .execute(&mut *transaction)
         .await?;
     let due: Vec<(Uuid, String)> = sqlx::query_as(
-        "SELECT series, metric FROM metric_series WHERE tenant_id = $1 AND retired_at IS NULL AND NOT is_whole AND rebuild IS NULL
-         ORDER BY series FOR UPDATE SKIP LOCKED",
+        "SELECT s.series, s.metric FROM metric_series s WHERE s.tenant_id = $1 AND s.retired_at IS NULL AND NOT s.is_whole
+           AND (s.rebuild IS NULL
+                OR NOT EXISTS (SELECT FROM job_state j WHERE j.job_id = s.rebuild AND (j.finished_at IS NULL OR j.finished_at > $2)))
+         ORDER BY s.series FOR UPDATE OF s SKIP LOCKED",
     )
     .bind(tenant)
+    .bind(now - AGAIN_AFTER)
     .fetch_all(&mut *transaction)
     .await?;
     for (series, metric) in due {

@@ -3,7 +3,7 @@
 //! What must stay true: all tables of a file are of one snapshot; what is held is what one answer may be made of (32 MiB read, 51 groups of
 //! 2,000 periods), a table at a time.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use shared::{
@@ -13,7 +13,7 @@ use shared::{
     ledger::{
         LedgerError,
         rollups::{
-            ask::{Asked, ask},
+            ask::{Asked, look, turn},
             read::ReadError,
         },
     },
@@ -21,6 +21,9 @@ use shared::{
 
 use super::{Document, Draft, JobContext, format::Cells, progress::Progress, unwritable};
 use crate::clients::source::{Column, NotText, Shape};
+
+/// For how long it waits while others compute.
+const TURN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Columns that each table begins with; dimensions follow, then what the events come to.
 const WHEN: [&str; 2] = ["at", "local"];
@@ -48,7 +51,9 @@ pub(super) async fn write(
             span: &span,
             user: context.job.owner.as_deref(),
         };
-        let found = ask(&mut transaction, &asked).await.map_err(|error| of_read(&table.name, error))?;
+        let of_read = |error| of_read(&table.name, error);
+        let turn = turn(TURN_WITHIN).await.map_err(of_read)?;
+        let found = look(&mut transaction, &asked).await.map_err(of_read)?.found(turn, |found| found).await.map_err(of_read)?;
         is_whole &= found.is_whole;
         rows(table, &span, &found.groups, now, document, draft, progress).await?;
     }
@@ -137,6 +142,11 @@ pub(super) fn refused(name: &str, violations: &[Violation]) -> Failure {
 fn of_read(name: &str, error: ReadError) -> Failure {
     match error {
         ReadError::Ledger(error) => error.into(),
+        ReadError::Behind | ReadError::Busy => Failure::transient(
+            "metric_behind",
+            format!("`{name}` can't be read now, since more is added than is put together; it is tried again"),
+        )
+        .caused_by(&error),
         ReadError::TooMuch => Failure::permanent(
             "metric_too_large",
             format!("`{name}` has more groups in this span than can be added up; ask for a shorter one, or for fewer dimensions"),
