@@ -237,23 +237,30 @@ impl Models {
             .is_some_and(|kind| kind.starts_with("text/event-stream"));
         let mut reply = match listener {
             // A server that does not stream although it was asked to is read as it answers.
-            Some(listener) if is_stream => read_stream(provider.kind, opened, question, listener, within).await?,
+            Some(listener) if is_stream => {
+                read_stream(provider.kind, opened, question, listener, within).await.map_err(|error| error.told_without(key))?
+            }
             listener => {
                 let answer = opened.read(LONGEST_ANSWER).await;
-                let reply = whole(provider.kind, &answer, began, within)?;
+                let reply = whole(provider.kind, &answer, began, within).map_err(|error| error.told_without(key))?;
                 if let Some(listener) = listener {
                     listener.heard(&reply.text);
                 }
                 reply
             }
         };
+        // Postgres stores no NUL, and an answer that can't be written down would be asked and paid for again.
+        reply.text = reply.text.replace('\0', "\u{fffd}");
         if reply.text.len() > LONGEST_TEXT {
             return Err(AiError::TooLong);
         }
         if reply.usage == Usage::default() {
             reply.usage = Usage::estimate(question, &reply.text);
         }
-        reply.request_id = request_id.or(reply.request_id);
+        // Both are kept with the job: neither may be a place for a key.
+        let kept = |text: String| error::hidden(&text, key).replace('\0', "\u{fffd}");
+        reply.request_id = request_id.or(reply.request_id).map(kept);
+        reply.model = reply.model.map(kept);
         Ok(reply)
     }
 }
