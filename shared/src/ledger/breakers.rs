@@ -80,7 +80,8 @@ pub async fn awaited(pool: &PgPool, queue: Queue) -> Result<Vec<String>, LedgerE
 /// Which jobs are let go.
 #[derive(Debug, Clone, Copy)]
 pub enum Let<'a> {
-    /// Of those that wait for this breaker so many, the oldest first.
+    /// Of those that wait for this breaker so many: first who has not been put off for a call of its own that failed, so that no question
+    /// under which its provider fails is the probe again and again; the oldest of them first.
     Through(&'a str, i64),
     /// Those that have waited for as long as they may: their next run fails them, should their breaker still be open.
     GiveUp,
@@ -102,7 +103,7 @@ pub async fn release(pool: &PgPool, queue: Queue, which: Let<'_>, now: DateTime<
     let rows: Vec<Uuid> = sqlx::query_scalar(
         "WITH free AS MATERIALIZED (
             (SELECT h.job_id FROM job_held h WHERE h.breaker IS NOT NULL AND h.queue = $1 AND h.breaker = $2
-             ORDER BY h.job_id LIMIT $4 FOR UPDATE SKIP LOCKED)
+             ORDER BY h.tried, h.job_id LIMIT $4 FOR UPDATE SKIP LOCKED)
         ), late AS MATERIALIZED (
             (SELECT h.job_id FROM job_held h WHERE h.breaker IS NOT NULL AND h.queue = $1 AND $2::text IS NULL AND h.gives_up_at <= $3
              ORDER BY h.gives_up_at LIMIT $4 FOR UPDATE SKIP LOCKED)

@@ -130,12 +130,13 @@ impl Settlement {
             // When it was due stays; the release finds it by its reason.
             Outcome::SwitchedOff => plain.put_off(Reason::SwitchedOff, None),
             Outcome::Paused => plain.put_off(Reason::Paused, None),
-            Outcome::BreakerOpen(breaker) => {
+            Outcome::BreakerOpen(ref breaker) | Outcome::BreakerProbed(ref breaker) => {
                 let gives_up = breakers::gives_up(policy, job.counted_from);
                 if now >= gives_up {
                     return plain.failed(&breakers::given_up(gives_up));
                 }
-                Self { breaker: Some((breaker, gives_up)), ..plain.put_off(Reason::BreakerOpen, None) }
+                let snoozed = matches!(outcome, Outcome::BreakerProbed(_)).then_some(0);
+                Self { breaker: Some((breaker.clone(), gives_up)), snoozed, ..plain.put_off(Reason::BreakerOpen, None) }
             }
             Outcome::Paced(pause) => plain.put_off(Reason::Limited, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
