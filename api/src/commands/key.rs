@@ -11,6 +11,11 @@ use super::{CommandError, Owner, complain, say};
 /// The longest name of a key, in characters.
 const LONGEST_NAME: usize = 100;
 
+/// The help of `--scopes`.
+fn scopes() -> String {
+    format!("What it may do, separated by commas: {}, or * for all", Scope::ALL.map(Scope::word).join(", "))
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum KeyCommand {
     /// Make a key. It is shown this once and can't be read again.
@@ -21,9 +26,8 @@ pub(super) enum KeyCommand {
         /// What the key is for, to know it by later.
         #[arg(long)]
         name: String,
-        /// What it may do, separated by commas: jobs:read, jobs:write, exports:read, exports:write, schedules:read, schedules:write, users:read, users:write,
-        /// notifications:read, notifications:write, tokens:write, or * for all.
-        #[arg(long)]
+        // Of the list itself, so that none is forgotten.
+        #[arg(long, help = scopes())]
         scopes: String,
         /// After how many days it ends.
         #[arg(long, default_value_t = DEFAULT_LIFE_DAYS, value_parser = clap::value_parser!(u32).range(1..=i64::from(LONGEST_LIFE_DAYS)))]

@@ -125,6 +125,9 @@ pub enum Interrupt {
     /// The circuit breaker of this name lets it call nobody now: call again when it does. Bounded by the kind's deadline and by
     /// [`crate::ledger::breakers::LONGEST_WAIT`].
     BreakerOpen(String),
+    /// The same, and its own call was one of those for which the breaker stays open. Bounded as well by its handler, which counts it among
+    /// the job's snoozes; whoever has not failed goes before it.
+    BreakerProbed(String),
 }
 
 // Not for `Interrupt` itself, which is no `Into<Failure>`: a snooze must not become a failure by a question mark.
@@ -151,6 +154,8 @@ pub enum Outcome {
     Paused,
     /// The circuit breaker of this name is open: it waits for that. No attempt used.
     BreakerOpen(String),
+    /// The same, and its own call failed: it goes behind the others that wait, and it counts as a snooze. No attempt used.
+    BreakerProbed(String),
     /// No more may start now, by a rate that it shares: it may ask again after the pause. No attempt used.
     Paced(Duration),
     /// Its `start_by` had passed when it was claimed; nothing ran.
@@ -174,6 +179,7 @@ impl From<Result<Success, Interrupt>> for Outcome {
             Err(Interrupt::SwitchedOff) => Self::SwitchedOff,
             Err(Interrupt::Paused) => Self::Paused,
             Err(Interrupt::BreakerOpen(breaker)) => Self::BreakerOpen(breaker),
+            Err(Interrupt::BreakerProbed(breaker)) => Self::BreakerProbed(breaker),
         }
     }
 }

@@ -80,7 +80,8 @@ pub async fn awaited(pool: &PgPool, queue: Queue) -> Result<Vec<String>, LedgerE
 /// Which jobs are let go.
 #[derive(Debug, Clone, Copy)]
 pub enum Let<'a> {
-    /// Of those that wait for this breaker so many, the oldest first.
+    /// Of those that wait for this breaker so many: first who has not been put off for a call of its own that failed, so that no question
+    /// under which its provider fails is the probe again and again; the oldest of them first.
     Through(&'a str, i64),
     /// Those that have waited for as long as they may: their next run fails them, should their breaker still be open.
     GiveUp,
@@ -102,7 +103,7 @@ pub async fn release(pool: &PgPool, queue: Queue, which: Let<'_>, now: DateTime<
     let rows: Vec<Uuid> = sqlx::query_scalar(
         "WITH free AS MATERIALIZED (
             (SELECT h.job_id FROM job_held h WHERE h.breaker IS NOT NULL AND h.queue = $1 AND h.breaker = $2
-             ORDER BY h.job_id LIMIT $4 FOR UPDATE SKIP LOCKED)
+             ORDER BY h.tried, h.job_id LIMIT $4 FOR UPDATE SKIP LOCKED)
         ), late AS MATERIALIZED (
             (SELECT h.job_id FROM job_held h WHERE h.breaker IS NOT NULL AND h.queue = $1 AND $2::text IS NULL AND h.gives_up_at <= $3
              ORDER BY h.gives_up_at LIMIT $4 FOR UPDATE SKIP LOCKED)
@@ -250,6 +251,25 @@ pub async fn of_job(connection: &mut PgConnection, job: JobId) -> Result<Option<
     row.as_ref().map(standing).transpose()
 }
 
+/// The provider that a job waits for and what an operator set, where that keeps its breaker open; the narrowest of several. Its breaker need
+/// never have opened by itself.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn forced_over(connection: &mut PgConnection, job: JobId) -> Result<Option<(String, Override)>, LedgerError> {
+    let row = sqlx::query(
+        "SELECT p.name AS awaited, o.tenant_id, o.provider, o.mode, o.set_at, o.set_by, o.reason
+         FROM job_held h CROSS JOIN LATERAL (SELECT split_part(h.breaker, ':', 2) AS name) p
+         JOIN breaker_override o ON o.lifted_at IS NULL AND o.mode = 'forced_open'
+              AND (o.tenant_id IS NULL OR o.tenant_id = h.tenant_id) AND (o.provider IS NULL OR o.provider = p.name)
+         WHERE h.job_id = $1 AND h.breaker IS NOT NULL ORDER BY o.tenant_id NULLS LAST, o.provider NULLS LAST LIMIT 1",
+    )
+    .bind(job.0)
+    .fetch_optional(connection)
+    .await?;
+    row.map(|row| Ok((row.try_get("awaited")?, read_override(&row)?))).transpose()
+}
+
 /// The breakers that have ever opened, the latest change first, at most 1,000.
 ///
 /// # Errors
@@ -300,18 +320,18 @@ pub async fn overrides(pool: &PgPool) -> Result<Vec<Override>, LedgerError> {
     )
     .fetch_all(pool)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Override {
-                tenant: row.try_get("tenant_id")?,
-                provider: row.try_get("provider")?,
-                mode: row.try_get("mode")?,
-                at: row.try_get("set_at")?,
-                by: row.try_get("set_by")?,
-                reason: row.try_get("reason")?,
-            })
-        })
-        .collect()
+    rows.iter().map(read_override).collect()
+}
+
+fn read_override(row: &sqlx::postgres::PgRow) -> Result<Override, LedgerError> {
+    Ok(Override {
+        tenant: row.try_get("tenant_id")?,
+        provider: row.try_get("provider")?,
+        mode: row.try_get("mode")?,
+        at: row.try_get("set_at")?,
+        by: row.try_get("set_by")?,
+        reason: row.try_get("reason")?,
+    })
 }
 
 /// Sets a mode for the breakers that `tenant` and `provider` name, in the place of another one; `None` lifts what is set. Answers false, and

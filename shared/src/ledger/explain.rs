@@ -26,6 +26,8 @@ pub struct Surroundings {
     pub key: Option<Key>,
     /// The circuit breaker that it waits for.
     pub breaker: Option<breakers::Standing>,
+    /// The provider of that one, and who keeps it open, if an operator does.
+    pub forced: Option<(String, breakers::Override)>,
 }
 
 /// A job's limiting key as it stands.
@@ -74,6 +76,7 @@ pub async fn surroundings(connection: &mut PgConnection, tenant: i32, job: &Foun
     }
     if job.reason == Reason::BreakerOpen {
         found.breaker = breakers::of_job(connection, job.id).await?;
+        found.forced = breakers::forced_over(connection, job.id).await?;
     }
     if job.state == State::Waiting && !matches!(job.reason, Reason::SwitchedOff | Reason::Paused | Reason::BreakerOpen) {
         found.ahead = sqlx::query_scalar(

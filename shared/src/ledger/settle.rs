@@ -8,6 +8,7 @@ use std::{collections::HashSet, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
+use uuid::Uuid;
 
 use super::{
     LedgerError, breakers,
@@ -129,12 +130,13 @@ impl Settlement {
             // When it was due stays; the release finds it by its reason.
             Outcome::SwitchedOff => plain.put_off(Reason::SwitchedOff, None),
             Outcome::Paused => plain.put_off(Reason::Paused, None),
-            Outcome::BreakerOpen(breaker) => {
+            Outcome::BreakerOpen(ref breaker) | Outcome::BreakerProbed(ref breaker) => {
                 let gives_up = breakers::gives_up(policy, job.counted_from);
                 if now >= gives_up {
                     return plain.failed(&breakers::given_up(gives_up));
                 }
-                Self { breaker: Some((breaker, gives_up)), ..plain.put_off(Reason::BreakerOpen, None) }
+                let snoozed = matches!(outcome, Outcome::BreakerProbed(_)).then_some(0);
+                Self { breaker: Some((breaker.clone(), gives_up)), snoozed, ..plain.put_off(Reason::BreakerOpen, None) }
             }
             Outcome::Paced(pause) => plain.put_off(Reason::Limited, Some(later(now, pause.min(LONGEST_REQUESTED_PAUSE)))),
             Outcome::Expired => Self { state: State::Expired, gives_back: 1, outcome: None, ..plain },
@@ -265,6 +267,61 @@ impl Settlement {
             ..self
         }
     }
+}
+
+/// Writes one outcome whose whole meaning the database does not take: what it means to others is left out as far as it is refused, and
+/// answered. A reservation that is left by it is found by the sweep ([`crate::usage::settle::lapse`]).
+///
+/// # Errors
+/// [`LedgerError`]: it is not written; where it is about data, the outcome itself is refused.
+pub async fn settle_alone(connection: &mut PgConnection, settlement: &Settlement) -> Result<(Vec<Settled>, Vec<LedgerError>), LedgerError> {
+    let (batch, now) = ([settlement], settlement.finished_at);
+    let mut transaction = connection.begin().await?;
+    let settled = write::outcomes(&mut transaction, &batch).await?;
+    let left: Vec<Uuid> = settled.iter().filter(|settled| settled.state != State::Queued).map(|settled| settled.job.0).collect();
+    let mut refused = Vec::new();
+    for part in [Part::Usage, Part::Others, Part::Owner] {
+        // A savepoint each: what is refused takes nothing else with it.
+        let mut within = transaction.begin().await?;
+        let done = match part {
+            Part::Usage => sqlx::query("SELECT settle_usage($1, $2)")
+                .bind(&left)
+                .bind(now)
+                .execute(&mut *within)
+                .await
+                .map(drop)
+                .map_err(LedgerError::from),
+            Part::Others => sqlx::query("SELECT leave_jobs($1, $2)")
+                .bind(&left)
+                .bind(now)
+                .execute(&mut *within)
+                .await
+                .map(drop)
+                .map_err(LedgerError::from),
+            Part::Owner => tell(&mut within, &batch, &settled, now).await,
+        };
+        match done {
+            Ok(()) => within.commit().await?,
+            Err(error) if error.is_about_data() => {
+                within.rollback().await?;
+                refused.push(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    transaction.commit().await?;
+    Ok((settled, refused))
+}
+
+/// What an outcome means to others.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// What was reserved for the job.
+    Usage,
+    /// Who waits for its limiting key, or for its end.
+    Others,
+    /// Who is told.
+    Owner,
 }
 
 /// Makes the jobs that tell owners of ends by other channels than the inbox, where that stands by now.

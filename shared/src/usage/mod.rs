@@ -86,7 +86,11 @@ pub const fn period_of(code: i16) -> Option<Period> {
     }
 }
 
-/// Amounts are kept as Postgres' `bigint`; what is larger counts as the largest.
+/// The most that is counted of anything: what is larger counts as this. The statements that add up keep to it as well
+/// (`migrations/20261122310000_sums_have_a_bound.sql`), so that one more never passes what a `bigint` holds.
+pub const MOST: u64 = 4_000_000_000_000_000_000;
+
+/// Amounts are kept as Postgres' `bigint`; what is larger than [`MOST`] counts as that.
 fn amount_of(amount: u64) -> i64 {
-    i64::try_from(amount).unwrap_or(i64::MAX)
+    i64::try_from(amount.min(MOST)).unwrap_or(i64::MAX)
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::amount_of;
+use super::{MOST, amount_of};
 use crate::{job::JobId, ledger::LedgerError};
 
 /// Rows that one statement looks at.
@@ -21,12 +21,13 @@ const KEPT: TimeDelta = TimeDelta::days(62);
 pub async fn used(connection: &mut PgConnection, job: JobId, metric: &str, amount: u64) -> Result<(), LedgerError> {
     // Of several reservations of one scope the newest: their sum is what counts.
     sqlx::query(
-        "UPDATE usage_reservation SET actual = coalesce(actual, 0) + $3
+        "UPDATE usage_reservation SET actual = least(coalesce(actual, 0)::numeric + $3, $4)
          WHERE id IN (SELECT max(id) FROM usage_reservation WHERE job_id = $1 AND metric = $2 GROUP BY scope)",
     )
     .bind(job.0)
     .bind(metric)
     .bind(amount_of(amount))
+    .bind(amount_of(MOST))
     .execute(connection)
     .await?;
     Ok(())

@@ -46,6 +46,28 @@ async fn what_waits_for_a_breaker_is_never_due_and_goes_on_as_many_as_are_let_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whose_probe_failed_goes_behind_the_others_and_it_is_counted() {
+    let ledger = Ledger::start().await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ids.push(ledger.accept(ledger.tenant, "ai.run").await);
+    }
+    let breaker = || "1:main:platform".to_owned();
+    for job in ledger.claim().await {
+        ledger.settle(&job, &Policy::DEFAULT, Outcome::BreakerOpen(breaker())).await;
+    }
+    for expected in [ids[0], ids[1], ids[0], ids[1]] {
+        assert_eq!(release(&ledger, Let::Through("1:main:platform", 1)).await, [expected], "each in its turn");
+        let probe = ledger.claim_one().await;
+        let settled = ledger.settle(&probe, &Policy::DEFAULT, Outcome::BreakerProbed(breaker())).await;
+        assert_eq!((settled.state, settled.reason), (State::Waiting, Reason::BreakerOpen));
+    }
+    assert_eq!(release(&ledger, Let::Through("1:main:platform", 1)).await, [ids[0]]);
+    let probe = ledger.claim_one().await;
+    assert_eq!((probe.attempt, probe.snoozes), (1, 2), "counted, and no attempt was used");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_breaker_for_ever() {
     let ledger = Ledger::start().await;
     let id = ledger.accept(ledger.tenant, "ai.run").await;

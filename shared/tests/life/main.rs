@@ -6,6 +6,7 @@ mod kept;
 mod people;
 mod plans;
 mod put_off;
+mod refused;
 mod retention;
 mod rollups;
 mod schedules;

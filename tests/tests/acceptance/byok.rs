@@ -317,6 +317,9 @@ async fn an_open_breaker_is_seen_waited_for_and_passed_by() {
     assert_eq!((job["state"].as_str(), job["attempt"].as_i64()), (Some("waiting"), Some(0)), "{job}");
     let why = desk.shop.get(&format!("/v1/jobs/{id}/explain")).await.expect(200);
     assert_eq!((why["reasons"][0]["code"].as_str(), why.get("expected_at")), (Some("breaker_open"), None), "{why}");
+    let summary = why["summary"].as_str().unwrap_or_default();
+    assert!(summary.contains("An operator keeps the circuit breaker of the provider `main` open since"), "{why}");
+    assert!(summary.contains("they asked us to") && why["reasons"][0]["by"] == "ops", "{why}");
     assert_eq!(desk.world.sandbox.ai.calls().len(), before);
     assert!(breaker(&["auto", "--tenant", "shop", "--provider", "main", "--by", "ops"]).await.contains("go by what they measure"));
     desk.shop.succeeded(&id).await;

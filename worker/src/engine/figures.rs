@@ -41,6 +41,7 @@ const FROM_THE_START: &[&str] = &[
     "offstage_schedule_notices_total",
     "offstage_schedule_ticks_pruned_total",
     "offstage_settles_stale_total",
+    "offstage_settles_refused_total",
     "offstage_sweep_failures_total",
     "offstage_uploads_aborted_total",
     "offstage_usage_lapsed_total",

@@ -11,12 +11,13 @@ use std::{
 use shared::{
     job::{JobId, Reason, State},
     ledger::{
-        Kept,
+        Kept, LedgerError,
         settle::{self, Settled, Settlement},
     },
     queue::{Queue, read::reconnect_pause},
     random,
 };
+use sqlx::PgConnection;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -127,14 +128,26 @@ fn log(finished: &Ended, settled: &Settled) {
     }
 }
 
-/// Writes a batch, for as long as it takes. A batch refused for its data is written one by one, and a member that is refused
-/// alone fails its job instead. `None` when forced to stop.
+/// How a part of a batch is written, after all that was refused of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// As it is.
+    Whole,
+    /// As a failure, in place of an outcome that was refused.
+    Failure,
+    /// As a failure that may mean less to others than it should.
+    Alone,
+}
+
+/// Writes a batch, for as long as it takes. A batch refused for its data is written one by one; a member that is refused alone fails its job
+/// instead, and one whose failure is refused too is written without what was refused of it, or not at all: none holds the others up. `None`
+/// when forced to stop.
 async fn write_patiently(engine: &Engine, kept: &Kept, settlements: Vec<Settlement>, forced: &CancellationToken) -> Option<Vec<Settled>> {
     let mut failures: u32 = 0;
-    let mut parts: Vec<Vec<Settlement>> = vec![settlements];
+    let mut parts: Vec<(Vec<Settlement>, Step)> = vec![(settlements, Step::Whole)];
     let mut settled = Vec::new();
-    while let Some(part) = parts.pop() {
-        let error = match engine.bounded(kept.on(async |connection| settle::settle(connection, &part).await)).await {
+    while let Some((part, step)) = parts.pop() {
+        let error = match engine.bounded(kept.on(async |connection| write(connection, &part, step).await)).await {
             Ok(written) => {
                 settled.extend(written);
                 continue;
@@ -146,14 +159,22 @@ async fn write_patiently(engine: &Engine, kept: &Kept, settlements: Vec<Settleme
             tracing::warn!(error = &error as &dyn std::error::Error, failures, jobs = part.len(), "can't settle; trying again");
         }
         if error.is_about_data() {
-            if part.len() > 1 {
-                parts.extend(part.into_iter().map(|settlement| vec![settlement]));
-            } else {
-                parts.push(part.into_iter().map(Settlement::refused).collect());
+            match step {
+                Step::Whole if part.len() > 1 => parts.extend(part.into_iter().map(|settlement| (vec![settlement], Step::Whole))),
+                Step::Whole => parts.push((part.into_iter().map(Settlement::refused).collect(), Step::Failure)),
+                Step::Failure => parts.push((part, Step::Alone)),
+                // Its claim lapses with its lease: then recovery takes it, which has bounds of its own.
+                Step::Alone => {
+                    metrics::counter!("offstage_settles_refused_total").increment(part.len() as u64);
+                    for settlement in part {
+                        let (job, error) = (settlement.job(), &error as &dyn std::error::Error);
+                        tracing::error!(%job, error, "the database takes no end of this job: it is left to recovery");
+                    }
+                }
             }
             continue;
         }
-        parts.push(part);
+        parts.push((part, step));
         let pause = reconnect_pause(failures, random::fraction()).min(Duration::from_secs(1));
         tokio::select! {
             () = forced.cancelled() => return None,
@@ -161,4 +182,21 @@ async fn write_patiently(engine: &Engine, kept: &Kept, settlements: Vec<Settleme
         }
     }
     Some(settled)
+}
+
+async fn write(connection: &mut PgConnection, part: &[Settlement], step: Step) -> Result<Vec<Settled>, LedgerError> {
+    if step != Step::Alone {
+        return settle::settle(connection, part).await;
+    }
+    let mut all = Vec::new();
+    for settlement in part {
+        let (settled, refused) = settle::settle_alone(connection, settlement).await?;
+        metrics::counter!("offstage_settles_refused_total").increment(refused.len() as u64);
+        for error in refused {
+            let (job, error) = (settlement.job(), &error as &dyn std::error::Error);
+            tracing::error!(%job, error, "a job has failed, and the database refused what that means to others: look at its usage");
+        }
+        all.extend(settled);
+    }
+    Ok(all)
 }

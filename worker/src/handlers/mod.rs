@@ -313,6 +313,10 @@ where
 
 /// For a run that asked the ledger together with others.
 fn unavailable(error: &LedgerError) -> Failure {
+    if error.is_about_data() {
+        // It is refused again however often: what the outside did for it would be done, and paid, each time.
+        return Failure::permanent("receipt_refused", "the database refused what the outside answered; see the causes").caused_by(error);
+    }
     Failure::transient(UNAVAILABLE, "the job database did not answer; the job is tried again").caused_by(error)
 }
 

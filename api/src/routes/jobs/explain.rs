@@ -242,7 +242,10 @@ fn held_up(
         causes.push(cause(CauseCode::SwitchedOff, message));
     }
     if waits && job.reason == Reason::BreakerOpen {
-        let held = behind_breaker(around.breaker.as_ref(), now, reader);
+        let held = match &around.forced {
+            Some((provider, forced)) => behind_operator(provider, forced, reader),
+            None => behind_breaker(around.breaker.as_ref(), now, reader),
+        };
         // One that is forced open ends when somebody says so.
         open_end |= held.until.is_none();
         until = until.max(held.until);
@@ -325,6 +328,22 @@ fn seconds(seconds: f64) -> TimeDelta {
     TimeDelta::from_std(bounded).unwrap_or_default()
 }
 
+/// An operator keeps it open: the provider need not be ill. Of what is set for all products its words are not one product's.
+fn behind_operator(provider: &str, forced: &breakers::Override, reader: Reader) -> Cause {
+    let backend = reader == Reader::Backend;
+    let message = if backend {
+        let why = if forced.tenant.is_some() && !forced.reason.is_empty() { format!(": {}", forced.reason) } else { String::new() };
+        let since = shown(forced.at);
+        format!(
+            "An operator keeps the circuit breaker of the provider `{provider}` open since {since}{why}. It goes on by itself when that is lifted. No attempt is used."
+        )
+    } else {
+        "What it needs is held back for now. It goes on by itself when that is over.".to_owned()
+    };
+    let by = Some(forced.by.clone()).filter(|_| backend && forced.tenant.is_some());
+    Cause { code: CauseCode::BreakerOpen, message, since: Some(forced.at), until: None, by, ahead: None }
+}
+
 fn behind_breaker(standing: Option<&breakers::Standing>, now: DateTime<Utc>, reader: Reader) -> Cause {
     let again = standing.and_then(|standing| standing.until).filter(|again| *again > now);
     let (since, message) = (standing.map(|standing| standing.since), breaker_open(standing, again, reader));
@@ -336,11 +355,7 @@ fn breaker_open(standing: Option<&breakers::Standing>, again: Option<DateTime<Ut
         return "The provider that it calls does not answer as it should. It goes on by itself when that one answers again.".to_owned();
     };
     let whose = if standing.credential == "own" { "the user's own key" } else { "the platform's key" };
-    let why = if standing.forced {
-        "an operator keeps it open".to_owned()
-    } else {
-        format!("{} of {} calls had failed and {} had been slow", standing.failures, standing.calls, standing.slow)
-    };
+    let why = format!("{} of {} calls had failed and {} had been slow", standing.failures, standing.calls, standing.slow);
     let then = again.map_or_else(|| "it goes on as calls succeed".to_owned(), |again| format!("one call is tried at {}", shown(again)));
     format!(
         "The circuit breaker of the provider `{}` with {whose} is {} since {}: {why}; {then}. No attempt is used.",

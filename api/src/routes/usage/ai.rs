@@ -130,12 +130,13 @@ pub struct AiUsageDay {
 
 impl AiUsageTotal {
     fn add(&mut self, day: &DayOfModel) {
-        self.calls += day.calls;
-        self.input_tokens += day.input_tokens;
-        self.output_tokens += day.output_tokens;
-        self.unpriced_calls += day.unpriced;
+        self.calls = self.calls.saturating_add(day.calls);
+        // Of one day it may be as much as is counted at all.
+        self.input_tokens = self.input_tokens.saturating_add(day.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(day.output_tokens);
+        self.unpriced_calls = self.unpriced_calls.saturating_add(day.unpriced);
         if let Some(cost) = known_cost(day) {
-            *self.cost_micros.get_or_insert_default() += cost;
+            self.cost_micros = Some(self.cost_micros.unwrap_or_default().saturating_add(cost));
         }
     }
 }

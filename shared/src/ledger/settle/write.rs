@@ -79,7 +79,7 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
                 version = s.version + 1
             FROM outcome o
             WHERE s.job_id = ANY (ARRAY[o.id]) AND s.token = o.token AND s.state = 2
-            RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, s.runs, s.attempt, s.started_at, s.worker,
+            RETURNING s.job_id, s.tenant_id, s.state, s.reason, s.run_at, s.runs, s.attempt, s.snoozes, s.started_at, s.worker,
                       o.outcome, o.error, o.result, o.file, o.finished_at, o.queue, o.priority, o.notification, o.breaker, o.gives_up_at
         ), attempts AS (
             INSERT INTO job_attempt (job_id, run, attempt, tenant_id, started_at, finished_at, worker, outcome, error)
@@ -91,8 +91,8 @@ async fn of_any_kind(executor: impl PgExecutor<'_>, batch: &[&Settlement]) -> Re
             -- What is switched off or paused, or waits for a breaker, is never due: the dispatcher does not come by it, however many there are.
             SELECT job_id, tenant_id, CASE WHEN reason IN (5, 7, 8) THEN 'infinity' ELSE run_at END, priority, reason, queue FROM settled WHERE state = 0
         ), held AS (
-            INSERT INTO job_held (job_id, tenant_id, kind, queue, breaker, gives_up_at)
-            SELECT s.job_id, s.tenant_id, j.kind, s.queue, s.breaker, s.gives_up_at
+            INSERT INTO job_held (job_id, tenant_id, kind, queue, breaker, gives_up_at, tried)
+            SELECT s.job_id, s.tenant_id, j.kind, s.queue, s.breaker, s.gives_up_at, CASE s.reason WHEN 8 THEN s.snoozes ELSE 0 END
             FROM settled s JOIN job j ON j.id = ANY (ARRAY[s.job_id]) WHERE s.state = 0 AND s.reason IN (5, 7, 8)
         ), results AS (
             INSERT INTO job_result (job_id, tenant_id, result)

@@ -16,6 +16,8 @@
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::usage;
+
 /// The most prices of a product.
 pub(super) const MOST: usize = 1_000;
 
@@ -73,11 +75,11 @@ pub struct Price {
 }
 
 impl Price {
-    /// What so many tokens cost, in millionths of the currency, rounded up.
+    /// What so many tokens cost, in millionths of the currency, rounded up; [`usage::MOST`] at the most.
     #[must_use]
     pub fn of(&self, input_tokens: u64, output_tokens: u64) -> u64 {
         let cost = u128::from(input_tokens) * u128::from(self.input) + u128::from(output_tokens) * u128::from(self.output);
-        u64::try_from(cost.div_ceil(PER)).unwrap_or(u64::MAX)
+        u64::try_from(cost.div_ceil(PER)).unwrap_or(u64::MAX).min(usage::MOST)
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{AiError, Finish, Gathering, Question, Reply};
+use super::{AiError, Finish, Gathering, Question, Reply, Usage};
 
 /// The body of a call.
 pub fn request(question: &Question, streamed: bool) -> Value {
@@ -50,13 +50,13 @@ struct Block {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Tokens {
-    #[serde(default, rename = "input_tokens")]
+    #[serde(default, rename = "input_tokens", deserialize_with = "super::tokens")]
     input: Option<u64>,
-    #[serde(default, rename = "cache_creation_input_tokens")]
+    #[serde(default, rename = "cache_creation_input_tokens", deserialize_with = "super::tokens")]
     cache_written: Option<u64>,
-    #[serde(default, rename = "cache_read_input_tokens")]
+    #[serde(default, rename = "cache_read_input_tokens", deserialize_with = "super::tokens")]
     cache_read: Option<u64>,
-    #[serde(default, rename = "output_tokens")]
+    #[serde(default, rename = "output_tokens", deserialize_with = "super::tokens")]
     output: Option<u64>,
 }
 
@@ -107,6 +107,8 @@ pub fn reply(body: &[u8]) -> Result<Reply, AiError> {
 #[derive(Debug, Default)]
 pub struct Gathered {
     reply: Reply,
+    /// Tokens of the question, and of the answer, as far as they were said.
+    counted: (Option<u64>, Option<u64>),
     done: bool,
 }
 
@@ -134,10 +136,14 @@ impl Gathered {
         if let Some(input) = tokens.input {
             // They count those apart; all of them were the question's.
             let cached = tokens.cache_written.unwrap_or_default().saturating_add(tokens.cache_read.unwrap_or_default());
-            self.reply.usage.input_tokens = input.saturating_add(cached);
+            self.counted.0 = Some(input.saturating_add(cached));
         }
         if let Some(output) = tokens.output {
-            self.reply.usage.output_tokens = output;
+            self.counted.1 = Some(output);
+        }
+        // Both, or nothing is said.
+        if let (Some(input_tokens), Some(output_tokens)) = self.counted {
+            self.reply.usage = Usage { input_tokens, output_tokens, estimated: false };
         }
     }
 }

@@ -141,7 +141,8 @@ impl AiError {
     pub(super) fn refused(answer: &Answer, key: Option<&SecretString>, now: DateTime<Utc>) -> Self {
         let Answer { status, .. } = *answer;
         let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        let words = words_of(&body).or_else(|| answer.excerpt()).map(|words| without(&words, key));
+        let words = words_of(&body).map(str::to_owned).or_else(|| Some(String::from_utf8_lossy(&answer.body).into_owned()));
+        let words = words.and_then(|words| passed_on(&words, key));
         let pause = pause::of(answer, now);
         let has_no_quota = ["/error/code", "/error/type"].iter().any(|place| {
             let code = body.pointer(place).and_then(Value::as_str);
@@ -159,10 +160,18 @@ impl AiError {
         }
     }
 
-    /// A fault that a stream tells of.
+    /// A fault that is told in place of an answer, or within one. Its words are not fit to be passed on before [`Self::told_without`].
     pub(super) fn in_stream(error: &Value) -> Self {
         let message = error.get("message").or(Some(error)).and_then(Value::as_str);
-        Self::Broken { words: message.map(bounded).filter(|words| !words.is_empty()) }
+        Self::Broken { words: message.map(str::to_owned) }
+    }
+
+    /// The same, without the key in the words of a fault that was told within an answer.
+    pub(super) fn told_without(self, key: Option<&SecretString>) -> Self {
+        match self {
+            Self::Broken { words } => Self::Broken { words: words.and_then(|words| passed_on(&words, key)) },
+            error => error,
+        }
     }
 
     /// What is no JSON, or other JSON. Says where, not what: that is somebody's data.
@@ -279,22 +288,39 @@ impl AiError {
 }
 
 /// What an error's body says for people, in either dialect.
-fn words_of(body: &Value) -> Option<String> {
+fn words_of(body: &Value) -> Option<&str> {
     let found = ["/error/message", "/message", "/0/error/message", "/error"].iter().find_map(|place| body.pointer(place)?.as_str());
-    found.map(bounded).filter(|words| !words.is_empty())
+    found.filter(|words| !words.trim().is_empty())
 }
 
-fn bounded(text: &str) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(EXCERPT).collect();
-    text.trim().to_owned()
+/// Of a key so much in a row is a part of it, wherever it stands.
+const PART: usize = 8;
+
+/// A provider's words, fit to be passed on: without the key, and short. The key goes before they are cut, or a part of it would stay.
+fn passed_on(words: &str, key: Option<&SecretString>) -> Option<String> {
+    let text: String = hidden(words, key).chars().map(|c| if c.is_control() { ' ' } else { c }).take(EXCERPT).collect();
+    Some(without(text.trim(), key)).filter(|words| !words.is_empty())
+}
+
+/// A text without the key, wherever it stands: as it is, and as it would stand in JSON or in an address.
+pub(super) fn hidden(text: &str, key: Option<&SecretString>) -> String {
+    let Some(key) = key.map(ExposeSecret::expose_secret).filter(|key| !key.is_empty()) else { return text.to_owned() };
+    let escaped = Value::from(key).to_string();
+    let encoded: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
+    [key, escaped.trim_matches('"'), &encoded].iter().fold(text.to_owned(), |text, form| text.replace(form, "…"))
 }
 
 /// Providers quote a part of a key that they don't know: nothing that looks like one is passed on.
 fn without(words: &str, key: Option<&SecretString>) -> String {
+    let key = key.map(ExposeSecret::expose_secret);
+    let has_part = |word: &str| {
+        let word = word.as_bytes();
+        key.is_some_and(|key| key.as_bytes().windows(PART).any(|part| word.windows(PART).any(|other| other == part)))
+    };
     let looks_like_one = |word: &str| {
-        let word = word.trim_matches(|c: char| !c.is_alphanumeric());
-        let is_of_the_key = key.is_some_and(|key| word.len() >= 4 && key.expose_secret().contains(word));
-        is_of_the_key || word.starts_with("sk-") || word.contains("****") || word.starts_with("hf_") || word.starts_with("AIza")
+        let bare = word.trim_matches(|c: char| !c.is_alphanumeric());
+        let is_of_the_key = key.is_some_and(|key| bare.len() >= 4 && key.contains(bare)) || has_part(word);
+        is_of_the_key || bare.starts_with("sk-") || bare.contains("****") || bare.starts_with("hf_") || bare.starts_with("AIza")
     };
     words.split(' ').map(|word| if looks_like_one(word) { "…" } else { word }).collect::<Vec<_>>().join(" ")
 }

@@ -24,6 +24,7 @@ use reqwest::{
     header::{AUTHORIZATION, HeaderMap, HeaderValue},
 };
 use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use shared::{
     outbound::Reach,
@@ -165,6 +166,17 @@ impl Usage {
     }
 }
 
+/// The most tokens of a call that are believed, as at the door for calls that were made elsewhere (R47): no model has room for a hundredth
+/// of them.
+const MOST_TOKENS: u64 = 1_000_000_000;
+
+/// A count of tokens as a provider says it. What is no count, `null`, below zero, not whole or more than [`MOST_TOKENS`], says nothing: it
+/// is charged as an estimate then, and neither fails an answer that is paid for nor empties a budget.
+fn tokens<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let said = Value::deserialize(deserializer)?;
+    Ok(said.as_u64().filter(|tokens| *tokens <= MOST_TOKENS))
+}
+
 /// Hears the words of an answer while they come.
 pub trait Listener: Send {
     /// More of it. Must not wait.
@@ -225,23 +237,30 @@ impl Models {
             .is_some_and(|kind| kind.starts_with("text/event-stream"));
         let mut reply = match listener {
             // A server that does not stream although it was asked to is read as it answers.
-            Some(listener) if is_stream => read_stream(provider.kind, opened, question, listener, within).await?,
+            Some(listener) if is_stream => {
+                read_stream(provider.kind, opened, question, listener, within).await.map_err(|error| error.told_without(key))?
+            }
             listener => {
                 let answer = opened.read(LONGEST_ANSWER).await;
-                let reply = whole(provider.kind, &answer, began, within)?;
+                let reply = whole(provider.kind, &answer, began, within).map_err(|error| error.told_without(key))?;
                 if let Some(listener) = listener {
                     listener.heard(&reply.text);
                 }
                 reply
             }
         };
+        // Postgres stores no NUL, and an answer that can't be written down would be asked and paid for again.
+        reply.text = reply.text.replace('\0', "\u{fffd}");
         if reply.text.len() > LONGEST_TEXT {
             return Err(AiError::TooLong);
         }
         if reply.usage == Usage::default() {
             reply.usage = Usage::estimate(question, &reply.text);
         }
-        reply.request_id = request_id.or(reply.request_id);
+        // Both are kept with the job: neither may be a place for a key.
+        let kept = |text: String| error::hidden(&text, key).replace('\0', "\u{fffd}");
+        reply.request_id = request_id.or(reply.request_id).map(kept);
+        reply.model = reply.model.map(kept);
         Ok(reply)
     }
 }

@@ -75,15 +75,16 @@ struct Words {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Tokens {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
+    #[serde(default, deserialize_with = "super::tokens")]
+    prompt_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "super::tokens")]
+    completion_tokens: Option<u64>,
 }
 
-impl From<Tokens> for Usage {
-    fn from(tokens: Tokens) -> Self {
-        Self { input_tokens: tokens.prompt_tokens, output_tokens: tokens.completion_tokens, estimated: false }
+impl Tokens {
+    /// Both, or nothing is said.
+    fn usage(self) -> Option<Usage> {
+        Some(Usage { input_tokens: self.prompt_tokens?, output_tokens: self.completion_tokens?, estimated: false })
     }
 }
 
@@ -124,8 +125,8 @@ impl Gathered {
         }
         self.reply.request_id = self.reply.request_id.take().or(piece.id);
         self.reply.model = self.reply.model.take().or(piece.model);
-        if let Some(usage) = piece.usage {
-            self.reply.usage = usage.into();
+        if let Some(usage) = piece.usage.and_then(Tokens::usage) {
+            self.reply.usage = usage;
         }
         let mut added = String::new();
         for choice in piece.choices.into_iter().filter(|choice| choice.index == 0) {

@@ -78,6 +78,29 @@ fn a_providers_words_are_bounded_and_hold_no_key() {
     for part in ["sk-", "mnop", "\u{7}"] {
         assert!(!told.contains(part), "{told}");
     }
+    // Wherever it stands, also where the words are cut, and in a stream.
+    for said in [
+        "key=sk-proj-abcdefghijklmnop;".to_owned(),
+        "\"sk-proj-abcdefghijklmnop\"".to_owned(),
+        "Bearer:proj-abcdefghij".to_owned(),
+        format!("{}(sk-proj-abcdefghijklmnop)", "x ".repeat(142)),
+        "Bad\u{a0}sk-proj-abcdefghijklmnop,\nsorry".to_owned(),
+    ] {
+        let error = json!({ "message": said });
+        for told in [
+            AiError::refused(&answer(401, &[], &json!({ "error": error }).to_string()), Some(&key), now()),
+            AiError::refused(&answer(400, &[], &said), Some(&key), now()),
+            AiError::in_stream(&error).told_without(Some(&key)),
+        ] {
+            let told = told.to_string();
+            assert!(!told.contains("proj") && !told.contains("abcd"), "{told}");
+        }
+    }
+    let odd = SecretString::from("a/b\"c+d");
+    for said in ["at /v1?key=a%2Fb%22c%2Bd now", "it is {\\\"key\\\": \\\"a/b\\\"c+d\\\"}"] {
+        let told = AiError::refused(&answer(400, &[], &json!({"error": {"message": said}}).to_string()), Some(&odd), now()).to_string();
+        assert!(!told.contains("c%2Bd") && !told.contains("c+d"), "{told}");
+    }
     let long = json!({"error": {"message": "x".repeat(10_000)}}).to_string();
     assert!(AiError::refused(&answer(400, &[], &long), None, now()).to_string().len() < 400);
 }
@@ -95,6 +118,32 @@ fn a_key_goes_into_one_header_and_is_nowhere_shown() {
     // What a user brought may be anything: it is an error, not a panic.
     let odd = SecretString::from("a\nb");
     assert_eq!(headers(ProviderKind::OpenAi, Some(&odd), false).unwrap_err().code(), "ai_key_refused");
+}
+
+#[test]
+fn a_count_of_tokens_that_no_model_has_says_nothing() {
+    for (count, said) in [
+        ("1000000000", Some(1_000_000_000)),
+        ("1000000001", None),
+        ("1000000000000000000", None),
+        ("1e18", None),
+        ("99999999999999999999999", None),
+        ("-1", None),
+        ("1.5", None),
+        ("null", None),
+        ("\"7\"", None),
+    ] {
+        let usage = said.map_or_else(Usage::default, |input_tokens| Usage { input_tokens, output_tokens: 2, estimated: false });
+        let body = format!(
+            r#"{{"choices": [{{"message": {{"content": "x"}}, "finish_reason": "stop"}}],
+                 "usage": {{"prompt_tokens": {count}, "completion_tokens": 2}}}}"#
+        );
+        assert_eq!(openai::reply(body.as_bytes()).unwrap().usage, usage, "{count}");
+        let body = format!(
+            r#"{{"content": [{{"text": "x"}}], "stop_reason": "end_turn", "usage": {{"input_tokens": {count}, "output_tokens": 2}}}}"#
+        );
+        assert_eq!(anthropic::reply(body.as_bytes()).unwrap().usage, usage, "{count}");
+    }
 }
 
 #[test]

@@ -56,6 +56,7 @@ enum Verdict {
     SwitchedOff,
     Paused,
     BreakerOpen(String),
+    BreakerProbed(String),
     HandedBack,
 }
 
@@ -81,6 +82,7 @@ impl Verdict {
             Outcome::SwitchedOff => Self::SwitchedOff,
             Outcome::Paused => Self::Paused,
             Outcome::BreakerOpen(breaker) => Self::BreakerOpen(breaker),
+            Outcome::BreakerProbed(breaker) => Self::BreakerProbed(breaker),
             // None of these is a handler's.
             _ => Self::HandedBack,
         }
@@ -96,6 +98,7 @@ impl Verdict {
             Self::SwitchedOff => Outcome::SwitchedOff,
             Self::Paused => Outcome::Paused,
             Self::BreakerOpen(breaker) => Outcome::BreakerOpen(breaker),
+            Self::BreakerProbed(breaker) => Outcome::BreakerProbed(breaker),
             Self::HandedBack => Outcome::HandedBack,
         }
     }

@@ -51,6 +51,7 @@ pub(super) fn read(task: &Task, finish: &Finish, text: &str) -> Result<Value, Wr
     };
     let mut answer: Value =
         serde_json::from_str(bare(text)).map_err(|error| Wrong::Invalid(format!("It is not one JSON object: {error}.")))?;
+    without_nul(&mut answer);
     let faults = schema.violations(&answer, "");
     if !faults.is_empty() {
         let told =
@@ -63,6 +64,21 @@ pub(super) fn read(task: &Task, finish: &Finish, text: &str) -> Result<Value, Wr
         return Err(Wrong::Invalid(format!("- /{}: must be a number", levels.of)));
     }
     Ok(answer)
+}
+
+/// Postgres stores no NUL, and JSON may name one.
+fn without_nul(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains('\0') => *text = text.replace('\0', "\u{fffd}"),
+        Value::Array(items) => items.iter_mut().for_each(without_nul),
+        Value::Object(fields) => {
+            if fields.keys().any(|name| name.contains('\0')) {
+                *fields = std::mem::take(fields).into_iter().map(|(name, value)| (name.replace('\0', "\u{fffd}"), value)).collect();
+            }
+            fields.values_mut().for_each(without_nul);
+        }
+        _ => {}
+    }
 }
 
 /// Models that were only asked in words like to put JSON into a fence of Markdown.

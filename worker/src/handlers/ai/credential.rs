@@ -123,10 +123,39 @@ pub(super) async fn refused(context: &JobContext, credential: &Credential, error
 fn is_of_the_key(error: &AiError) -> bool {
     match error {
         AiError::KeyUnusable => true,
-        AiError::KeyRefused { status, words } => {
-            let of_key = ["api key", "api_key", "api-key", "token", "credential"];
-            status.as_u16() == 401 || words.as_ref().is_some_and(|words| of_key.iter().any(|word| words.to_lowercase().contains(word)))
-        }
+        AiError::KeyRefused { status, words } => status.as_u16() == 401 || words.as_deref().is_some_and(speak_of_the_key),
         _ => false,
+    }
+}
+
+/// Whether the words of a 403 say that the key itself is no good. A "token" is as often one of text, and credentials that lack a right are
+/// good ones.
+fn speak_of_the_key(words: &str) -> bool {
+    let words = words.to_lowercase().replace(['_', '-'], " ");
+    let key = words.contains("api key") || words.contains("access token");
+    let no_good = ["invalid", "not valid", "incorrect", "expired", "revoked", "disabled", "deactivated", "leaked", "unknown", "not found"];
+    key && no_good.iter().any(|word| words.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::speak_of_the_key;
+
+    #[test]
+    fn only_words_of_a_bad_key_invalidate_it() {
+        for words in
+            ["API key not valid. Please pass a valid API key.", "invalid_api_key", "Your API-key was revoked", "access token expired"]
+        {
+            assert!(speak_of_the_key(words), "{words}");
+        }
+        for words in [
+            "You exceeded your token budget for this model",
+            "max_tokens is not allowed on your tier",
+            "These credentials lack the permission aiplatform.endpoints.predict",
+            "Your API key has no access to this model",
+            "Country, region, or territory not supported",
+        ] {
+            assert!(!speak_of_the_key(words), "{words}");
+        }
     }
 }

@@ -43,7 +43,7 @@ use crate::clients::{
 };
 use answer::Wrong;
 pub(super) use call::tell_breaker;
-use call::{Call, Called, admit, call, interrupt};
+use call::{Call, Called, admit, call, interrupt, may_wait};
 use credential::credential;
 use kept::Key;
 use spend::{Books, Item};
@@ -240,6 +240,8 @@ impl Asking<'_> {
         let mut failed: Vec<Interrupt> = Vec::new();
         let mut held: Vec<Refused> = Vec::new();
         let (mut by_user, mut number) = (false, 1);
+        // What the breakers say of this job's own calls: nothing, that one failed, or that enough have.
+        let (mut tried, mut at_fault) = (false, false);
         for choice in &self.task.models {
             if self.context.cancelled.is_cancelled() {
                 return Err(Failure::transient("cancelled", "the job was cancelled before its model was asked").into());
@@ -311,7 +313,14 @@ impl Asking<'_> {
                     let helps = self.failed(key, &choice.provider, &error).await?;
                     credential::refused(self.context, &credential, &error).await?;
                     match refused {
-                        Some(refused) => held.push(refused),
+                        Some(refused) if may_wait(self.context) => {
+                            tried = true;
+                            held.push(refused);
+                        }
+                        Some(_) => {
+                            at_fault = true;
+                            failed.push(interrupt(self.context, error));
+                        }
                         None => failed.push(interrupt(self.context, error)),
                     }
                     if !helps {
@@ -322,7 +331,10 @@ impl Asking<'_> {
         }
         // Of several breakers the one that tries again soonest; one that an operator keeps open does so last.
         let soonest = held.into_iter().min_by_key(|refused| refused.again_in.unwrap_or(Duration::MAX));
-        failed.extend(soonest.map(|refused| Interrupt::BreakerOpen(refused.breaker)));
+        let waits =
+            |refused: Refused| if tried { Interrupt::BreakerProbed(refused.breaker) } else { Interrupt::BreakerOpen(refused.breaker) };
+        // A job under which every provider fails waits for none of them for ever.
+        failed.extend(soonest.filter(|_| !at_fault).map(waits));
         Err(most_hopeful(failed))
     }
 
@@ -372,7 +384,7 @@ fn numbered(step: &str, number: u32) -> String {
 fn most_hopeful(failed: Vec<Interrupt>) -> Interrupt {
     let rank = |interrupt: &Interrupt| match interrupt {
         Interrupt::Snoozed(pause) => (0, *pause),
-        Interrupt::BreakerOpen(_) => (1, Duration::ZERO),
+        Interrupt::BreakerOpen(_) | Interrupt::BreakerProbed(_) => (1, Duration::ZERO),
         Interrupt::Failed(Failure { class: FailureClass::Transient | FailureClass::Limited, retry_after, .. }) => {
             (2, retry_after.unwrap_or_default())
         }
