@@ -55,7 +55,7 @@ pub async fn run(bench: &Bench<'_>) -> Result<Vec<(&'static str, Latencies)>> {
             .collect();
         for (grouping, labels) in &groups {
             // A week's bodies, again and again.
-            let bodies: Vec<(Vec<u8>, Option<[Vec<u8>; 2]>)> = (0..7)
+            let bodies: Vec<_> = (0..7)
                 .map(|day| body(metric.shape(), day, if *grouping == 0 { EVENTS * 5 } else { EVENTS }))
                 .map(|body| (body.encode(), body.coarser()))
                 .collect();
