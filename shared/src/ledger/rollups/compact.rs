@@ -141,10 +141,15 @@ async fn existing(
     series: Uuid,
     (groupings, days, labels): Columns<'_>,
 ) -> Result<Vec<(usize, Vec<u8>)>, LedgerError> {
+    // By `LIMIT 1` each key is looked up by itself: a plain join would, while there are no statistics, go through all days of the series for
+    // each of a page's keys.
     let found: Vec<(i64, Vec<u8>)> = sqlx::query_as(
         "SELECT k.place, d.body
          FROM unnest($3::smallint[], $4::date[], $5::text[]) WITH ORDINALITY AS k (grouping, day, labels, place)
-         JOIN metric_day d ON d.tenant_id = $1 AND d.series = $2 AND d.grouping = k.grouping AND d.day = k.day AND d.labels = k.labels",
+         CROSS JOIN LATERAL (
+            SELECT m.body FROM metric_day m
+            WHERE m.tenant_id = $1 AND m.series = $2 AND m.grouping = k.grouping AND m.day = k.day AND m.labels = k.labels LIMIT 1
+         ) d",
     )
     .bind(tenant)
     .bind(series)
