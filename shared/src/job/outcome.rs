@@ -125,8 +125,8 @@ pub enum Interrupt {
     /// The circuit breaker of this name lets it call nobody now: call again when it does. Bounded by the kind's deadline and by
     /// [`crate::ledger::breakers::LONGEST_WAIT`].
     BreakerOpen(String),
-    /// The same, and its own call was one of those for which the breaker stays open. Bounded as well by its handler, which counts it among
-    /// the job's snoozes; whoever has not failed goes before it.
+    /// The same, and its own call was one of those for which the breaker stays open: counted among the job's snoozes, so that whoever has
+    /// not failed goes before it.
     BreakerProbed(String),
 }
 

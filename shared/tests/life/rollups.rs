@@ -390,7 +390,6 @@ async fn what_is_counted_is_what_group_by_gives_whatever_happens() {
 }
 
 #[tokio::test]
-#[ignore = "takes more than two minutes in a debug build, and was not seen to end: where it spends them is to be found"]
 async fn a_day_of_too_many_groups_stays_as_it_is_and_alone() {
     let mut counted = Counted::start().await;
     let fine = "[metrics.fine]\nevent = \"run\"\naggregate = \"count\"\ndimensions = [\"a\", \"b\", \"c\"]\n";

@@ -128,14 +128,9 @@ impl Listener for Hearing<'_> {
     }
 }
 
-/// Whether a job whose own call failed may wait for the breaker that is open by that, without using an attempt.
-pub(super) fn may_wait(context: &JobContext) -> bool {
-    context.job.snoozes < UNCOUNTED
-}
-
 /// What a provider's failure means for the job: it uses no attempt where the provider is to blame, which its breaker finds out.
 pub(super) fn interrupt(context: &JobContext, error: AiError) -> Interrupt {
-    if error.is_of_the_provider() && may_wait(context) {
+    if error.is_of_the_provider() && context.job.snoozes < UNCOUNTED {
         return Interrupt::Snoozed(MEANWHILE.mul_f64(0.5 + random::fraction()));
     }
     if let AiError::Limited { pause: None, .. } = error {

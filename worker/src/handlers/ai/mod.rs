@@ -43,7 +43,7 @@ use crate::clients::{
 };
 use answer::Wrong;
 pub(super) use call::tell_breaker;
-use call::{Call, Called, admit, call, interrupt, may_wait};
+use call::{Call, Called, admit, call, interrupt};
 use credential::credential;
 use kept::Key;
 use spend::{Books, Item};
@@ -240,8 +240,8 @@ impl Asking<'_> {
         let mut failed: Vec<Interrupt> = Vec::new();
         let mut held: Vec<Refused> = Vec::new();
         let (mut by_user, mut number) = (false, 1);
-        // What the breakers say of this job's own calls: nothing, that one failed, or that enough have.
-        let (mut tried, mut at_fault) = (false, false);
+        // Whether a breaker is open by a call of this very job.
+        let mut tried = false;
         for choice in &self.task.models {
             if self.context.cancelled.is_cancelled() {
                 return Err(Failure::transient("cancelled", "the job was cancelled before its model was asked").into());
@@ -313,13 +313,9 @@ impl Asking<'_> {
                     let helps = self.failed(key, &choice.provider, &error).await?;
                     credential::refused(self.context, &credential, &error).await?;
                     match refused {
-                        Some(refused) if may_wait(self.context) => {
+                        Some(refused) => {
                             tried = true;
                             held.push(refused);
-                        }
-                        Some(_) => {
-                            at_fault = true;
-                            failed.push(interrupt(self.context, error));
                         }
                         None => failed.push(interrupt(self.context, error)),
                     }
@@ -333,8 +329,7 @@ impl Asking<'_> {
         let soonest = held.into_iter().min_by_key(|refused| refused.again_in.unwrap_or(Duration::MAX));
         let waits =
             |refused: Refused| if tried { Interrupt::BreakerProbed(refused.breaker) } else { Interrupt::BreakerOpen(refused.breaker) };
-        // A job under which every provider fails waits for none of them for ever.
-        failed.extend(soonest.filter(|_| !at_fault).map(waits));
+        failed.extend(soonest.map(waits));
         Err(most_hopeful(failed))
     }
 
