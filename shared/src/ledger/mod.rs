@@ -62,7 +62,7 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    Connection, PgConnection, PgPool,
+    PgConnection, PgPool, Row,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use uuid::Uuid;
@@ -243,10 +243,14 @@ pub fn pool(setting: &'static str, url: &SecretString, sessions: Sessions, size:
         .connect_lazy_with(options))
 }
 
-/// Whether a connection answers in time.
+/// Whether a connection answers in time, and is in no transaction.
+///
+/// Who stops waiting for a `BEGIN` (a client that went away, a deadline) leaves the session in a transaction that the driver knows nothing
+/// of: what the next one writes would be committed by nobody. A transaction that began before this very statement is such a one.
 async fn answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(ALIVE_WITHIN, connection.ping()).await {
-        Ok(answer) => answer.map(|()| true),
+    let free = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(connection);
+    match tokio::time::timeout(ALIVE_WITHIN, free).await {
+        Ok(answer) => answer?.try_get(0),
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
     }
 }

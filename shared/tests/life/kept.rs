@@ -1,10 +1,10 @@
 //! Connections that are kept, and those that must not be.
 
-use std::time::Duration;
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use secrecy::SecretString;
 use shared::ledger::{self, Kept, LedgerError, Sessions};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::timeout;
 
 use super::Ledger;
@@ -71,4 +71,28 @@ async fn no_more_are_kept_than_was_said() {
     // Two of three are the pool's again; were all three kept, this would wait in vain.
     let (_one, _two) = tokio::try_join!(pool.acquire(), pool.acquire()).unwrap();
     assert!(pool.try_acquire().is_none(), "and the third is kept");
+}
+
+/// Who stops waiting for the beginning of a transaction leaves none behind, in which others would write what nobody commits.
+#[tokio::test]
+async fn a_beginning_that_nobody_waited_for_is_no_transaction() {
+    let ledger = Ledger::start().await;
+    let only = pool(&ledger, 1);
+    for steps in 0..30 {
+        // Dropped after so many steps, wherever it is then; as often as that takes to come by each of them.
+        let mut begin = Box::pin(only.begin());
+        let mut left = steps % 6;
+        let begun = poll_fn(|context| {
+            if left == 0 {
+                return Poll::Ready(None);
+            }
+            left -= 1;
+            begin.as_mut().poll(context).map(Some)
+        })
+        .await;
+        drop((begun, begin));
+        let row = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(&only).await.unwrap();
+        let free: bool = row.get(0);
+        assert!(free, "after {steps} steps");
+    }
 }
