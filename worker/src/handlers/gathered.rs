@@ -34,6 +34,10 @@ const BATCH: usize = 128;
 /// Statements under way at a time.
 const STATEMENTS: usize = 4;
 
+/// Connections of a pool of which each kind of statement keeps one; of a smaller one (a trial's has one) nobody keeps any, or who goes to
+/// the pool itself would wait for those.
+const ROOM: u32 = 8;
+
 /// How long the next one waits for the one before, that entries may gather. A statement that takes longer waits for a lock or the disk.
 const HELD_UP: Duration = Duration::from_millis(25);
 
@@ -109,7 +113,8 @@ impl<E: Entry> Gathered<E> {
 }
 
 async fn gather<E: Entry>(pool: PgPool, clock: Clock, mut waiting: mpsc::Receiver<(E, Answered<E>)>) {
-    let kept = Arc::new(Kept::of(pool, 1));
+    let has_room = pool.options().get_max_connections() >= ROOM;
+    let kept = Arc::new(Kept::of(pool, usize::from(has_room)));
     let statements = Arc::new(Semaphore::new(STATEMENTS));
     loop {
         // Never closed.
