@@ -82,7 +82,7 @@ async fn a_beginning_that_nobody_waited_for_is_no_transaction() {
         // Dropped after so many steps, wherever it is then; as often as that takes to come by each of them.
         let mut begin = Box::pin(only.begin());
         let mut left = steps % 6;
-        let begun = poll_fn(|context| {
+        let transaction = poll_fn(|context| {
             if left == 0 {
                 return Poll::Ready(None);
             }
@@ -90,7 +90,7 @@ async fn a_beginning_that_nobody_waited_for_is_no_transaction() {
             begin.as_mut().poll(context).map(Some)
         })
         .await;
-        drop((begun, begin));
+        drop((transaction, begin));
         let row = sqlx::raw_sql("SELECT now() = statement_timestamp()").fetch_one(&only).await.unwrap();
         let free: bool = row.get(0);
         assert!(free, "after {steps} steps");
