@@ -143,7 +143,7 @@ mod tests {
         let price = Price { provider: None, model: "m".into(), valid_from: DateTime::UNIX_EPOCH, input: 250_000, output: 2_000_000 };
         assert_eq!((price.of(0, 0), price.of(1, 0), price.of(1_000, 500), price.of(1_000_000, 1_000_000)), (0, 1, 1_250, 2_250_000));
         let dear = Price { input: HIGHEST, output: HIGHEST, ..price };
-        assert_eq!(dear.of(u64::MAX, u64::MAX), u64::MAX);
+        assert_eq!(dear.of(u64::MAX, u64::MAX), usage::MOST);
     }
 
     /// A budget can't bound what nobody knows.
