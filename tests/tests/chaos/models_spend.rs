@@ -70,7 +70,9 @@ async fn models_spend() {
     }
     let mut running = Vec::new();
     for _ in 0..workers {
-        running.push(world.start_worker(Launch::new().env("OFFSTAGE_QUEUES", "ai").env("OFFSTAGE_CONCURRENCY", "ai=16")).await);
+        // Four with the default, and the API, are more than the server's hundred connections.
+        let launch = Launch::new().env("OFFSTAGE_QUEUES", "ai").env("OFFSTAGE_CONCURRENCY", "ai=16").env("OFFSTAGE_ENGINE_POOL", "12");
+        running.push(world.start_worker(launch).await);
     }
     let cancels: Vec<bool> = (0..asked).map(|_| chance.number(1..=25) == 1).collect();
     let (is_spent, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
