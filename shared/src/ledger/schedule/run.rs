@@ -4,7 +4,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
 use super::{FoundSchedule, LedgerError, Tick, insert};
-use crate::{clock::Clock, job::JobId, kinds::{Entry, Registry}, queue::Queue, schedule::TickOutcome, tenant::Manifest};
+use crate::{
+    clock::Clock,
+    job::JobId,
+    kinds::{Entry, Registry},
+    queue::Queue,
+    schedule::TickOutcome,
+    tenant::Manifest,
+};
 
 /// What a wish to run now brought.
 #[derive(Debug, Clone)]
