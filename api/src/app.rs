@@ -10,7 +10,7 @@ use shared::{
     clock::Clock,
     config::ApiConfig,
     kinds::Registry,
-    ledger::{self, LedgerError, Sessions},
+    ledger::{self, LedgerError, Sessions, rollups::ask::Turns},
     queue::{Commands, QueueError, Redis},
     shutdown::Shutdown,
     storage::Storage,
@@ -76,6 +76,8 @@ pub struct Parts {
     pub intake: Intake,
     /// Answers about what is over, for a while.
     pub answers: Answers,
+    /// Turns of those who have answers computed of what was counted, so that they leave cores and connections to others.
+    pub turns: Turns,
     /// Turns of those who take pictures of many jobs, so that they leave connections to others.
     pub pictures: Semaphore,
     /// How much of each tenant waits.
@@ -148,6 +150,7 @@ impl App {
             acceptor,
             intake: Intake::new(pool.clone(), clock.clone()),
             answers: Answers::default(),
+            turns: Turns::default(),
             pictures: Semaphore::new(PICTURES),
             backlogs: Backlogs::new(pool.clone()),
             batches: Arc::new(Semaphore::new(BATCHES)),

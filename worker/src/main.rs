@@ -7,7 +7,7 @@ use std::{process::ExitCode, sync::Arc};
 use clap::{Parser, Subcommand};
 use shared::{
     config::{Variables, WorkerConfig},
-    ledger::{self, Sessions},
+    ledger::{self, Sessions, rollups::ask::Turns},
     queue::{Redis, eviction_policy},
     shutdown::{Exit, Shutdown},
     telemetry::{self, Metrics},
@@ -108,6 +108,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
         followers: Followers::new(&redis),
+        turns: Turns::default(),
         sources: config.sources.with_own(database.url.clone()),
         probe: config.probe,
     };

@@ -2,11 +2,12 @@
 
 use axum::http::{HeaderMap, header};
 
-/// Whether `If-None-Match` names this tag, compared weakly (RFC 9110 §13.1.2).
+/// Whether `If-None-Match` names this tag, or whatever there is (`*`), compared weakly (RFC 9110 §13.1.2). A comma within another's tag tears
+/// that one apart: none of ours has one, so none of its parts can be ours.
 pub fn holds(headers: &HeaderMap, tag: &str) -> bool {
     let tag = tag.trim_start_matches("W/");
     let held = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
-    held.map(str::trim).any(|held| held.strip_prefix("W/").unwrap_or(held) == tag)
+    held.map(str::trim).any(|held| held == "*" || held.strip_prefix("W/").unwrap_or(held) == tag)
 }
 
 #[cfg(test)]
@@ -23,5 +24,11 @@ mod tests {
             assert_eq!(holds(&headers, tag), held, "{tag}");
         }
         assert!(!holds(&HeaderMap::new(), "W/\"a\""));
+        // Whatever there is; but no tag that looks like it.
+        for (value, held) in
+            [("*", true), (" * ", true), ("\"*\"", false), ("W/*", false), ("w/\"a\"", false), ("\"b,a\"", false), ("", false)]
+        {
+            assert_eq!(holds(&HeaderMap::from_iter([(header::IF_NONE_MATCH, value.parse().unwrap())]), "W/\"a\""), held, "{value}");
+        }
     }
 }

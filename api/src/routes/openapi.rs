@@ -88,3 +88,23 @@ pub async fn serve() -> Response {
     // The same for everybody, and it changes with a release only.
     ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "public, max-age=300")], DOCUMENT.clone()).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use shared::kinds::Registry;
+
+    use super::*;
+
+    #[test]
+    fn a_door_that_a_kind_names_is_there() {
+        let document: Value = serde_json::from_str(&document()).unwrap();
+        let registry = Registry::new(true);
+        let doors: Vec<_> = registry.entries().filter_map(|entry| entry.door).collect();
+        assert!(!doors.is_empty());
+        for door in doors {
+            let (method, path) = door.split_once(' ').unwrap();
+            assert!(document["paths"][path][method.to_lowercase()].is_object(), "{door}");
+        }
+    }
+}

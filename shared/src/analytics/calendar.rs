@@ -227,6 +227,26 @@ mod tests {
     }
 
     #[test]
+    fn days_before_have_the_hours_that_their_clocks_showed() {
+        // Days of 24 hours; those before them have one of 23, 25, 23.5 and 24.5, and begin at midnight all the same.
+        for (zone, from, buckets) in [
+            ("Europe/Berlin", "2026-03-30", [96, 92]),
+            ("Europe/Berlin", "2026-10-26", [96, 100]),
+            ("Australia/Lord_Howe", "2026-10-05", [96, 94]),
+            ("Australia/Lord_Howe", "2026-04-06", [96, 98]),
+        ] {
+            let (zone, from): (_, NaiveDate) = (Zone::find(zone).unwrap(), from.parse().unwrap());
+            let start = |date: NaiveDate| midnight(&zone, date).unwrap();
+            let shown = periods(&zone, Granularity::Day, start(from), start(from + Days::new(2))).unwrap();
+            assert_eq!(shown.iter().map(|day| day.end - day.first).collect::<Vec<_>>(), [96, 96]);
+            let previous = before(&zone, Granularity::Day, &shown).unwrap();
+            assert_eq!(previous.iter().map(|day| day.end - day.first).collect::<Vec<_>>(), buckets, "{zone:?} {from}");
+            assert_eq!(previous.iter().map(|day| day.start).collect::<Vec<_>>(), [start(from - Days::new(2)), start(from - Days::new(1))]);
+            assert_eq!(previous[1].end, shown[0].first);
+        }
+    }
+
+    #[test]
     fn long_spans_are_refused() {
         let zone = Zone::find("UTC").unwrap();
         let at = |text: &str| text.parse::<DateTime<Utc>>().unwrap();

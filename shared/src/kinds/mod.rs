@@ -65,6 +65,9 @@ pub trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
     const SCOPE: Option<Scope> = None;
     /// The scope, beside [`Self::SCOPE`], without which nobody may have what a job with such a payload brings. By all doors, too.
     const READS: fn(&Value) -> Option<Scope> = |_| None;
+    /// The one door that its jobs are asked for by, as method and path, where that limits them as the doors for all kinds could not. Those
+    /// refuse the kind and name this door; what a manifest declares and what the system asks for itself goes on.
+    const DOOR: Option<&'static str> = None;
     /// Whether payload and result are for the product's backend alone: what a user is told by another way (a one-time code in a mail) is
     /// not to be read by whoever sits before that user's page.
     const CONFIDENTIAL: bool = false;
@@ -145,6 +148,8 @@ pub struct Entry {
     pub scope: Option<Scope>,
     /// The scope without which nobody may have what a job with such a payload brings.
     pub reads: fn(&Value) -> Option<Scope>,
+    /// The one door that its jobs are asked for by, where the doors for all kinds refuse it.
+    pub door: Option<&'static str>,
     /// Whether payload and result are for the product's backend alone.
     pub confidential: bool,
     /// The policy.
@@ -172,6 +177,7 @@ impl Entry {
             outward: K::OUTWARD,
             scope: K::SCOPE,
             reads: K::READS,
+            door: K::DOOR,
             confidential: K::CONFIDENTIAL,
             policy: K::POLICY,
             idempotency: K::IDEMPOTENCY,
@@ -183,6 +189,12 @@ impl Entry {
             },
             sample: || serde_json::to_value(K::sample()).unwrap_or_default(),
         }
+    }
+
+    /// Why a door for all kinds does not take this one, where it has a door that alone may ask for it.
+    #[must_use]
+    pub fn other_door(&self) -> Option<String> {
+        self.door.map(|door| format!("jobs of the kind `{}` are asked for by {door} alone, which limits them; ask there", self.name))
     }
 }
 

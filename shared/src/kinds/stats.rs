@@ -34,6 +34,8 @@ impl Kind for StatsRefresh {
     /// It reads: nothing outside is changed by it.
     const OUTWARD: bool = false;
     const SCOPE: Option<Scope> = Some(Scope::StatsWrite);
+    /// So often an hour, and never two at once: known to that door alone.
+    const DOOR: Option<&'static str> = Some("POST /v1/stats/{source}/refresh");
     /// A vendor that is down is not asked often; one that says when to come back is asked then, which may be hours away, and again and
     /// again where many statistics share a budget.
     const POLICY: Policy = Policy {

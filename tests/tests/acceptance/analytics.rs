@@ -1,6 +1,7 @@
 //! Events in by HTTP, numbers out: taken once, counted right, shown by the clocks of a zone, to whom they belong.
 
 mod catalogue;
+mod crowd;
 mod examples;
 mod exports;
 mod overload;
@@ -220,6 +221,19 @@ async fn numbers_are_shown_by_period_and_group_beside_those_before() {
     let again = async |path: &str, tag: &str| client.send(client.request(Method::GET, path).header("If-None-Match", tag)).await;
     let path = format!("/v1/analytics/runs?{days}");
     assert_eq!(again(&path, &tag).await.status, 304);
+    // In a list, weak or not, and whatever there is (RFC 9110 §13.1.2); nothing of what is not there.
+    let strong = tag.strip_prefix("W/").unwrap().to_owned();
+    for (named, status) in [
+        (format!("\"other\", {tag}"), 304),
+        (format!("\"oth,er\",{strong} , W/\"more\""), 304),
+        ("*".to_owned(), 304),
+        ("\"other\", W/\"more\"".to_owned(), 200),
+        (strong.replace('"', ""), 200),
+    ] {
+        let answer = again(&path, &named).await;
+        assert_eq!((answer.status, answer.header("etag")), (status, tag.as_str()), "{named}");
+    }
+    assert_eq!(again("/v1/analytics/nothing", "*").await.status, 404);
     let over = "/v1/analytics/runs?from=2026-11-18&to=2026-11-20";
     let kept = client.get(over).await;
     assert_eq!(kept.expect(200)["groups"][0]["total"]["value"], 2.0);

@@ -48,6 +48,7 @@ use shared::{
         claim::ClaimedJob,
         deliveries::Noted,
         effects::{self, Intent, Intention, Reach},
+        rollups::ask::Turns,
     },
     mail::RecipientKey,
     queue::read::reconnect_pause,
@@ -90,6 +91,8 @@ pub struct Services {
     pub ai_keys: BTreeMap<String, SecretString>,
     /// The way of models' words to who follows them.
     pub followers: Followers,
+    /// Turns of those who have tables of metrics computed.
+    pub turns: Turns,
     /// Addresses of the sources that datasets read.
     pub sources: Sources,
     /// What probes may do.

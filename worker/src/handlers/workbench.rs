@@ -13,6 +13,7 @@ use shared::{
         self, Kept, Sessions,
         claim::{ClaimedJob, claim},
         insert::{Arrival, NewJob, insert},
+        rollups::ask::Turns,
     },
     queue::Redis,
     tenant::{Manifest, Tenants, apply},
@@ -47,6 +48,7 @@ impl Workbench {
             public_url: config.public_url.clone(),
             ai_keys: config.ai.keys,
             followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix).unwrap()),
+            turns: Turns::default(),
             sources: config.sources.with_own(config.database.url.clone()),
             probe: config.probe,
         };

@@ -8,7 +8,7 @@ use serde_json::Value;
 use shared::{
     analytics::{Granularity, Labels, Period, Span, State, range::Group, state::Aggregate},
     ledger::rollups::{
-        ask::{Asked, Found, look, turn},
+        ask::{Asked, Found, look},
         read::ReadError,
     },
     tenant::{self, Metric, Panel, TOP},
@@ -141,7 +141,7 @@ pub async fn read(
         user: caller.acting_user.as_deref(),
     };
     // Before a connection is taken: who waits for others' answers holds up nobody.
-    let turn = turn(TURN_WITHIN).await.map_err(of_read)?;
+    let turn = app.turns.take(TURN_WITHIN).await.map_err(of_read)?;
     let as_of = app.clock.now();
     let mut transaction = tenant::transaction(&app.pool, caller.tenant).await?;
     let looked = look(&mut transaction, &asked).await.map_err(of_read)?;

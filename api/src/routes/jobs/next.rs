@@ -124,6 +124,10 @@ impl<'a> Check<'a> {
         if let Err(why) = self.tenant.manifest.allows(entry.name, owner) {
             self.refusal.not_enabled(entry.name, why, &format!("{at}/kind"));
         }
+        if let Some(door) = entry.other_door() {
+            self.wrong(format!("{at}/kind"), door);
+            return None;
+        }
         match (entry.check)(&wish.payload, &self.tenant.manifest, owner) {
             Ok(checked) => Some(Next {
                 kind: entry.name.to_owned(),

@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::{Map, Value};
 use shared::{
-    kinds::Violation,
+    kinds::{Entry, Violation},
     ledger::schedule::{self, NewSchedule},
     schedule::{Definition, check_name},
     tenant::{self, Manifest},
@@ -90,7 +90,10 @@ pub fn read(app: &App, manifest: &Manifest, mut fields: Map<String, Value>) -> R
         }
     };
     wrong.extend(definition.violations(&app.kinds, manifest));
-    match app.kinds.find(&definition.kind) {
+    let entry = app.kinds.find(&definition.kind);
+    // The manifest's own schedules come round by another way than this.
+    wrong.extend(entry.and_then(Entry::other_door).map(|door| Violation::new("/kind", door)));
+    match entry {
         Some(entry) if wrong.is_empty() => Ok((name, definition, entry.name)),
         _ => Err(Problem::invalid(wrong)),
     }

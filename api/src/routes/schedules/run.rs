@@ -31,7 +31,7 @@ use crate::{
     responses(
         (status = 202, body = Job, description = "The job", headers(("Location" = String, description = "The job's address"))),
         (status = 404, body = ProblemBody<'static>, description = "`schedule_not_found`"),
-        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: the kind is switched off, or its payload is not one that the kind and the product take any more"),
+        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: the kind is switched off, is asked for by a door of its own alone, or its payload is not one that the kind and the product take any more"),
     ),
 )]
 pub async fn run(State(app): State<App>, Backend(caller): Backend<SchedulesWrite>, id: IdOfPath, _: NoBody) -> Result<Response, Problem> {

@@ -3,11 +3,7 @@
 //! What must stay true: a user's are of that user alone; nothing is shown of who is being erased; whoever asks in the same words gets the same
 //! numbers; what is computed holds up no other request, and is of so many answers at a time.
 
-use std::{
-    num::NonZero,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{num::NonZero, sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -55,24 +51,31 @@ pub struct Found {
     pub is_whole: bool,
 }
 
-/// Who may compute an answer: half the cores may be busy with that, two at least. One for a process.
-static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    Arc::new(Semaphore::new((cores / 2).max(2)))
-});
+/// Who may compute an answer: half the cores may be busy with that, two at least. One for a process, part of its state.
+#[derive(Debug)]
+pub struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self(Arc::new(Semaphore::new((cores / 2).max(2))))
+    }
+}
+
+impl Turns {
+    /// Waits for a turn, for so long.
+    ///
+    /// # Errors
+    /// [`ReadError::Busy`].
+    pub async fn take(&self, within: Duration) -> Result<Turn, ReadError> {
+        let turn = tokio::time::timeout(within, Arc::clone(&self.0).acquire_owned()).await;
+        turn.ok().and_then(Result::ok).map(Turn).ok_or(ReadError::Busy)
+    }
+}
 
 /// The right to have an answer computed, and to hold what it is made of. To be taken before a connection is: who waits holds none.
 #[derive(Debug)]
 pub struct Turn(OwnedSemaphorePermit);
-
-/// Waits for a turn, for so long.
-///
-/// # Errors
-/// [`ReadError::Busy`].
-pub async fn turn(within: Duration) -> Result<Turn, ReadError> {
-    let turn = tokio::time::timeout(within, Arc::clone(&TURNS).acquire_owned()).await;
-    turn.ok().and_then(Result::ok).map(Turn).ok_or(ReadError::Busy)
-}
 
 /// What was looked up, and is not put together yet.
 #[derive(Debug)]

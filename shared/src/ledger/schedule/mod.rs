@@ -100,6 +100,10 @@ impl FoundSchedule {
         let Some(entry) = kinds.find(&definition.kind) else {
             return Err(format!("no worker knows the kind `{}`", definition.kind));
         };
+        // What was kept before its kind had a door of its own makes no way round that door.
+        if let Some(door) = entry.other_door().filter(|_| !self.declared) {
+            return Err(door);
+        }
         // Asked at each tick, as of every new job: a kind may be switched off while schedules of it stand.
         tenant.allows(entry.name, definition.owner.as_deref()).map_err(|off| match off {
             NotEnabled::ForTenant => format!("the product's manifest has switched the kind `{}` off", entry.name),

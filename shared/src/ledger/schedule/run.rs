@@ -4,7 +4,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
 use super::{FoundSchedule, LedgerError, Tick, insert};
-use crate::{clock::Clock, job::JobId, kinds::Registry, queue::Queue, schedule::TickOutcome, tenant::Manifest};
+use crate::{
+    clock::Clock,
+    job::JobId,
+    kinds::{Entry, Registry},
+    queue::Queue,
+    schedule::TickOutcome,
+    tenant::Manifest,
+};
 
 /// What a wish to run now brought.
 #[derive(Debug, Clone)]
@@ -27,6 +34,10 @@ pub async fn run_now(
     tenant: &Manifest,
     clock: &Clock,
 ) -> Result<Result<RanNow, String>, LedgerError> {
+    // A wish is a wish, whoever declared the schedule.
+    if let Some(door) = kinds.find(&held.definition.kind).and_then(Entry::other_door) {
+        return Ok(Err(door));
+    }
     let now = clock.now();
     // Never a whole second, which is where ticks of cron and of intervals are.
     let due: DateTime<Utc> = sqlx::query_scalar(

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use acceptance::{World, id_of};
 use chrono::TimeDelta;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{community, refreshed, repository, statistic, wished};
@@ -38,15 +39,72 @@ async fn wishes_join_what_is_on_its_way_and_are_limited() {
     client.get("/v1/stats/other/history").await.problem(404, "statistic_not_found");
     client.acting_for("ada").get("/v1/stats").await.problem(403, "backend_only");
     client.acting_for("ada").post_nothing("/v1/stats/tools/refresh").await.problem(403, "backend_only");
-    let undeclared = json!({"kind": "stats.refresh", "payload": {"source": "other"}});
-    assert_eq!(client.post("/v1/jobs", &undeclared).await.pointers(), ["/payload/source"]);
-    let users = json!({"kind": "stats.refresh", "payload": {"source": "tools"}, "owner": "ada"});
-    client.post("/v1/jobs", &users).await.problem(422, "validation_failed");
     world.client.get("/v1/stats/tools").await.problem(404, "statistic_not_found");
     assert_eq!(world.client.get("/v1/stats").await.expect(200)["items"], json!([]));
     // Figures of it all.
     let ages = world.figure(&worker, "offstage_vendor_calls_total", &["vendor=\"github\""]).await;
     assert!(ages >= 14.0, "{ages}");
+}
+
+#[tokio::test]
+async fn a_refresh_is_asked_for_by_its_own_door_alone() {
+    let (world, clock) = World::start_now().await;
+    let client = community(&world).await;
+    let refresh = json!({"kind": "stats.refresh", "payload": {"source": "tools"}});
+    let hourly = |job: &Value| {
+        let mut hourly = job.clone();
+        hourly["name"] = json!("often");
+        hourly["every_seconds"] = json!(3_600);
+        hourly
+    };
+    let followed_by = |then: &Value| json!({"kind": "probe.run", "payload": {}, "then": [then]});
+    for (path, body, at) in [
+        ("/v1/jobs", refresh.clone(), "/kind"),
+        ("/v1/jobs", followed_by(&refresh), "/then/0/kind"),
+        ("/v1/jobs", followed_by(&followed_by(&refresh)), "/then/0/then/0/kind"),
+        ("/v1/jobs/batch", json!({"jobs": [followed_by(&json!({"kind": "probe.run", "payload": {}})), refresh]}), "/jobs/1/kind"),
+        ("/v1/jobs/batch", json!({"jobs": [followed_by(&refresh)]}), "/jobs/0/then/0/kind"),
+        ("/v1/jobs/batch", json!({"jobs": [{"kind": "probe.run", "payload": {}}], "then": [refresh]}), "/then/0/kind"),
+        ("/v1/schedules", hourly(&refresh), "/kind"),
+    ] {
+        let refused = client.post(path, &body).await;
+        refused.problem(422, "validation_failed");
+        assert_eq!(refused.pointers(), [at], "{path} {body}");
+        assert!(refused.text().contains("POST /v1/stats/{source}/refresh"), "{}", refused.text());
+    }
+    let partly = client.post("/v1/jobs/batch", &json!({"mode": "per_item", "jobs": [refresh, {"kind": "probe.run", "payload": {}}]})).await;
+    assert!(partly.expect(202)["items"][0].to_string().contains("POST /v1/stats/{source}/refresh"), "{}", partly.text());
+
+    // Nor by changing or running a schedule: the manifest's comes round by the clock, and is no door.
+    let mine = client.post("/v1/schedules", &hourly(&json!({"kind": "probe.run", "payload": {}}))).await.expect(201);
+    let mine = format!("/v1/schedules/{}", mine["id"].as_str().unwrap());
+    let changed = client.send(client.request(Method::PATCH, &mine).json(&refresh)).await;
+    changed.problem(422, "validation_failed");
+    assert_eq!(changed.pointers(), ["/kind"]);
+    let listed = client.get("/v1/schedules?limit=200").await.expect(200);
+    let declared = listed["items"].as_array().unwrap().iter().find(|schedule| schedule["name"] == "stats.tools").unwrap();
+    let run = client.post_nothing(&format!("/v1/schedules/{}/run", declared["id"].as_str().unwrap())).await;
+    run.problem(422, "validation_failed");
+    assert!(run.text().contains("POST /v1/stats/{source}/refresh"), "{}", run.text());
+    assert_eq!(world.number("SELECT count(*) FROM job WHERE kind = 'stats.refresh'").await, 0);
+
+    // Nor by one that was kept when that was allowed: its ticks say why they make no job.
+    world
+        .execute(
+            "UPDATE schedule SET kind = 'stats.refresh',
+                    definition = definition || '{\"kind\": \"stats.refresh\", \"payload\": {\"source\": \"tools\"}}' WHERE name = 'often'",
+        )
+        .await;
+    world.start_worker(clock.launch()).await;
+    clock.advance(TimeDelta::minutes(76));
+    acceptance::until("its tick says where to ask", async || {
+        let history = client.get(&format!("{mine}/history")).await.expect(200);
+        let detail = history["items"][0]["detail"].as_str().unwrap_or_default().to_owned();
+        if detail.contains("POST /v1/stats/{source}/refresh") { Ok(()) } else { Err(history) }
+    })
+    .await;
+    let jobs = client.get("/v1/jobs?limit=200&kind=stats.refresh").await.expect(200);
+    assert!(jobs["items"].as_array().unwrap().iter().all(|job| job["schedule"]["name"] != "often"), "{jobs}");
 }
 
 #[tokio::test]

@@ -108,6 +108,11 @@ async fn nothing_new_is_answered_with_304_and_history_is_kept() {
     clock.advance(TimeDelta::seconds(30));
     let unchanged = conditional(&tag).await;
     assert_eq!((unchanged.status, unchanged.body.len(), unchanged.header("etag")), (304, 0, tag.as_str()), "the age alone changed");
+    for (named, status) in
+        [(format!("\"other\", {tag}"), 304), (tag.replace("W/", ""), 304), ("*".to_owned(), 304), ("\"other\"".to_owned(), 200)]
+    {
+        assert_eq!(conditional(&named).await.status, status, "{named}");
+    }
     let mut stars = 1_000;
     for _ in 0..5 {
         clock.advance(TimeDelta::hours(1));

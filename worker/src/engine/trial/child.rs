@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use shared::{
     config::{Variables, WorkerConfig},
     job::Outcome,
-    ledger::{self, Sessions, claim::ClaimedJob},
+    ledger::{self, Sessions, claim::ClaimedJob, rollups::ask::Turns},
     queue::Redis,
     shutdown::Exit,
     telemetry,
@@ -132,6 +132,7 @@ fn services(config: WorkerConfig) -> Result<Services, Box<dyn std::error::Error 
         public_url: config.public_url.clone(),
         ai_keys: config.ai.keys,
         followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix)?),
+        turns: Turns::default(),
         sources: config.sources.with_own(url.clone()),
         probe: config.probe,
     })

@@ -13,7 +13,7 @@ use shared::{
     ledger::{
         LedgerError,
         rollups::{
-            ask::{Asked, look, turn},
+            ask::{Asked, look},
             read::ReadError,
         },
     },
@@ -52,7 +52,7 @@ pub(super) async fn write(
             user: context.job.owner.as_deref(),
         };
         let of_read = |error| of_read(&table.name, error);
-        let turn = turn(TURN_WITHIN).await.map_err(of_read)?;
+        let turn = context.services.turns.take(TURN_WITHIN).await.map_err(of_read)?;
         let found = look(&mut transaction, &asked).await.map_err(of_read)?.found(turn, |found| found).await.map_err(of_read)?;
         is_whole &= found.is_whole;
         rows(table, &span, &found.groups, now, document, draft, progress).await?;

@@ -172,9 +172,14 @@ pub fn examine(app: &App, asker: Asker<'_>, key: Option<&str>, wish: Wish) -> Ex
             if let Err(why) = tenant.manifest.allows(entry.name, owner) {
                 refusal.not_enabled(entry.name, why, if wish.payload_at.is_empty() { "" } else { "/kind" });
             }
-            match (entry.check)(&wish.payload, &tenant.manifest, owner) {
-                Ok(checked) => found_right = Some(checked),
-                Err(violations) => {
+            // Whose payload's fields are the request's own comes by the kind's own door.
+            let other_door = entry.other_door().filter(|_| !wish.payload_at.is_empty());
+            let checked = other_door.is_none().then(|| (entry.check)(&wish.payload, &tenant.manifest, owner));
+            refusal.violations.extend(other_door.map(|door| Violation::new("/kind", door)));
+            match checked {
+                None => {}
+                Some(Ok(checked)) => found_right = Some(checked),
+                Some(Err(violations)) => {
                     let placed = |violation: Violation| Violation { pointer: wish.payload_at.to_owned() + &violation.pointer, ..violation };
                     refusal.violations.extend(violations.into_iter().map(placed));
                 }
