@@ -343,7 +343,7 @@ async fn an_open_breaker_is_seen_waited_for_and_passed_by() {
     })
     .await;
     let listed = breaker(&["list"]).await;
-    assert!(listed.contains(":main:platform  open since") && listed.contains("opened 1 times"), "{listed}");
+    assert!(listed.contains("shop  ") && listed.contains(":main:platform  open since") && listed.contains("opened 1 times"), "{listed}");
     assert!(desk.world.figure(&desk.worker, "offstage_breaker_transitions_total", &["to=\"open\"", "provider=\"main\""]).await > 0.5);
     assert!(desk.worker.log().contains("the circuit breaker opened"), "it is logged");
     // Nothing that waits is held for ever: cancelled, it is gone.

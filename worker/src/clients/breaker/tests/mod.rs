@@ -52,7 +52,10 @@ fn judged(rules: &Rules, calls: &[(Millis, bool)]) -> Value {
             let asked = circuit.take(Event::Ask { token: 7, lease: 60_000 }, *at, rules, &[]);
             let ended = match asked.granted {
                 0 => asked,
-                2 => circuit.take(Event::Probed { token: 7, good: *ok }, *at, rules, &[]),
+                2 => {
+                    let counts = Counts { calls: 1, failures: u64::from(!ok), slow: 0 };
+                    circuit.take(Event::Probed { token: 7, counts }, *at, rules, &[])
+                }
                 _ => {
                     let counts = Counts { calls: 1, failures: u64::from(!ok), slow: 0 };
                     circuit.take(Event::Record { epoch: asked.epoch, counts }, *at, rules, &[])
@@ -151,7 +154,11 @@ async fn the_script_in_redis_and_the_circuit_here_answer_alike() {
                     let epoch = if dice.below(6) == 0 { dice.below(epoch + 2) } else { epoch };
                     Event::Record { epoch, counts: Counts { calls, failures, slow } }
                 }
-                14..17 => Event::Probed { token: probe, good: dice.below(100) >= bad },
+                14..17 => {
+                    let failures = u64::from(dice.below(100) < bad);
+                    let slow = if failures == 0 { u64::from(dice.below(8) == 0) } else { 0 };
+                    Event::Probed { token: probe, counts: Counts { calls: 1, failures, slow } }
+                }
                 17 if dice.below(2) == 0 => Event::Renewed { token: probe, lease: 1 + dice.below(20_000) },
                 17 => Event::Released { token: probe },
                 18 => Event::Draw,
