@@ -143,3 +143,37 @@ async fn who_asks_the_same_again_is_answered_from_what_was_said() {
     .await;
     assert_eq!(run(&desk.shop, "marked question").await["cached"], Value::Bool(false));
 }
+
+/// Postgres stores none, so an answer with one could not be written down, and was asked for and paid for again.
+#[tokio::test]
+async fn an_answer_with_a_nul_is_asked_for_once_and_charged_once() {
+    let tasks = ["main", "other"].map(|provider| {
+        let model = |name: &str| format!("{{ provider = \"{provider}\", model = \"{name}-{provider}\" }}");
+        task(&format!("words_{provider}"), &model("words"), "") + &task(&format!("fields_{provider}"), &model("fields"), SCORED)
+    });
+    let desk = Desk::start_with(&tasks.concat()).await;
+    let (spoken, whole) = ("grüße\0one two\0 three four\0", "grüße\u{fffd}one two\u{fffd} three four\u{fffd}");
+    for provider in ["main", "other"] {
+        for stream in [false, true] {
+            let run = async |name: &str, says_so: &str| {
+                let model = format!("{name}-{provider}");
+                let before = desk.calls_of(&model);
+                desk.world.sandbox.ai.script(Answer { word_ms: 150, ..says(&model, says_so) });
+                let asked = json!({"input": {"prompt": "x"}, "stream": stream});
+                let id = id_of(&desk.shop.post(&format!("/v1/ai/{name}_{provider}"), &asked).await.expect(202));
+                // Who follows it meanwhile hears what the job has in the end, and nothing twice.
+                let events = desk.shop.events(&format!("/v1/jobs/{id}/stream"), None).await.rest().await;
+                let heard: String = events.iter().filter_map(|event| event.data["text"].as_str()).collect();
+                let job = desk.shop.succeeded(&id).await;
+                let charged = desk.world.number(format!("SELECT count(*) FROM ai_call WHERE job_id = '{id}'")).await;
+                assert_eq!((desk.calls_of(&model) - before, charged, &job["attempt"]), (1, 1, &json!(1)), "{model}, {stream}: {job}");
+                (heard, job["result"]["output"].clone())
+            };
+            let (heard, output) = run("words", spoken).await;
+            assert_eq!((heard.as_str(), output.as_str()), (whole, Some(whole)), "{provider}, {stream}");
+            // Within JSON it is written with an escape, in a name too.
+            let (_, output) = run("fields", "{\"score\": 1, \"why\": \"a\\u0000b\"}").await;
+            assert_eq!(output, json!({"score": 1, "why": "a\u{fffd}b"}), "{provider}, {stream}");
+        }
+    }
+}
