@@ -1,7 +1,7 @@
 //! What models say, held against what the task wants: only a whole answer that is what its schema says is a success.
 
 use acceptance::id_of;
-use sandbox::services::ai::Answer;
+use sandbox::services::ai::{Answer, Trouble};
 use serde_json::{Value, json};
 
 use super::{Desk, main_model, manifest, says, task};
@@ -142,6 +142,30 @@ async fn who_asks_the_same_again_is_answered_from_what_was_said() {
     })
     .await;
     assert_eq!(run(&desk.shop, "marked question").await["cached"], Value::Bool(false));
+}
+
+/// The first model's word is what the cache promises; and one that passed, where there is a gate.
+#[tokio::test]
+async fn what_another_model_said_or_what_did_not_pass_is_not_kept() {
+    let cache = "cache = { ttl_seconds = 3600 }";
+    let gate = format!("{SCORED}\ngate = {{ field = \"score\", at_least = 80, rounds = 1 }}\n{cache}");
+    let either = format!("{}, {{ provider = \"other\", model = \"second\" }}", main_model("first"));
+    let desk = Desk::start_with(&(task("either", &either, cache) + &task("gated", &main_model("gated"), &gate))).await;
+    let ai = &desk.world.sandbox.ai;
+    let run = async |name: &str| desk.shop.succeeded(&desk.ask(name, &json!({"prompt": "x"})).await).await["result"].clone();
+    let trouble = Trouble::Error { status: 503, code: None, headers: Vec::new() };
+    ai.script(Answer { model: Some("first".into()), trouble: Some(trouble), ..Answer::default() });
+    let cached = |result: &Value| (result["model"].as_str().unwrap().to_owned(), result["cached"].as_bool().unwrap());
+    for expected in [("second", false), ("first", false), ("first", true)] {
+        let result = run("either").await;
+        assert_eq!(cached(&result), (expected.0.to_owned(), expected.1), "{result}");
+    }
+    for (score, passed, is_cached) in [(30, false, false), (90, true, false), (10, true, true)] {
+        ai.script(says("gated", &json!({"score": score, "why": "x"}).to_string()));
+        let result = run("gated").await;
+        assert_eq!((&result["gate"]["passed"], &result["cached"]), (&json!(passed), &json!(is_cached)), "{score}: {result}");
+    }
+    assert_eq!((desk.calls_of("first"), desk.calls_of("second"), desk.calls_of("gated")), (2, 1, 2));
 }
 
 /// Postgres stores none, so an answer with one could not be written down, and was asked for and paid for again.
