@@ -88,6 +88,30 @@ async fn one_question_under_which_its_provider_fails_keeps_nobody_waiting() {
     assert_eq!(charged.await, 0);
 }
 
+/// As many as would open it were they failures: it answered, and is well.
+#[tokio::test]
+async fn a_provider_that_paces_its_callers_or_refuses_what_they_ask_is_not_left_alone() {
+    let desk = Desk::start_with(&(task("paced", &main_model("paced"), "") + &task("refused", &main_model("refused"), ""))).await;
+    let ai = &desk.world.sandbox.ai;
+    let mut jobs = Vec::new();
+    for (name, status, state) in [("paced", 429, "succeeded"), ("refused", 400, "failed")] {
+        for _ in 0..12 {
+            let headers = vec![("retry-after-ms".to_owned(), "700".to_owned())];
+            let trouble = Trouble::Error { status, code: None, headers };
+            ai.script(Answer { model: Some(name.to_owned()), trouble: Some(trouble), ..Answer::default() });
+        }
+        for _ in 0..12 {
+            jobs.push((id_of(&desk.shop.post(&format!("/v1/ai/{name}"), &json!({"input": {"prompt": "x"}})).await.expect(202)), state));
+        }
+    }
+    for (id, state) in &jobs {
+        let job = desk.shop.ended(id).await;
+        assert_eq!((&job["state"], &job["attempt"]), (&json!(state), &json!(1)), "{job}");
+    }
+    assert_eq!((desk.calls_of("paced"), desk.calls_of("refused")), (24, 12), "each refused once");
+    assert_eq!(desk.world.number("SELECT count(*) FROM breaker").await, 0, "no breaker has ever opened");
+}
+
 /// Whoever mistypes a name while a provider burns has to learn it.
 #[tokio::test]
 async fn a_breaker_of_what_no_manifest_has_is_not_set_and_what_is_set_is_listed_by_name() {
