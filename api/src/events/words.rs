@@ -179,6 +179,17 @@ impl Telling {
         }
     }
 
+    /// Tells all that was added, however much it is: nothing more comes.
+    async fn hear_all(&mut self) {
+        loop {
+            let place = self.read.clone();
+            self.hear().await;
+            if self.read == place {
+                return;
+            }
+        }
+    }
+
     /// Tells words of the stream that is told, from where it is known; another stream begins at its beginning only.
     fn tell(&mut self, Words { stream, offset, text }: &Words) {
         if *stream != self.at.stream {
@@ -232,6 +243,9 @@ impl Telling {
             }
             let rest = text.get(self.at.offset..).unwrap_or_default().to_owned();
             self.add(&rest);
+        } else {
+            // No answer came to its end, as in a job that was cancelled: what was heard of it is there for as long as Redis keeps it.
+            self.hear_all().await;
         }
         let state = serde_json::to_value(seen.job.state).unwrap_or_default();
         let mut end = json!({ "state": state });

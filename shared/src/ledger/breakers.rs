@@ -207,7 +207,7 @@ pub struct Standing {
     pub since: DateTime<Utc>,
     /// While it is open: when one call is tried.
     pub until: Option<DateTime<Utc>>,
-    /// The window when it opened last: calls that ended, failed ones, slow ones.
+    /// The window when it opened last: calls that ended, failed ones, slow ones; after a failed probe that one.
     pub calls: i64,
     /// See `calls`.
     pub failures: i64,

@@ -36,7 +36,9 @@ pub use notification::{Digest, EXPORT_FAILED, EXPORT_READY, NotificationType, Te
 pub use plan::{Limit, Period, Plan, Price, Unlimited};
 pub use retention::{Keep, Retention};
 pub use statistic::{About, CREDENTIAL_VARIABLE, MOST_STATISTICS, StatisticSource, Vendor};
-pub use store::{Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, lookup, transaction};
+pub use store::{
+    Applied, Change, Tenant, TenantError, Tenants, apply, find_by_name, has_provider, lookup, names, provider_names, transaction,
+};
 pub use summary::{LONGEST_TIMEOUT, Refreshed, Summary};
 pub use usage::Usage;
 pub use user::check_user;

@@ -1,7 +1,7 @@
 //! Tenants in the database: applied by the owner, read by the API and by workers.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -206,6 +206,45 @@ impl Tenants {
 /// [`LedgerError`].
 pub async fn find_by_name(pool: &PgPool, name: &str) -> Result<Option<i32>, LedgerError> {
     Ok(sqlx::query_scalar("SELECT id FROM tenant WHERE name = $1").bind(name).fetch_optional(pool).await?)
+}
+
+/// The names of these tenants, for the owner's commands; of one that is gone none.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn names(pool: &PgPool, tenants: &[i32]) -> Result<BTreeMap<i32, String>, LedgerError> {
+    let rows: Vec<(i32, String)> = sqlx::query_as("SELECT id, name FROM tenant WHERE id = ANY ($1)").bind(tenants).fetch_all(pool).await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// The names of the models' providers that manifests have, for the owner's commands: a tenant's, or everybody's; sorted, each once, and no
+/// more than `most`.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn provider_names(pool: &PgPool, tenant: Option<i32>, most: i64) -> Result<Vec<String>, LedgerError> {
+    Ok(sqlx::query_scalar(
+        "SELECT DISTINCT p.name FROM tenant t CROSS JOIN LATERAL jsonb_object_keys(t.manifest #> '{ai,providers}') AS p (name)
+         WHERE ($1::integer IS NULL OR t.id = $1) AND jsonb_typeof(t.manifest #> '{ai,providers}') = 'object' ORDER BY p.name LIMIT $2",
+    )
+    .bind(tenant)
+    .bind(most)
+    .fetch_all(pool)
+    .await?)
+}
+
+/// Whether a manifest has a provider of models by this name: a tenant's, or anybody's.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn has_provider(pool: &PgPool, tenant: Option<i32>, provider: &str) -> Result<bool, LedgerError> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM tenant WHERE ($1::integer IS NULL OR id = $1) AND manifest #> '{ai,providers}' ? $2)",
+    )
+    .bind(tenant)
+    .bind(provider)
+    .fetch_one(pool)
+    .await?)
 }
 
 /// What applying a manifest did, or would do.

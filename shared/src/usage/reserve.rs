@@ -1,6 +1,6 @@
 //! Reserving: the SQL function `reserve_usage`, and what must be known before it.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Row};
@@ -21,6 +21,15 @@ pub(super) struct Before {
     pub(super) add_ons: Vec<String>,
     /// Whether it was accepted before, by its idempotency key or its unique key, as far as a look can tell.
     pub(super) is_repeat: bool,
+}
+
+/// A counter of a tenant: scope, metric, period, and when that began.
+type CounterKey<'a> = (&'a str, &'a str, i16, DateTime<Utc>);
+
+impl Line {
+    fn key(&self) -> CounterKey<'_> {
+        (&self.scope, &self.metric, code_of(self.period), self.span.starts_at)
+    }
 }
 
 /// Looks up what must be known before; in the order of the jobs.
@@ -78,15 +87,30 @@ pub struct Refused {
     pub limit: u64,
     /// What is used, with what is under way.
     pub used: u64,
+    /// Of that, what was reserved beside it, by the same statement.
+    pub beside: u64,
     /// What was asked for.
     pub amount: u64,
-    /// When the next period begins; `None`: never.
+    /// When the next period begins; `None`: never, or it has none either, since the limit is 0.
     pub resets_at: Option<DateTime<Utc>>,
+}
+
+impl Refused {
+    /// The same where what was reserved beside it is given back, because it was asked for together: that was not used, it was asked for too.
+    #[must_use]
+    pub fn together(self) -> Self {
+        Self { used: self.used.saturating_sub(self.beside), amount: self.amount.saturating_add(self.beside), beside: 0, ..self }
+    }
 }
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { metric, of_product, period, limit, used, amount, resets_at } = self;
+        let Self { metric, of_product, period, limit, used, amount, resets_at, .. } = self;
+        match (limit, of_product) {
+            (0, true) => return write!(f, "the product may use no `{metric}`, its limit is 0."),
+            (0, false) => return write!(f, "the user's plan has no `{metric}`, its limit is 0; a larger plan may have some."),
+            _ => {}
+        }
         let whose = if *of_product { "the product" } else { "the user" };
         match period {
             Period::Total => write!(f, "{whose} has used {used} of {limit} `{metric}`")?,
@@ -135,22 +159,38 @@ pub(super) async fn reserve(
         .bind(column(&lines, |_, line| line.limit.map_or(-1, amount_of)))
         .fetch_all(connection)
         .await?;
+    let mut over: Vec<Option<(&Line, u64)>> = vec![None; wanted.len()];
     for row in rows {
         let (number, used): (i32, i64) = (row.try_get("refused_line")?, row.try_get("refused_used")?);
         let found = usize::try_from(number).ok().and_then(|number| lines.get(number.checked_sub(1)?));
         if let Some((place, _, line)) = found
-            && let Some(refused) = refused.get_mut(*place)
+            && let Some(over) = over.get_mut(*place)
         {
-            *refused = Some(Refused {
-                metric: line.metric.clone(),
-                of_product: line.scope == PRODUCT,
-                period: line.period,
-                limit: line.limit.unwrap_or_default(),
-                used: u64::try_from(used).unwrap_or_default(),
-                amount: line.amount,
-                resets_at: line.span.ends_at,
-            });
+            *over = Some((line, u64::try_from(used).unwrap_or_default()));
         }
+    }
+    // What each counter has given to those before, in the order in which they were admitted.
+    let mut given: HashMap<(i32, CounterKey<'_>), u64> = HashMap::new();
+    for ((wanted, over), refused) in wanted.iter().zip(over).zip(&mut refused) {
+        let Some((line, used)) = over else {
+            for line in &wanted.lines {
+                let given = given.entry((wanted.tenant, line.key())).or_default();
+                *given = given.saturating_add(line.amount);
+            }
+            continue;
+        };
+        let limit = line.limit.unwrap_or_default();
+        *refused = Some(Refused {
+            metric: line.metric.clone(),
+            of_product: line.scope == PRODUCT,
+            period: line.period,
+            limit,
+            used,
+            beside: given.get(&(wanted.tenant, line.key())).copied().unwrap_or_default(),
+            amount: line.amount,
+            // There is no more of it then either.
+            resets_at: line.span.ends_at.filter(|_| limit > 0),
+        });
     }
     Ok(refused)
 }

@@ -1,6 +1,6 @@
 //! The cipher by the specification's own vectors, the seals by another program, and everything that must not open.
 
-use std::{io::Write, process::Stdio};
+use std::{collections::HashSet, io::Write, process::Stdio};
 
 use serde_json::{Value, json};
 
@@ -49,6 +49,21 @@ fn the_cipher_is_the_specification_s() {
         let mut data = bytes(&plain);
         let made = cipher.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(bytes(aad)), &mut data).unwrap();
         assert_eq!((hex::encode(data), hex::encode(made.as_ref())), (sealed.to_owned(), tag.to_owned()));
+    }
+}
+
+/// A nonce that comes twice under one key tells what both sealed, and lets others be forged (NIST SP 800-38D, section 8).
+#[test]
+fn no_nonce_comes_twice_and_no_data_key_does() {
+    let (old, both) = (keys(&key(1, 1)), keys(&format!("{} {}", key(2, 2), key(1, 1))));
+    let (mut wraps, mut data, mut data_keys) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let secret = SecretString::from("sk-test-the-same");
+    for _ in 0..200 {
+        let sealed = old.seal(&ADA, &secret).unwrap();
+        let anew = both.rewrap(&ADA, &sealed).unwrap().unwrap();
+        assert!(wraps.insert(sealed[WRAP_NONCE..WRAPPED].to_vec()) && wraps.insert(anew[WRAP_NONCE..WRAPPED].to_vec()), "of a wrap");
+        assert!(data.insert(sealed[DATA_NONCE..DATA].to_vec()), "of a secret");
+        assert!(data_keys.insert(old.unwrap(&ADA, &sealed).unwrap().to_vec()), "a data key");
     }
 }
 

@@ -3,6 +3,7 @@
 mod answers;
 mod batches;
 mod judges;
+mod outages;
 mod products;
 mod providers;
 mod streams;

@@ -343,7 +343,7 @@ async fn an_open_breaker_is_seen_waited_for_and_passed_by() {
     })
     .await;
     let listed = breaker(&["list"]).await;
-    assert!(listed.contains(":main:platform  open since") && listed.contains("opened 1 times"), "{listed}");
+    assert!(listed.contains("shop  ") && listed.contains(":main:platform  open since") && listed.contains("opened 1 times"), "{listed}");
     assert!(desk.world.figure(&desk.worker, "offstage_breaker_transitions_total", &["to=\"open\"", "provider=\"main\""]).await > 0.5);
     assert!(desk.worker.log().contains("the circuit breaker opened"), "it is logged");
     // Nothing that waits is held for ever: cancelled, it is gone.
@@ -399,6 +399,11 @@ async fn what_a_users_key_could_not_do_is_never_done_by_the_products() {
         desk.ada.wait_for(id, "waiting for the breaker", |job| job["reason"] == "breaker_open").await;
     }
     assert!(ai.calls().len() > calls && by_whom() == BTreeSet::from([key.clone()]));
+    // It is her key's breaker, and stops nobody who calls by another.
+    let listed = desk.world.sandbox.run_api(["breaker", "list", "--json"]).await.unwrap();
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let whose: BTreeSet<_> = listed["breakers"].as_array().unwrap().iter().map(|breaker| breaker["credential"].as_str()).collect();
+    assert_eq!(whose, BTreeSet::from([Some("own")]), "{listed}");
     // A test of the key is no way around it. Kept open by an operator, so that no probe comes between.
     let breaker = async |arguments: &[&str]| desk.world.sandbox.run_api(["breaker"].iter().chain(arguments).copied()).await.unwrap();
     breaker(&["force-open", "--tenant", "shop", "--provider", "main", "--reason", "a look at it", "--by", "ops"]).await;

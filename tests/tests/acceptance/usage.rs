@@ -206,8 +206,12 @@ async fn a_batch_is_refused_as_a_whole_or_one_by_one() {
     let (_, ada) = forge(&world).await;
     let jobs = json!([call(&json!({})), {"kind": "probe.run", "payload": {}}, call(&json!({})), call(&json!({}))]);
     let refused = ada.post("/v1/jobs/batch", &json!({ "jobs": jobs })).await;
-    refused.problem(429, "USAGE_LIMIT_EXCEEDED");
-    assert_eq!(refused.pointers(), ["/jobs/3"]);
+    // Those before it were given back with it: none of them is used, all of them were asked for, which never fits.
+    let problem = refused.problem(429, "USAGE_LIMIT_EXCEEDED");
+    assert_eq!((refused.pointers(), &problem["usage"], &problem["limit"]), (vec!["/jobs/3".to_owned()], &json!(0), &json!(2)), "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("0 of 2") && detail.contains("may use 3") && detail.contains("never fit"), "{detail}");
+    assert_eq!(refused.header("retry-after"), "", "there is no use in coming again");
     assert_eq!(world.number("SELECT count(*) FROM job").await, 0);
     assert_eq!(used(&ada, "calls", "hour").await.0, 0);
     let body = json!({"jobs": jobs, "mode": "per_item", "idempotency_key": "all"});
@@ -217,6 +221,45 @@ async fn a_batch_is_refused_as_a_whole_or_one_by_one() {
     ada.post("/v1/jobs/batch", &body).await.expect(200);
     assert_eq!(used(&ada, "calls", "hour").await, (2, Some(2)));
     balances(&world).await;
+}
+
+#[tokio::test]
+async fn a_batch_is_told_what_was_used_before_it() {
+    let world = World::start().await;
+    let (_, ada) = forge(&world).await;
+    ada.create_id(&call(&json!({}))).await;
+    let jobs = json!([call(&json!({})), call(&json!({}))]);
+    let refused = ada.post("/v1/jobs/batch", &json!({ "jobs": jobs })).await;
+    let problem = refused.problem(429, "USAGE_LIMIT_EXCEEDED");
+    assert_eq!((&problem["usage"], &problem["limit"]), (&json!(1), &json!(2)), "{problem}");
+    // Two fit into an hour, so it may come again then.
+    assert!(problem["resets_at"].is_string() && !refused.header("retry-after").is_empty(), "{problem}");
+    // Where some are accepted, they are used for those that are not.
+    let body = json!({"jobs": jobs, "mode": "per_item"});
+    let items = ada.post("/v1/jobs/batch", &body).await.expect(202)["items"].clone();
+    assert_eq!((&items[0]["outcome"], &items[1]["outcome"]), (&json!("accepted"), &json!("refused")), "{items}");
+    assert!(items[1].to_string().contains("2 of 2"), "{items}");
+    balances(&world).await;
+}
+
+#[tokio::test]
+async fn what_a_plan_has_none_of_is_said_so() {
+    let world = World::start().await;
+    let manifest = MANIFEST
+        .replace("limits.calls = { hour = 2, month = 5 }", "limits.calls = { month = 0 }")
+        .replace("product.tokens = { day = 100 }\neach_user.tokens = { day = 60 }", "product.tokens = { day = 0 }");
+    let ada = world.tenant_of("forge", &manifest).await.acting_for("ada");
+    for (job, scope, words) in
+        [(call(&json!({})), "user", "the user's plan has no `calls`"), (tokens(5, 1, "ok"), "product", "the product may use no `tokens`")]
+    {
+        let refused = ada.post("/v1/jobs", &job).await;
+        let problem = refused.problem(429, "USAGE_LIMIT_EXCEEDED");
+        assert_eq!((&problem["scope"], &problem["usage"], &problem["limit"]), (&json!(scope), &json!(0), &json!(0)), "{problem}");
+        // The next period has none either.
+        assert_eq!((problem.get("resets_at"), refused.header("retry-after")), (None, ""), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
+    }
+    assert_eq!(world.number("SELECT count(*) FROM job").await, 0);
 }
 
 #[tokio::test]

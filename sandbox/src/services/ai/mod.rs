@@ -89,7 +89,7 @@ pub enum Trouble {
         /// Words.
         after_words: usize,
     },
-    /// A stream tells of an error after so many words.
+    /// A stream tells of an error after so many words; a plain answer is the error, with status 200. It quotes the key.
     ErrorInStream {
         /// Words.
         after_words: usize,

@@ -197,7 +197,8 @@ impl Server {
         };
         let text = body.to_string();
         match said.answer.trouble {
-            Some(Trouble::Cut { .. } | Trouble::ErrorInStream { .. }) => {
+            Some(Trouble::ErrorInStream { .. }) => json_answer(200, &dialect.error(529, None, &self.overloaded(number))),
+            Some(Trouble::Cut { .. }) => {
                 // Half of it, and then no more.
                 let half = text.get(..text.len() / 2).unwrap_or_default().to_owned();
                 let pieces = stream::iter([Ok(Frame::data(Bytes::from(half))), Err(std::io::Error::other("cut by a script"))]);
@@ -222,6 +223,13 @@ impl Server {
                 json_answer(200, &body)
             }
         }
+    }
+
+    /// What is said where an answer has begun with 200. With the key in it, as a gateway may do that shows what it was sent.
+    fn overloaded(&self, number: usize) -> String {
+        let mut key = String::new();
+        self.note(number, |call| key.clone_from(&call.key));
+        format!("overloaded within the answer to a request with the key {key}")
     }
 
     fn stream(&self, dialect: Dialect, number: usize, question: &Question, said: &Said) -> Answered {
@@ -267,7 +275,7 @@ impl Server {
                     Err(std::io::Error::other("let go after a stall"))
                 }
                 Last::Error => {
-                    let error = dialect.error(529, None, "overloaded within the stream");
+                    let error = dialect.error(529, None, &server.overloaded(number));
                     Ok(if dialect == Dialect::Anthropic {
                         format!("event: error\ndata: {error}\n\n")
                     } else {

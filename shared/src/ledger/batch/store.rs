@@ -133,7 +133,8 @@ async fn store_once(
     };
     if batch.all_or_nothing {
         let over = inserted.iter().zip(places).filter_map(|(inserted, place)| match inserted {
-            Inserted::Refused(refused) => Some((*place, (**refused).clone())),
+            // The others are given back, so none of them was used.
+            Inserted::Refused(refused) => Some((*place, refused.as_ref().clone().together())),
             _ => None,
         });
         let over: Vec<_> = over.collect();

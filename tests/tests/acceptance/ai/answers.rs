@@ -1,7 +1,7 @@
 //! What models say, held against what the task wants: only a whole answer that is what its schema says is a success.
 
 use acceptance::id_of;
-use sandbox::services::ai::Answer;
+use sandbox::services::ai::{Answer, Trouble};
 use serde_json::{Value, json};
 
 use super::{Desk, main_model, manifest, says, task};
@@ -142,4 +142,62 @@ async fn who_asks_the_same_again_is_answered_from_what_was_said() {
     })
     .await;
     assert_eq!(run(&desk.shop, "marked question").await["cached"], Value::Bool(false));
+}
+
+/// The first model's word is what the cache promises; and one that passed, where there is a gate.
+#[tokio::test]
+async fn what_another_model_said_or_what_did_not_pass_is_not_kept() {
+    let cache = "cache = { ttl_seconds = 3600 }";
+    let gate = format!("{SCORED}\ngate = {{ field = \"score\", at_least = 80, rounds = 1 }}\n{cache}");
+    let either = format!("{}, {{ provider = \"other\", model = \"second\" }}", main_model("first"));
+    let desk = Desk::start_with(&(task("either", &either, cache) + &task("gated", &main_model("gated"), &gate))).await;
+    let ai = &desk.world.sandbox.ai;
+    let run = async |name: &str| desk.shop.succeeded(&desk.ask(name, &json!({"prompt": "x"})).await).await["result"].clone();
+    let trouble = Trouble::Error { status: 503, code: None, headers: Vec::new() };
+    ai.script(Answer { model: Some("first".into()), trouble: Some(trouble), ..Answer::default() });
+    let cached = |result: &Value| (result["model"].as_str().unwrap().to_owned(), result["cached"].as_bool().unwrap());
+    for expected in [("second", false), ("first", false), ("first", true)] {
+        let result = run("either").await;
+        assert_eq!(cached(&result), (expected.0.to_owned(), expected.1), "{result}");
+    }
+    for (score, passed, is_cached) in [(30, false, false), (90, true, false), (10, true, true)] {
+        ai.script(says("gated", &json!({"score": score, "why": "x"}).to_string()));
+        let result = run("gated").await;
+        assert_eq!((&result["gate"]["passed"], &result["cached"]), (&json!(passed), &json!(is_cached)), "{score}: {result}");
+    }
+    assert_eq!((desk.calls_of("first"), desk.calls_of("second"), desk.calls_of("gated")), (2, 1, 2));
+}
+
+/// Postgres stores none, so an answer with one could not be written down, and was asked for and paid for again.
+#[tokio::test]
+async fn an_answer_with_a_nul_is_asked_for_once_and_charged_once() {
+    let tasks = ["main", "other"].map(|provider| {
+        let model = |name: &str| format!("{{ provider = \"{provider}\", model = \"{name}-{provider}\" }}");
+        task(&format!("words_{provider}"), &model("words"), "") + &task(&format!("fields_{provider}"), &model("fields"), SCORED)
+    });
+    let desk = Desk::start_with(&tasks.concat()).await;
+    let (spoken, whole) = ("grüße\0one two\0 three four\0", "grüße\u{fffd}one two\u{fffd} three four\u{fffd}");
+    for provider in ["main", "other"] {
+        for stream in [false, true] {
+            let run = async |name: &str, says_so: &str| {
+                let model = format!("{name}-{provider}");
+                let before = desk.calls_of(&model);
+                desk.world.sandbox.ai.script(Answer { word_ms: 150, ..says(&model, says_so) });
+                let asked = json!({"input": {"prompt": "x"}, "stream": stream});
+                let id = id_of(&desk.shop.post(&format!("/v1/ai/{name}_{provider}"), &asked).await.expect(202));
+                // Who follows it meanwhile hears what the job has in the end, and nothing twice.
+                let events = desk.shop.events(&format!("/v1/jobs/{id}/stream"), None).await.rest().await;
+                let heard: String = events.iter().filter_map(|event| event.data["text"].as_str()).collect();
+                let job = desk.shop.succeeded(&id).await;
+                let charged = desk.world.number(format!("SELECT count(*) FROM ai_call WHERE job_id = '{id}'")).await;
+                assert_eq!((desk.calls_of(&model) - before, charged, &job["attempt"]), (1, 1, &json!(1)), "{model}, {stream}: {job}");
+                (heard, job["result"]["output"].clone())
+            };
+            let (heard, output) = run("words", spoken).await;
+            assert_eq!((heard.as_str(), output.as_str()), (whole, Some(whole)), "{provider}, {stream}");
+            // Within JSON it is written with an escape, in a name too.
+            let (_, output) = run("fields", "{\"score\": 1, \"why\": \"a\\u0000b\"}").await;
+            assert_eq!(output, json!({"score": 1, "why": "a\u{fffd}b"}), "{provider}, {stream}");
+        }
+    }
 }

@@ -87,6 +87,45 @@ async fn the_stream_of_a_job_that_failed_ends_with_what_failed() {
     }
 }
 
+/// No answer came to its end, so the ledger has none.
+#[tokio::test]
+async fn the_stream_of_a_job_that_was_cancelled_ends_at_once_behind_what_was_said() {
+    let tasks =
+        [task("begun", &main_model("begun"), "timeout_seconds = 600"), task("silent", &main_model("silent"), "timeout_seconds = 600")];
+    let desk = Desk::start_with(&tasks.concat()).await;
+    let cancelled = json!({"state": "cancelled"});
+    for (name, after_words, said) in [("begun", 3, "one two three "), ("silent", 0, "")] {
+        let stalls = Trouble::Stall { after_words };
+        desk.world.sandbox.ai.script(Answer { trouble: Some(stalls), ..says(name, "one two three four five") });
+        let id = ask(&desk, name).await;
+        let path = format!("/v1/jobs/{id}/stream");
+        let mut live = desk.shop.events(&path, None).await;
+        acceptance::until("it is asked", async || if desk.calls_of(name) == 1 { Ok(()) } else { Err("not yet") }).await;
+        let mut before = Vec::new();
+        while heard(&before) != said {
+            before.push(live.must("what was said").await);
+        }
+        desk.shop.post_nothing(&format!("/v1/jobs/{id}/cancel")).await.expect(202);
+        assert_eq!(desk.shop.ended(&id).await["state"], "cancelled");
+        let rest = live.rest().await;
+        assert_eq!((rest.len(), rest[0].name.as_str(), &rest[0].data), (1, "ended", &cancelled), "{rest:?}");
+        // Who comes afterwards hears the same; who has some of it the rest; and then it is over.
+        let after = desk.shop.events(&path, None).await.rest().await;
+        assert_eq!((heard(&after).as_str(), &after.last().unwrap().data), (said, &cancelled), "{name}: {after:?}");
+        if let Some(first) = before.iter().find(|event| event.name == "words") {
+            let rest = desk.shop.events(&path, Some(&first.id)).await.rest().await;
+            assert_eq!(first.data["text"].as_str().unwrap().to_owned() + &heard(&rest), said, "{rest:?}");
+        }
+        let last = after.last().map(|event| event.id.clone());
+        assert_eq!(desk.shop.send(desk.shop.listen(&path, last.as_deref())).await.status, 204);
+    }
+    // Redis need not have it: the end is told all the same.
+    let id = desk.world.text("SELECT id::text FROM job ORDER BY id LIMIT 1").await;
+    desk.world.sandbox.redis.flushall().await.unwrap();
+    let events = desk.shop.events(&format!("/v1/jobs/{id}/stream"), None).await.rest().await;
+    assert_eq!((events.len(), &events[0].data), (1, &cancelled), "{events:?}");
+}
+
 #[tokio::test]
 async fn two_answers_are_never_put_together() {
     let tasks = [

@@ -1,4 +1,5 @@
-//! What a call costs of which nobody hears the end: its worker is killed, its job is cancelled, its stream is cut. Never nothing, and once.
+//! What a call costs of which nobody hears the end, or whose provider counts what can't be: its worker is killed, its job is cancelled, its
+//! stream is cut. Never nothing, and once.
 
 use acceptance::{Client, World, id_of, until, until_within};
 use sandbox::{
@@ -35,11 +36,13 @@ impl Shop {
         };
         let manifest = format!(
             "[tenant]\nname = \"shop\"\n[usage]\neach_user.ai_cost = {{ day = 10_000 }}\n{}{}\
-             [[ai.prices]]\nmodel = \"sandbox-small\"\ninput = 1_000_000\noutput = 4_000_000\n{}{}",
+             [[ai.prices]]\nmodel = \"sandbox-small\"\ninput = 1_000_000\noutput = 4_000_000\n\
+             [[ai.prices]]\nmodel = \"sandbox-large\"\ninput = 1_000_000\noutput = 4_000_000\n{}{}{}",
             provider("main", "openai"),
             provider("other", "anthropic"),
             task("ask", "main", ""),
             task("ask_other", "other", ""),
+            task("ask_either", "main", "").replace(" }]", " }, { provider = \"other\", model = \"sandbox-large\" }]"),
         );
         let ada = world.tenant_of("shop", &manifest).await.acting_for("ada");
         Self { world, worker, ada }
@@ -66,6 +69,13 @@ impl Shop {
     /// What the provider bills.
     fn billed(&self) -> u64 {
         self.world.sandbox.ai.calls().iter().map(|call| call.billed.0 + 4 * call.billed.1).sum()
+    }
+
+    /// What `GET /v1/ai/usage` tells the user of a model: calls, those that were answered, those that are estimates, what they cost.
+    async fn told_of(&self, model: &str) -> [u64; 4] {
+        let usage = self.ada.get("/v1/ai/usage").await.expect(200);
+        let day = usage["days"].as_array().unwrap().iter().find(|day| day["model"] == model).cloned().unwrap_or_default();
+        ["calls", "answered", "estimated_calls", "cost_micros"].map(|field| day[field].as_u64().unwrap_or_default())
     }
 
     async fn calls(&self, of: &str) -> i64 {
@@ -165,4 +175,75 @@ async fn a_stream_that_ends_too_soon_is_charged_what_was_heard_of_it() {
     let explained = shop.ada.get(&format!("/v1/jobs/{job}/explain")).await.expect(200);
     assert_eq!(explained["usage"], json!([{"metric": "ai_cost", "charged": spent}]), "{explained}");
     assert_eq!(explained.get("usage").and_then(Value::as_array).map(Vec::len), Some(1));
+}
+
+/// The first model's call has failed, and is written down; the second's is under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_dies_within_its_second_models_call_has_each_call_charged_once() {
+    let shop = Shop::open().await;
+    let ai = &shop.world.sandbox.ai;
+    let first = |trouble| Answer { model: Some("sandbox-small".into()), trouble: Some(trouble), ..Answer::default() };
+    // One whose call may have been made, and one that says that it was not: that one costs nothing.
+    for (killed, trouble, effects) in [
+        (1, Trouble::Malformed, "ai:1=2 ai:1:2=2 ai:1:3=1"),
+        (2, Trouble::Error { status: 500, code: None, headers: Vec::new() }, "ai:1=2 ai:1:2=1"),
+    ] {
+        ai.script(first(trouble));
+        ai.script(Answer { model: Some("sandbox-large".into()), ..slow() });
+        ai.script(Answer { model: Some("sandbox-small".into()), tokens: Some((20, 10)), ..Answer::default() });
+        let made = ai.calls().len();
+        let ([small, answered, estimated, cost], large) = (shop.told_of("sandbox-small").await, shop.told_of("sandbox-large").await);
+        let job = shop.ask("ask_either", false).await;
+        shop.called(made + 2).await;
+        shop.worker.kill9().await.unwrap().unwrap();
+        let job_then = shop.ada.succeeded(&job).await;
+        assert_eq!((&job_then["result"]["model"], ai.calls().len() - made), (&json!("sandbox-small"), 3), "{job_then}");
+        let listed =
+            shop.world.text(format!("SELECT string_agg(key || '=' || state, ' ' ORDER BY key) FROM effect WHERE job_id = '{job}'")).await;
+        assert_eq!(listed, effects);
+        // Each of the three once, with its model: what failed, what was lost, what was answered.
+        let calls =
+            shop.world.text(format!("SELECT string_agg(model || ' ' || outcome, ', ' ORDER BY at) FROM ai_call WHERE job_id = '{job}'"));
+        let failed = if killed == 1 { "ai_unreadable" } else { "ai_unavailable" };
+        assert_eq!(calls.await, format!("sandbox-small {failed}, sandbox-large lost, sandbox-small answered"));
+        let lost = shop.told_of("sandbox-large").await;
+        assert_eq!([lost[0] - large[0], lost[1] - large[1], lost[2] - large[2]], [1, 0, 1]);
+        assert!(lost[3] - large[3] > ANSWER, "all that it can have taken: {lost:?}");
+        // The first call's answer was paid for where it came; what a provider refused is counted, and free.
+        let now = shop.told_of("sandbox-small").await;
+        let guessed = u64::from(killed == 1);
+        assert_eq!([now[0] - small, now[1] - answered, now[2] - estimated], [2, 1, guessed], "{now:?}");
+        let paid = now[3] - cost;
+        assert!(if killed == 1 { paid > ANSWER + 60 } else { paid == 60 }, "{paid}");
+        shop.agrees().await;
+    }
+    assert!(shop.spent().await >= shop.billed(), "{} of {}", shop.spent().await, shop.billed());
+}
+
+/// So many tokens are more than all that counters have room for; nobody has asked or answered so much.
+#[tokio::test]
+async fn a_provider_that_counts_what_cant_be_stops_nobody() {
+    let shop = Shop::open().await;
+    let ai = &shop.world.sandbox.ai;
+    let eve = shop.ada.acting_for("eve");
+    for (number, (task, stream)) in [("ask", false), ("ask", true), ("ask_other", false), ("ask_other", true)].into_iter().enumerate() {
+        let before = shop.spent().await;
+        ai.script(Answer { tokens: Some((1_000_000_000_000_000_000, 10)), ..Answer::default() });
+        let job = shop.ask(task, stream).await;
+        let result = shop.ada.succeeded(&job).await["result"].clone();
+        // It said nothing, then: what it can have taken is charged, and no more.
+        assert_eq!(result["usage"]["estimated"], true, "{task}, {stream}: {result}");
+        let spent = shop.spent().await - before;
+        assert!((1..2 * ANSWER).contains(&spent), "{task}, {stream}: {spent}");
+        // The pages of usage answer, and whoever comes next is charged as ever.
+        let number = u64::try_from(number).unwrap();
+        let main = shop.told_of("sandbox-small").await;
+        assert!(main[0] > 0 && main[2] == main[0], "{main:?}");
+        ai.script(Answer { tokens: Some((20, 10)), ..Answer::default() });
+        let asked = json!({"input": {"prompt": "What is the sea?"}});
+        let others = id_of(&eve.post(&format!("/v1/ai/{task}"), &asked).await.expect(202));
+        eve.succeeded(&others).await;
+        assert_eq!(used(&eve, "ai_cost", "day").await.0, (number + 1) * 60);
+    }
+    balances(&shop.world).await;
 }

@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use acceptance::{Client, World, id_of, until_within};
+use acceptance::{Client, World, id_of, until, until_within};
+use chrono::TimeDelta;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::balances;
+use super::{balances, forge, tokens};
 
 /// How long one race may take, killing included.
 const LONG: Duration = Duration::from_secs(240);
@@ -149,5 +150,44 @@ async fn exactly_the_limit_is_admitted_however_many_race_and_whatever_is_killed(
     .await;
     assert_eq!(world.number("SELECT count(*) FROM usage_reservation").await, 0);
     assert_eq!(world.number("SELECT count(*) FROM usage_charge").await, i64::try_from(all).unwrap(), "each is charged once");
+    balances(&world).await;
+}
+
+/// Or two that take the same ones wait for each other, until Postgres ends one of them.
+#[tokio::test]
+async fn counters_are_taken_in_one_order_by_whoever_reserves_and_whoever_gives_back() {
+    let world = World::start().await;
+    let (_, ada) = forge(&world).await;
+    let mut job = tokens(5, 1, "ok");
+    job["run_at"] = json!(world.now().await + TimeDelta::hours(1));
+    let waiting = ada.create_id(&job).await;
+    let pool = world.sandbox.pool();
+    for gives_back in [false, true] {
+        // A request names its user's counter first; in the order the product's comes before it.
+        let mut first = pool.begin().await.unwrap();
+        let lock = "SELECT FROM usage_counter WHERE scope = '' AND metric = 'tokens' FOR UPDATE";
+        assert_eq!(sqlx::query(lock).execute(&mut *first).await.unwrap().rows_affected(), 1);
+        let asks = async {
+            if gives_back {
+                ada.post_nothing(&format!("/v1/jobs/{waiting}/cancel")).await.expect(200)
+            } else {
+                ada.post("/v1/jobs", &job).await.expect(202)
+            }
+        };
+        let looks = async {
+            until("it waits for the product's", async || match world.number("SELECT count(*) FROM pg_locks WHERE NOT granted").await {
+                0 => Err("nobody waits"),
+                _ => Ok(()),
+            })
+            .await;
+            let mut other = pool.begin().await.unwrap();
+            let lock = "SELECT FROM usage_counter WHERE scope = 'ada' AND metric = 'tokens' FOR UPDATE NOWAIT";
+            let taken = sqlx::query(lock).execute(&mut *other).await;
+            assert!(taken.is_ok(), "it has its user's while it waits for the product's (giving back: {gives_back}): {taken:?}");
+            other.rollback().await.unwrap();
+            first.rollback().await.unwrap();
+        };
+        tokio::join!(asks, looks);
+    }
     balances(&world).await;
 }

@@ -129,6 +129,29 @@ async fn a_budget_is_reserved_at_its_worst_and_kept() {
     balances(&world).await;
 }
 
+/// Of a call that was not foreseen when its job was accepted.
+#[tokio::test]
+async fn a_repair_that_the_budget_has_no_room_for_is_not_made() {
+    let (world, _worker) = World::with_worker().await;
+    let (_, ada) = shop(&world, "").await;
+    let ai = &world.sandbox.ai;
+    let asked = json!({"input": {"prompt": "How good?"}});
+    let mut later = asked.clone();
+    later["run_at"] = json!(world.now().await + chrono::TimeDelta::hours(1));
+    let waiting = id_of(&ada.post("/v1/ai/rate", &later).await.expect(202));
+    let reserved = used(&ada, "ai_cost", "day").await.0;
+    ada.post_nothing(&format!("/v1/jobs/{waiting}/cancel")).await.expect(200);
+    // Room for one such call, and for what is left of that by one that was made.
+    ai.script(tokens(4_000 - reserved - 200, 0));
+    ada.succeeded(&ask(&ada, "answer", "What is the sea?").await).await;
+    ai.script(Answer { text: Some("no".into()), ..tokens(10, 100) });
+    let job = ada.ended(&id_of(&ada.post("/v1/ai/rate", &asked).await.expect(202))).await;
+    assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("USAGE_LIMIT_EXCEEDED")), "{job}");
+    assert_eq!(ai.calls().len(), 2, "one of either job");
+    assert_eq!(used(&ada, "ai_cost", "day").await, (4_000 - reserved - 200 + 410, Some(4_000)), "and both are charged");
+    balances(&world).await;
+}
+
 #[tokio::test]
 async fn a_kept_answer_and_a_repeat_are_charged_nothing() {
     let (world, _worker) = World::with_worker().await;

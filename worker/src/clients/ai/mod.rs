@@ -244,13 +244,12 @@ impl Models {
                 let answer = opened.read(LONGEST_ANSWER).await;
                 let reply = whole(provider.kind, &answer, began, within).map_err(|error| error.told_without(key))?;
                 if let Some(listener) = listener {
-                    listener.heard(&reply.text);
+                    listener.heard(&storable(&reply.text));
                 }
                 reply
             }
         };
-        // Postgres stores no NUL, and an answer that can't be written down would be asked and paid for again.
-        reply.text = reply.text.replace('\0', "\u{fffd}");
+        reply.text = storable(&reply.text);
         if reply.text.len() > LONGEST_TEXT {
             return Err(AiError::TooLong);
         }
@@ -258,7 +257,7 @@ impl Models {
             reply.usage = Usage::estimate(question, &reply.text);
         }
         // Both are kept with the job: neither may be a place for a key.
-        let kept = |text: String| error::hidden(&text, key).replace('\0', "\u{fffd}");
+        let kept = |text: String| storable(&error::hidden(&text, key));
         reply.request_id = request_id.or(reply.request_id).map(kept);
         reply.model = reply.model.map(kept);
         Ok(reply)
@@ -289,6 +288,11 @@ impl Models {
         let answer = self.outbound.send(call).await?;
         if answer.status.is_success() { Ok(()) } else { Err(AiError::refused(&answer, Some(key), now)) }
     }
+}
+
+/// A text as it can be kept: Postgres stores no NUL, and an answer that can't be written down would be asked and paid for again.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }
 
 fn whole(kind: ProviderKind, answer: &Answer, began: Instant, within: Duration) -> Result<Reply, AiError> {
@@ -346,7 +350,8 @@ async fn read_stream(
             return Err(AiError::TooLong);
         }
         for event in events.take(&bytes)? {
-            let words = gathering.add(&event)?;
+            // As what is kept in the end: who follows has its place in that, in bytes.
+            let words = storable(&gathering.add(&event)?);
             text += words.len();
             if text > LONGEST_TEXT {
                 return Err(AiError::TooLong);

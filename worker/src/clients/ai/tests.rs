@@ -1,7 +1,12 @@
 use bytes::Bytes;
 use reqwest::{StatusCode, header::HeaderMap};
+use sandbox::services::ai::{AiServer, Answer as Scripted, Trouble};
 use serde_json::json;
-use shared::job::{Failure, FailureClass, Interrupt};
+use shared::{
+    job::{Failure, FailureClass, Interrupt},
+    outbound::Guard,
+    tenant::Manifest,
+};
 
 use super::*;
 
@@ -118,6 +123,32 @@ fn a_key_goes_into_one_header_and_is_nowhere_shown() {
     // What a user brought may be anything: it is an error, not a panic.
     let odd = SecretString::from("a\nb");
     assert_eq!(headers(ProviderKind::OpenAi, Some(&odd), false).unwrap_err().code(), "ai_key_refused");
+}
+
+/// Behind a 200 it is an answer that says so, which goes another way than a refusal.
+#[tokio::test]
+async fn an_error_within_an_answer_is_passed_on_without_the_key() {
+    let key = SecretString::from("sk-MARKED-0123456789");
+    let server = AiServer::open(key.expose_secret().to_owned(), tokio::runtime::Handle::current()).await.unwrap();
+    let provider = |kind: &str| format!("[ai.providers.{kind}]\nkind = \"{kind}\"\nbase_url = \"{}\"\n", server.url());
+    let manifest = Manifest::from_toml(&format!("[tenant]\nname = \"shop\"\n{}{}", provider("openai"), provider("anthropic"))).unwrap();
+    let models = Models::new(Arc::new(Outbound::new(Guard::read("loopback").unwrap())));
+    let turns = vec![Turn { role: Role::User, text: "What is the sea?".to_owned() }];
+    let question = Question { model: "m".to_owned(), system: None, turns, schema: None, max_tokens: 10, temperature: None };
+    for provider in manifest.ai.providers.values() {
+        for streamed in [false, true] {
+            server.script(Scripted { trouble: Some(Trouble::ErrorInStream { after_words: 1 }), ..Scripted::default() });
+            let mut nobody = ();
+            let listener = streamed.then_some(&mut nobody as &mut dyn Listener);
+            let asked = models.ask(provider, Some(&key), &question, Duration::from_secs(20), listener, now());
+            let error = asked.await.unwrap_err();
+            // A plain one of Anthropic's is of no form that it has: nothing of it is passed on.
+            let is_read = streamed || provider.kind == ProviderKind::OpenAi;
+            assert_eq!(error.code(), if is_read { "ai_cut" } else { "ai_unreadable" }, "{:?}, {streamed}: {error:?}", provider.kind);
+            let told = format!("{error} {error:?}") + &format!("{:?}", Failure::from(error));
+            assert!(told.contains("overloaded") == is_read && !told.contains("MARKED"), "{told}");
+        }
+    }
 }
 
 #[test]

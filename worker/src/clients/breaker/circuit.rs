@@ -127,8 +127,8 @@ pub(super) enum Event {
     Ask { token: u64, lease: Millis },
     /// So many calls of an epoch ended.
     Record { epoch: u64, counts: Counts },
-    /// The probe ended.
-    Probed { token: u64, good: bool },
+    /// The probe ended: one call, failed or slow or neither.
+    Probed { token: u64, counts: Counts },
     /// The probe is still under way: its lease begins anew.
     Renewed { token: u64, lease: Millis },
     /// The probe was given up, and proves nothing.
@@ -150,7 +150,7 @@ pub(super) struct Answer {
     pub granted: u64,
     /// Whether this event changed the phase.
     pub changed: bool,
-    /// The window's calls; when it tripped, those that made it trip.
+    /// The window's calls; when it tripped, those that made it trip: after a probe that one.
     pub counts: Counts,
 }
 
@@ -208,9 +208,13 @@ impl Circuit {
             Event::Record { epoch, counts: ended } if epoch == self.epoch => {
                 counts = self.record(ended, now, rules, ramp);
             }
-            Event::Probed { token, good } if self.phase == Phase::HalfOpen && self.probe.is_some_and(|(held, _)| held == token) => {
+            Event::Probed { token, counts: ended }
+                if self.phase == Phase::HalfOpen && self.probe.is_some_and(|(held, _)| held == token) =>
+            {
                 self.probe = None;
-                if !good {
+                if ended.failures + ended.slow > 0 {
+                    // What it opens by: the window was emptied when it tripped.
+                    counts = ended;
                     self.open(now, rules);
                 } else if ramp.is_empty() {
                     self.close();

@@ -88,7 +88,7 @@ impl Permit {
             count(&entry.key, word);
             let rules = entry.rules;
             let local = match self.probe {
-                Some((token, false)) => Event::Probed { token, good },
+                Some((token, false)) => Event::Probed { token, counts },
                 _ => Event::Record { epoch: self.epochs.1, counts },
             };
             let answer = entry.local.take(local, now, &rules, &RAMP);
@@ -96,7 +96,7 @@ impl Permit {
                 here = Some((entry.key.clone(), answer, Duration::from_millis(answer.until.saturating_sub(now))));
             }
             if let Some((token, true)) = self.probe {
-                tell = Some(Event::Probed { token, good });
+                tell = Some(Event::Probed { token, counts });
             } else if let Some(epoch) = self.epochs.0 {
                 let (pending_epoch, pending) = &mut entry.pending;
                 if *pending_epoch != epoch {

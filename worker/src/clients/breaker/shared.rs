@@ -105,7 +105,10 @@ elseif event == 'record' and tonumber(ARGV[12]) == c.epoch and (c.phase == 0 or 
 elseif event == 'probed' and c.phase == 2 and c.probe == ARGV[12] then
   written = true
   c.probe = ''
-  if ARGV[13] == '0' then open()
+  local f, s = tonumber(ARGV[14]), tonumber(ARGV[15])
+  if f + s > 0 then
+    open()
+    calls, failures, slow = tonumber(ARGV[13]), f, s
   elseif #ramp == 0 then enter(0, 0); count(1, 0, 0)
   else
     enter(3, 0)
@@ -198,7 +201,7 @@ pub(super) async fn tell(
         Event::Look => ("look", [0; 4]),
         Event::Ask { token, lease } => ("ask", [token, lease, 0, 0]),
         Event::Record { epoch, counts: Counts { calls, failures, slow } } => ("record", [epoch, calls, failures, slow]),
-        Event::Probed { token, good } => ("probed", [token, u64::from(good), 0, 0]),
+        Event::Probed { token, counts: Counts { calls, failures, slow } } => ("probed", [token, calls, failures, slow]),
         Event::Renewed { token, lease } => ("renewed", [token, lease, 0, 0]),
         Event::Released { token } => ("released", [token, 0, 0, 0]),
         Event::Draw => ("draw", [0; 4]),

@@ -52,7 +52,10 @@ fn judged(rules: &Rules, calls: &[(Millis, bool)]) -> Value {
             let asked = circuit.take(Event::Ask { token: 7, lease: 60_000 }, *at, rules, &[]);
             let ended = match asked.granted {
                 0 => asked,
-                2 => circuit.take(Event::Probed { token: 7, good: *ok }, *at, rules, &[]),
+                2 => {
+                    let counts = Counts { calls: 1, failures: u64::from(!ok), slow: 0 };
+                    circuit.take(Event::Probed { token: 7, counts }, *at, rules, &[])
+                }
                 _ => {
                     let counts = Counts { calls: 1, failures: u64::from(!ok), slow: 0 };
                     circuit.take(Event::Record { epoch: asked.epoch, counts }, *at, rules, &[])
@@ -103,6 +106,35 @@ fn opossum_does_the_same_with_the_same_calls() {
     assert!(trips > 500, "the traces open hardly any: {trips}");
 }
 
+/// 10 % and then 50 % of what there was, and no less than a little; the fleet's does the same, as the traces above show.
+#[test]
+fn a_provider_that_is_well_again_is_called_ever_more() {
+    // Calls a second before it tripped; what the two stages let through a second.
+    for (pace, stages) in [(20, [2, 10]), (1, [1, 5]), (400, [40, 200])] {
+        let rules = rules(10, 50, 30_000);
+        let mut circuit = Circuit::default();
+        let mut take = |event, now| circuit.take(event, now, &rules, &RAMP);
+        let failed = 10 * pace;
+        let tripped = take(Event::Record { epoch: 0, counts: Counts { calls: failed, failures: failed, slow: 0 } }, 0);
+        assert_eq!(tripped.phase, Phase::Open);
+        let ask = Event::Ask { token: 7, lease: 5_000 };
+        assert_eq!((take(ask, 29_999).granted, take(ask, 30_000).granted, take(ask, 30_000).granted), (0, 2, 0));
+        let good = |calls| Counts { calls, failures: 0, slow: 0 };
+        assert_eq!(take(Event::Probed { token: 7, counts: good(1) }, 30_000).phase, Phase::Ramp);
+        for (second, (stage, enough)) in stages.into_iter().zip(RAMP.map(|stage| stage.successes)).enumerate() {
+            let now = 31_000 + second as Millis * 1_000;
+            // Calls that come, and jobs that wait, are counted apart: a job that is let go asks too.
+            let granted = (0..1_000).filter(|_| take(ask, now).granted > 0).count();
+            assert_eq!((granted as u64, take(Event::Draw, now).granted, take(Event::Draw, now + 999).granted), (stage, stage, 0), "{pace}");
+            assert_eq!(take(ask, now + 999).granted, 0, "a second has no more");
+            let told = take(Event::Record { epoch: 3, counts: good(enough - 1) }, now + 999);
+            assert_eq!(told.phase, Phase::Ramp, "so few successes end no stage");
+            take(Event::Record { epoch: told.epoch, counts: good(1) }, now + 999);
+        }
+        assert_eq!((take(Event::Look, 33_000).phase, take(Event::Draw, 33_000).granted), (Phase::Closed, ALL));
+    }
+}
+
 struct Server {
     _sandbox: Sandbox,
     redis: Redis,
@@ -151,7 +183,11 @@ async fn the_script_in_redis_and_the_circuit_here_answer_alike() {
                     let epoch = if dice.below(6) == 0 { dice.below(epoch + 2) } else { epoch };
                     Event::Record { epoch, counts: Counts { calls, failures, slow } }
                 }
-                14..17 => Event::Probed { token: probe, good: dice.below(100) >= bad },
+                14..17 => {
+                    let failures = u64::from(dice.below(100) < bad);
+                    let slow = if failures == 0 { u64::from(dice.below(8) == 0) } else { 0 };
+                    Event::Probed { token: probe, counts: Counts { calls: 1, failures, slow } }
+                }
                 17 if dice.below(2) == 0 => Event::Renewed { token: probe, lease: 1 + dice.below(20_000) },
                 17 => Event::Released { token: probe },
                 18 => Event::Draw,
