@@ -20,7 +20,7 @@ use worker::{
     clients::Clients,
     drill,
     engine::{self, Parts, health::Health},
-    handlers::{Followers, Handlers, Messages, Services},
+    handlers::{Followers, Handlers, Messages, Rebuilds, Services},
     rollups, scheduler, sweeper,
 };
 
@@ -109,6 +109,7 @@ async fn run(config: WorkerConfig) -> Result<Exit, Box<dyn std::error::Error + S
         ai_keys: config.ai.keys,
         followers: Followers::new(&redis),
         turns: Turns::default(),
+        rebuilds: Rebuilds::default(),
         sources: config.sources.with_own(database.url.clone()),
         probe: config.probe,
     };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Kind, Violation};
 use crate::{
-    job::{Backoff, Policy},
+    job::{Backoff, Policy, SnoozeBounds},
     keys::Scope,
     queue::Queue,
     tenant::Manifest,
@@ -32,12 +32,14 @@ impl Kind for MetricRebuild {
     const QUEUE: Queue = Queue::Analytics;
     const OUTWARD: bool = false;
     const SCOPE: Option<Scope> = Some(Scope::AnalyticsWrite);
-    /// Each day is a transaction; a run that is cut off is begun again, and comes to the same.
+    /// Each day is a transaction; a run that is cut off is begun again, and comes to the same. One that finds as many under way as may be
+    /// comes back, as often as its deadline allows.
     const POLICY: Policy = Policy {
         attempts: 10,
         backoff: Backoff { first: Duration::from_secs(5), cap: Duration::from_secs(600), jitter_percent: 20 },
         timeout: Duration::from_secs(3_600),
         deadline: Duration::from_secs(24 * 3_600),
+        snooze: SnoozeBounds { times: 20_000, total: Duration::from_secs(24 * 3_600) },
         ..Policy::DEFAULT
     };
     const ESTIMATE: Duration = Duration::from_secs(30);

@@ -5,6 +5,7 @@ mod crowd;
 mod examples;
 mod exports;
 mod overload;
+mod turns;
 
 use std::io::Write;
 

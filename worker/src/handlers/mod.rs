@@ -64,6 +64,7 @@ use url::Url;
 use crate::clients::Clients;
 pub use ai::Followers;
 use gathered::Gathered;
+pub use metric::Rebuilds;
 
 /// How long a receipt is offered to a ledger that does not answer: longer than a restart or a failover of Postgres.
 const RECEIPT_WITHIN: Duration = Duration::from_secs(60);
@@ -93,6 +94,8 @@ pub struct Services {
     pub followers: Followers,
     /// Turns of those who have tables of metrics computed.
     pub turns: Turns,
+    /// Places of those who count metrics' days anew.
+    pub rebuilds: Rebuilds,
     /// Addresses of the sources that datasets read.
     pub sources: Sources,
     /// What probes may do.

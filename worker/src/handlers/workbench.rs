@@ -20,7 +20,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Followers, JobContext, Messages, Services};
+use super::{Followers, JobContext, Messages, Rebuilds, Services};
 use crate::clients::Clients;
 
 /// A sandbox with a worker's services in this very process.
@@ -49,6 +49,7 @@ impl Workbench {
             ai_keys: config.ai.keys,
             followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix).unwrap()),
             turns: Turns::default(),
+            rebuilds: Rebuilds::default(),
             sources: config.sources.with_own(config.database.url.clone()),
             probe: config.probe,
         };

@@ -192,7 +192,7 @@ pub async fn pending(pool: &PgPool) -> Result<HashMap<(i32, Uuid), DateTime<Utc>
 
 /// Takes the turn of a series until the transaction's end: whoever read its days before must read again. Answers where its user label is;
 /// `None` where somebody else has the turn, or it is not known (yet).
-async fn turn(connection: &mut PgConnection, tenant: i32, series: Uuid) -> Result<Option<Option<usize>>, LedgerError> {
+pub(super) async fn turn(connection: &mut PgConnection, tenant: i32, series: Uuid) -> Result<Option<Option<usize>>, LedgerError> {
     let held: Option<Option<i16>> = sqlx::query_scalar(
         "UPDATE metric_series SET version = version + 1
          WHERE tenant_id = $1 AND series = (SELECT series FROM metric_series WHERE tenant_id = $1 AND series = $2 FOR UPDATE SKIP LOCKED)

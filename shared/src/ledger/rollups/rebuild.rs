@@ -2,7 +2,7 @@
 //! same.
 //!
 //! What must stay true: what is held at a time is bounded, and computed off the threads that everybody shares; a day that comes to more
-//! fails by itself and stays as it is.
+//! fails by itself and stays as it is. Nobody waits for another's turn on a connection: a pool has few, and everything else needs them.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use sqlx::{PgPool, Row, postgres::PgRow};
 
 use super::{
-    compact::{Additions, MOST_DAY_ROWS, compact},
+    compact::{Additions, MOST_DAY_ROWS, compact, turn},
     compute, unreadable,
 };
 use crate::{
@@ -30,9 +30,12 @@ const ROUNDS: u32 = 200;
 /// A day that was not counted anew. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
-    /// The database; also where somebody else changed the series meanwhile.
+    /// The database.
     #[error(transparent)]
-    Ledger(#[from] LedgerError),
+    Ledger(LedgerError),
+    /// Somebody else counts days of the series, or puts it together, or changed it meanwhile: again in a moment.
+    #[error("somebody else has the turn of the metric")]
+    Busy,
     /// More was added meanwhile than one transaction moves: again in a moment.
     #[error("more is waiting to be put together than one transaction moves")]
     Behind,
@@ -44,14 +47,23 @@ pub enum RebuildError {
     TooManyGroups(NaiveDate),
 }
 
-impl From<sqlx::Error> for RebuildError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Ledger(error.into())
+impl From<LedgerError> for RebuildError {
+    fn from(error: LedgerError) -> Self {
+        match &error {
+            // It would not have been as if one came after the other (PostgreSQL's appendix A, `serialization_failure`).
+            LedgerError::Unavailable(sqlx::Error::Database(database)) if database.code().as_deref() == Some("40001") => Self::Busy,
+            _ => Self::Ledger(error),
+        }
     }
 }
 
-/// Counts a UTC day of a metric anew, in one transaction; answers how many events counted. Where somebody else changed the series meanwhile
-/// it fails as transient, and nothing has changed.
+impl From<sqlx::Error> for RebuildError {
+    fn from(error: sqlx::Error) -> Self {
+        LedgerError::from(error).into()
+    }
+}
+
+/// Counts a UTC day of a metric anew, in one transaction; answers how many events counted.
 ///
 /// # Errors
 /// [`RebuildError`].
@@ -66,11 +78,11 @@ pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) ->
     }
     let mut transaction = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = '10min'").await?;
     // The first statement, so the snapshot of all that follow is from before or after another's turn, and never within.
-    let turn = sqlx::query("UPDATE metric_series SET version = version + 1 WHERE tenant_id = $1 AND series = $2");
-    let turn = turn.bind(tenant).bind(series).execute(&mut *transaction).await?;
-    if turn.rows_affected() == 0 {
-        // It is declared by another program in a moment; or not any more.
-        return Ok(0);
+    if turn(&mut transaction, tenant, series).await?.is_none() {
+        let known = sqlx::query_scalar("SELECT EXISTS (SELECT FROM metric_series WHERE tenant_id = $1 AND series = $2)");
+        let is_known: bool = known.bind(tenant).bind(series).fetch_one(&mut *transaction).await?;
+        // One that is not known is declared by another program in a moment; or not any more.
+        return if is_known { Err(RebuildError::Busy) } else { Ok(0) };
     }
     // What is not compacted: the other days' is added to them, this day's is in the raw events.
     let mut others = Additions::default();

@@ -48,10 +48,12 @@ pub async fn declare(pool: &PgPool, tenant: i32, metrics: &BTreeMap<String, Metr
     let names: Vec<&str> = metrics.keys().map(String::as_str).collect();
     let places: Vec<Option<i16>> = metrics.values().map(|metric| metric.user_place().and_then(|place| i16::try_from(place).ok())).collect();
     let mut transaction = pool.begin().await?;
-    // What comes back was not counted meanwhile.
+    // What comes back was not counted meanwhile. What is known already is left out, and not left to the conflict, which would wait for whoever
+    // has that series' turn.
     sqlx::query(
         "INSERT INTO metric_series AS s (tenant_id, series, metric, user_place, seen_at)
          SELECT $1, d.series, d.metric, d.user_place, $2 FROM unnest($3::uuid[], $4::text[], $5::smallint[]) AS d (series, metric, user_place)
+         WHERE NOT EXISTS (SELECT FROM metric_series k WHERE k.tenant_id = $1 AND k.series = d.series AND k.retired_at IS NULL)
          ON CONFLICT (tenant_id, series) DO UPDATE SET retired_at = NULL, is_whole = false, rebuild = NULL, seen_at = excluded.seen_at
          WHERE s.retired_at IS NOT NULL",
     )

@@ -27,7 +27,7 @@ use crate::{
         run::outcome_of,
         watchdog::{LONGEST_POLL, Polls},
     },
-    handlers::{Followers, Handlers, JobContext, Messages, Services},
+    handlers::{Followers, Handlers, JobContext, Messages, Rebuilds, Services},
 };
 
 /// What the child says when it begins the job: from here on its death is the job's doing.
@@ -133,6 +133,7 @@ fn services(config: WorkerConfig) -> Result<Services, Box<dyn std::error::Error 
         ai_keys: config.ai.keys,
         followers: Followers::new(&Redis::new(&config.redis.url, &config.redis.prefix)?),
         turns: Turns::default(),
+        rebuilds: Rebuilds::default(),
         sources: config.sources.with_own(url.clone()),
         probe: config.probe,
     })
