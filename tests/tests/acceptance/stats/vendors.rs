@@ -346,6 +346,31 @@ async fn what_moved_is_followed_and_what_is_gone_is_no_zero() {
 }
 
 #[tokio::test]
+async fn where_something_moved_to_is_nothing_of_another_question() {
+    let (world, clock) = World::start_now().await;
+    let client = community(&world).await;
+    world.start_worker(clock.launch()).await;
+    let vendors = &world.sandbox.vendors;
+    vendors.put("/github/repositories/7", &repository(1_010));
+    vendors.redirect("/github/repos/acme/tools", "/github/repositories/7", 301);
+    assert_eq!(refreshed(&client, "tools").await["figures"]["members"], 1_010);
+    // The manifest names another repository by the same name: its own address is asked, not where the one before it went.
+    vendors.put("/github/repos/acme/other", &repository(1_020));
+    let manifest = super::MANIFEST.replace("subject = \"acme/tools\"", "subject = \"acme/other\"");
+    world.tenant_of("community", &manifest).await;
+    acceptance::until("the worker knows of it", async || {
+        // Of wishes there are so many an hour.
+        clock.advance(TimeDelta::minutes(6));
+        vendors.forget_calls();
+        refreshed(&client, "tools").await;
+        let calls = vendors.calls("github");
+        if calls.iter().any(|call| call.path == "/repos/acme/other") { Ok(()) } else { Err(calls) }
+    })
+    .await;
+    assert_eq!(statistic(&client, "tools").await["figures"]["members"], 1_020);
+}
+
+#[tokio::test]
 async fn what_is_malformed_or_down_takes_no_figure_away() {
     let (world, clock) = World::start_now().await;
     let client = community(&world).await;
