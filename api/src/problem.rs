@@ -469,7 +469,7 @@ pub struct ProblemBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, example = 10)]
     limit: Option<u64>,
-    /// When the next period begins; absent where it never does.
+    /// When the next period begins; absent where it never does, and where the limit is 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     resets_at: Option<DateTime<Utc>>,
