@@ -75,7 +75,7 @@ pub async fn cancel(connection: &mut PgConnection, tenant: i32, job: JobId, now:
             .bind(now)
             .execute(&mut *connection)
             .await?;
-            super::leave(connection, vec![job.0], now).await?;
+            super::leave_unrun(connection, vec![job.0], now).await?;
             Ok(Change::Done)
         }
         State::Running => {

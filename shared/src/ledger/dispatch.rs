@@ -167,7 +167,7 @@ pub async fn dispatch(
         }
     }
     dispatched.handovers = in_turns(by_tenant).into_iter().map(|job| Handover { job, queue, lane: Lane::of(priority) }).collect();
-    super::leave(&mut transaction, dispatched.expired.iter().map(|job| job.0).collect(), now).await?;
+    super::leave_unrun(&mut transaction, dispatched.expired.iter().map(|job| job.0).collect(), now).await?;
     transaction.commit().await?;
     Ok(dispatched)
 }

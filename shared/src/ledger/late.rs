@@ -44,7 +44,7 @@ pub async fn expire(pool: &PgPool, since: DateTime<Utc>, now: DateTime<Utc>) -> 
     .bind(i64::try_from(BATCH).unwrap_or(i64::MAX))
     .fetch_all(&mut *transaction)
     .await?;
-    super::leave(&mut transaction, expired.clone(), now).await?;
+    super::leave_unrun(&mut transaction, expired.clone(), now).await?;
     transaction.commit().await?;
     Ok(expired.into_iter().map(JobId).collect())
 }

@@ -96,6 +96,15 @@ async fn leave(connection: &mut PgConnection, jobs: Vec<Uuid>, now: DateTime<Utc
     Ok(())
 }
 
+/// The same for jobs that no run ended. Calls of models that died with their workers are written down first, whether or not anything was
+/// reserved for them; a run does that for its own job.
+async fn leave_unrun(connection: &mut PgConnection, jobs: Vec<Uuid>, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    if !jobs.is_empty() {
+        sqlx::query("SELECT charge_lost_calls($1, $2)").bind(&jobs).bind(now).execute(&mut *connection).await?;
+    }
+    leave(connection, jobs, now).await
+}
+
 /// Puts those of some jobs that wait, and have a limiting key, behind it; in the transaction that made them wait.
 async fn limit(connection: &mut PgConnection, jobs: Vec<Uuid>, now: DateTime<Utc>) -> Result<(), LedgerError> {
     if !jobs.is_empty() {

@@ -187,7 +187,7 @@ pub async fn take_over(pool: &PgPool, dead: &[Uuid], now: DateTime<Utc>, limit: 
     if !poisoned.is_empty() {
         tell_owners(&mut transaction, &poisoned, now).await?;
     }
-    super::leave(&mut transaction, ended(&recovered), now).await?;
+    super::leave_unrun(&mut transaction, ended(&recovered), now).await?;
     transaction.commit().await?;
     Ok(recovered)
 }
@@ -288,7 +288,7 @@ pub async fn give_back(connection: &mut PgConnection, claims: &[(JobId, i64)], n
     .fetch_all(&mut *transaction)
     .await?;
     let recovered: Vec<Recovered> = rows.iter().map(recovered).collect::<Result<_, _>>()?;
-    super::leave(&mut transaction, ended(&recovered), now).await?;
+    super::leave_unrun(&mut transaction, ended(&recovered), now).await?;
     transaction.commit().await?;
     Ok(recovered)
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     job::{JobId, State},
-    ledger::{LedgerError, leave},
+    ledger::{LedgerError, leave_unrun},
 };
 
 /// Jobs that one step looks at.
@@ -102,7 +102,7 @@ pub async fn cancel_step(
         .bind(now)
         .execute(&mut *connection)
         .await?;
-        leave(connection, cancelled, now).await?;
+        leave_unrun(connection, cancelled, now).await?;
     }
     if !step.asked.is_empty() {
         sqlx::query(

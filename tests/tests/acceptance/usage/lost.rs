@@ -18,6 +18,7 @@ const ANSWER: u64 = 400;
 struct Shop {
     world: World,
     worker: Process,
+    backend: Client,
     ada: Client,
 }
 
@@ -44,8 +45,9 @@ impl Shop {
             task("ask_other", "other", ""),
             task("ask_either", "main", "").replace(" }]", " }, { provider = \"other\", model = \"sandbox-large\" }]"),
         );
-        let ada = world.tenant_of("shop", &manifest).await.acting_for("ada");
-        Self { world, worker, ada }
+        let backend = world.tenant_of("shop", &manifest).await;
+        let ada = backend.acting_for("ada");
+        Self { world, worker, backend, ada }
     }
 
     async fn ask(&self, task: &str, stream: bool) -> String {
@@ -137,6 +139,24 @@ async fn a_call_whose_job_never_runs_again_is_charged_too() {
     assert!(shop.spent().await >= shop.billed() && shop.billed() > ANSWER, "{} of {}", shop.spent().await, shop.billed());
     assert_eq!(shop.world.sandbox.ai.calls().len(), 1, "and it is not made again");
     shop.agrees().await;
+}
+
+/// Nothing was reserved for it, and the product is billed all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_no_limit_counts_is_told_in_the_usage_when_its_job_never_runs_again() {
+    let shop = Shop::open().await;
+    shop.world.sandbox.ai.script(slow());
+    let job = id_of(&shop.backend.post("/v1/ai/ask", &json!({"input": {"prompt": "What is the sea?"}})).await.expect(202));
+    shop.called(1).await;
+    shop.worker.set_restart(false).await.unwrap();
+    shop.worker.kill9().await.unwrap().unwrap();
+    shop.backend.post_nothing(&format!("/v1/jobs/{job}/cancel")).await.expect(202);
+    let _worker = shop.world.worker().await;
+    assert_eq!(shop.backend.ended(&job).await["state"], "cancelled");
+    assert_eq!(shop.calls("outcome = 'lost' AND estimated").await, 1);
+    let usage = shop.backend.get("/v1/ai/usage").await.expect(200);
+    let told = usage["days"][0]["cost_micros"].as_u64().unwrap();
+    assert!(told >= shop.billed() && shop.billed() > ANSWER, "{usage}");
 }
 
 #[tokio::test]
