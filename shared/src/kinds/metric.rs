@@ -40,7 +40,6 @@ impl Kind for MetricRebuild {
         timeout: Duration::from_secs(3_600),
         deadline: Duration::from_secs(24 * 3_600),
         snooze: SnoozeBounds { times: 20_000, total: Duration::from_secs(24 * 3_600) },
-        ..Policy::DEFAULT
     };
     const ESTIMATE: Duration = Duration::from_secs(30);
 
