@@ -39,7 +39,7 @@ impl Kind for MetricRebuild {
         backoff: Backoff { first: Duration::from_secs(5), cap: Duration::from_secs(600), jitter_percent: 20 },
         timeout: Duration::from_secs(3_600),
         deadline: Duration::from_secs(24 * 3_600),
-        snooze: SnoozeBounds { times: 20_000, total: Duration::from_secs(24 * 3_600) },
+        snooze: SnoozeBounds { times: 25_000, total: Duration::from_secs(24 * 3_600) },
     };
     const ESTIMATE: Duration = Duration::from_secs(30);
 

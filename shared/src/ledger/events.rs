@@ -17,7 +17,7 @@ use std::{
 use aws_lc_rs::digest;
 use chrono::{DateTime, Datelike, Days, NaiveDate, TimeDelta, Utc};
 use serde_json::{Map, Value};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use uuid::{Builder, Uuid};
 
 use super::{LedgerError, feeds, rollups};
@@ -297,8 +297,42 @@ async fn gone(connection: &mut PgConnection, tenants: &[i32], day: NaiveDate) ->
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn horizon(pool: &PgPool, tenant: i32) -> Result<Option<NaiveDate>, LedgerError> {
-    Ok(sqlx::query_scalar("SELECT gone_before FROM event_horizon WHERE tenant_id = $1").bind(tenant).fetch_optional(pool).await?)
+pub async fn horizon(connection: impl PgExecutor<'_>, tenant: i32) -> Result<Option<NaiveDate>, LedgerError> {
+    Ok(sqlx::query_scalar("SELECT gone_before FROM event_horizon WHERE tenant_id = $1").bind(tenant).fetch_optional(connection).await?)
+}
+
+/// The UTC days within some of which a tenant has raw events, the first and the last; `None` where it has none there.
+///
+/// Asked day by day from both ends, as days have partitions: to look through all of them costs as much as counting them all.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn days(pool: &PgPool, tenant: i32, within: (NaiveDate, NaiveDate)) -> Result<Option<(NaiveDate, NaiveDate)>, LedgerError> {
+    let prefix = "event_d";
+    let names: Vec<String> = sqlx::query_scalar(
+        "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'public.event'::regclass ORDER BY 1",
+    )
+    .fetch_all(pool)
+    .await?;
+    let days: Vec<NaiveDate> = names
+        .iter()
+        .filter_map(|name| NaiveDate::parse_from_str(name.strip_prefix(prefix)?, "%Y%m%d").ok())
+        .filter(|day| (within.0..=within.1).contains(day))
+        .collect();
+    let Some(first) = first_with_events(pool, tenant, days.iter()).await? else { return Ok(None) };
+    let last = first_with_events(pool, tenant, days.iter().rev()).await?;
+    Ok(Some((first, last.unwrap_or(first))))
+}
+
+async fn first_with_events(pool: &PgPool, tenant: i32, days: impl Iterator<Item = &NaiveDate>) -> Result<Option<NaiveDate>, LedgerError> {
+    for day in days {
+        let from = day.and_time(chrono::NaiveTime::MIN).and_utc();
+        let any = sqlx::query_scalar("SELECT EXISTS (SELECT FROM event WHERE tenant_id = $1 AND time >= $2 AND time < $3)");
+        if any.bind(tenant).bind(from).bind(from + TimeDelta::days(1)).fetch_one(pool).await? {
+            return Ok(Some(*day));
+        }
+    }
+    Ok(None)
 }
 
 /// Drops what no tenant keeps: events of days before `day`, and ids of weeks before last week. Answers how many partitions.

@@ -10,7 +10,7 @@ mod wants;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 use uuid::Uuid;
 
 pub use digest::{Closed, Item, MOST_ITEMS, close, gather};
@@ -273,13 +273,13 @@ pub async fn standing(connection: &mut PgConnection, tenant: i32, trigger: JobId
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn page_of(pool: &PgPool, tenant: i32, export: JobId) -> Result<Option<String>, LedgerError> {
+pub async fn page_of(connection: impl PgExecutor<'_>, tenant: i32, export: JobId) -> Result<Option<String>, LedgerError> {
     let token: Option<Vec<u8>> = sqlx::query_scalar(
         "SELECT page_token FROM job_file WHERE job_id = $1 AND tenant_id = $2 AND page_token IS NOT NULL AND removed_at IS NULL",
     )
     .bind(export.0)
     .bind(tenant)
-    .fetch_optional(pool)
+    .fetch_optional(connection)
     .await?;
     Ok(token.and_then(|token| String::from_utf8(token).ok()))
 }

@@ -1,11 +1,13 @@
 //! `metric.rebuild`: counts a metric's days anew from raw events, a day a transaction ([`shared::ledger::rollups::rebuild`]).
 //!
 //! What must stay true: it may end anywhere and be begun again; days whose raw events are not kept any more are left as they are. However
-//! many are asked for, few are under way: each takes a connection for as long as a day takes, and who waits gives its slot back.
+//! many are asked for, few are under way: each takes a connection for as long as a day takes, and who waits gives its slot back, and asks
+//! again the sooner the longer it has waited.
 
 use std::time::Duration;
 
 use chrono::{Days, NaiveDate, TimeDelta};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use shared::{
     job::{Failure, Interrupt, Success},
@@ -18,6 +20,7 @@ use shared::{
     tenant::Metric,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
+use uuid::Uuid;
 
 use super::{JobContext, export::tenant};
 
@@ -30,11 +33,11 @@ const IN_LINE: usize = 8;
 /// How long a place or a series' turn is waited for; then others may run in this slot.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The first pause of a job that finds no place; the next ones are longer.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
+/// The first pause of a job that finds no place.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
 
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The shortest, of one that has waited long.
+const LAST_PAUSE: Duration = Duration::from_secs(4);
 
 /// The places for rebuilds in a process.
 #[derive(Debug)]
@@ -58,6 +61,20 @@ impl Rebuilds {
     }
 }
 
+/// How far a run came that gave its place back.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Reached {
+    /// What was counted: a metric that was changed meanwhile is another series, and is begun anew.
+    series: Uuid,
+    /// The day that is next.
+    next: Option<NaiveDate>,
+    days: u64,
+    events: u64,
+    /// Days that have too many groups, and the first of them.
+    too_fine: u64,
+    first_too_fine: Option<NaiveDate>,
+}
+
 /// Counts the days.
 pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<Success, Interrupt> {
     let Some(_place) = context.services.rebuilds.place().await else { return Err(later(&context)) };
@@ -69,47 +86,67 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
     })?;
     // It may have been declared a moment ago.
     rollups::series::declare(pool, tenant.id, &tenant.manifest.metrics, clock).await?;
-    let kept = clock.now() - TimeDelta::days(i64::from(tenant.manifest.events.keep_days()));
-    let (mut found, mut days, mut too_fine) = (0, 0, Vec::new());
-    if let Some((first, last)) = rollups::series::days(pool, tenant.id).await? {
-        // Also where the product keeps events longer by now: those that went do not come back.
-        let horizon = events::horizon(pool, tenant.id).await?.unwrap_or(first);
-        let first = payload.from.unwrap_or(first).max(first).max(kept.date_naive()).max(horizon);
-        let last = payload.to.unwrap_or(last).min(last);
+    let kept = (clock.now() - TimeDelta::days(i64::from(tenant.manifest.events.keep_days()))).date_naive();
+    // Also where the product keeps events longer by now: those that went do not come back.
+    let horizon = events::horizon(pool, tenant.id).await?.unwrap_or(kept);
+    let earliest = payload.from.unwrap_or(kept).max(kept).max(horizon);
+    let newest = (clock.now() + events::AHEAD).date_naive();
+    let latest = payload.to.unwrap_or(newest).min(newest);
+    // Days that were asked for are counted also where no events are: something else may be.
+    let span = match (payload.from, payload.to) {
+        (Some(_), Some(_)) => Some((earliest, latest)),
+        (from, to) => events::days(pool, tenant.id, (earliest, latest))
+            .await?
+            .map(|(first, last)| (from.map_or(first, |_| earliest), to.map_or(last, |_| latest))),
+    };
+    let saved = context.saved().await?.and_then(|saved| serde_json::from_value(saved).ok());
+    let series = metric.series();
+    let mut reached = saved.filter(|saved: &Reached| saved.series == series).unwrap_or(Reached { series, ..Reached::default() });
+    if let Some((first, last)) = span {
         let total = u64::try_from((last - first).num_days() + 1).unwrap_or(0);
-        let mut next = Some(first).filter(|first| *first <= last);
-        while let Some(day) = next {
+        let mut day = reached.next.unwrap_or(first).max(first);
+        while day <= last {
             if context.cancelled.is_cancelled() {
                 return Err(Failure::transient("cancelled", "the rebuild was cancelled; days that it came to are counted anew").into());
             }
             match count(&context, metric, day).await {
-                Ok(counted) => found += counted,
+                Ok(counted) => reached.events += counted,
                 // They went while this ran.
                 Err(RebuildError::Gone(_)) => {}
                 // The others are counted all the same.
-                Err(RebuildError::TooManyGroups(day)) => too_fine.push(day),
-                Err(RebuildError::Busy | RebuildError::Behind) => return Err(later(&context)),
+                Err(RebuildError::TooManyGroups(day)) => {
+                    reached.too_fine += 1;
+                    reached.first_too_fine.get_or_insert(day);
+                }
+                Err(RebuildError::Busy | RebuildError::Behind) => {
+                    reached.next = Some(day);
+                    context.checkpoint(&json!(reached), None).await?;
+                    return Err(later(&context));
+                }
                 Err(RebuildError::Ledger(error)) => return Err(error.into()),
             }
-            days += 1;
+            reached.days += 1;
             // A courtesy to whoever follows the job.
-            let _told = context.progress(days, Some(total)).await;
-            next = day.checked_add_days(Days::new(1)).filter(|next| *next <= last);
+            let _told = context.progress(reached.days, Some(total)).await;
+            let Some(next) = day.checked_add_days(Days::new(1)) else { break };
+            day = next;
         }
     }
-    if let Some(day) = too_fine.first() {
+    if let Some(day) = reached.first_too_fine {
+        // Retried, it counts all of them again.
+        context.forget_checkpoint().await?;
         let message = format!(
-            "{} of {days} days stay as they were, {day} the first: each has more groups than can be counted anew (100,000 rows a day, of all \
+            "{} of {} days stay as they were, {day} the first: each has more groups than can be counted anew (100,000 rows a day, of all \
              combinations of its dimensions). Declare the metric with fewer dimensions, or with such that have fewer values",
-            too_fine.len()
+            reached.too_fine, reached.days
         );
         return Err(Failure::permanent("metric_too_fine", message).into());
     }
     if payload.from.is_none() && payload.to.is_none() {
-        rollups::series::is_whole(pool, tenant.id, metric.series()).await?;
+        rollups::series::is_whole(pool, tenant.id, series).await?;
     }
-    metrics::counter!("offstage_rollup_days_rebuilt_total").increment(days);
-    Ok(Success { result: Some(json!({"days": days, "events": found})), file: None })
+    metrics::counter!("offstage_rollup_days_rebuilt_total").increment(reached.days);
+    Ok(Success { result: Some(json!({"days": reached.days, "events": reached.events})), file: None })
 }
 
 /// Counts a day, again while somebody else has the series' turn or changes it.
@@ -128,8 +165,8 @@ async fn count(context: &JobContext, metric: &Metric, day: NaiveDate) -> Result<
     }
 }
 
-/// Comes back when another may have ended, at no attempt's cost. Days that were counted are counted again then.
+/// Comes back when another may have ended, at no attempt's cost.
 fn later(context: &JobContext) -> Interrupt {
-    let pause = FIRST_PAUSE.saturating_mul(1 << context.job.snoozes.min(8)).min(LONGEST_PAUSE);
+    let pause = (FIRST_PAUSE / (1 + u32::from(context.job.snoozes) / 2)).max(LAST_PAUSE);
     Interrupt::Snoozed(pause.mul_f64(1.0 + random::fraction() / 4.0))
 }

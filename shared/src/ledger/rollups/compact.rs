@@ -228,6 +228,8 @@ pub async fn compact(pool: &PgPool, tenant: i32, series: Uuid) -> Result<Compact
     .fetch_all(&mut *transaction)
     .await?;
     if rows.is_empty() {
+        // Dropped, it would keep the turn until the pool has taken it back.
+        transaction.rollback().await?;
         return Ok(Compacted::default());
     }
     let work = move || {

@@ -2,14 +2,15 @@
 //! same.
 //!
 //! What must stay true: what is held at a time is bounded, and computed off the threads that everybody shares; a day that comes to more
-//! fails by itself and stays as it is. Nobody waits for another's turn on a connection: a pool has few, and everything else needs them.
+//! fails by itself and stays as it is. Nobody waits for another's turn on a connection, nor for a second one while it holds one: a pool has
+//! few, and everything else needs them.
 
 use std::sync::Arc;
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use serde_json::{Map, Value};
-use sqlx::{PgPool, Row, postgres::PgRow};
+use sqlx::{PgConnection, PgPool, Row, postgres::PgRow};
 
 use super::{
     compact::{Additions, MOST_DAY_ROWS, compact, turn},
@@ -69,20 +70,40 @@ impl From<sqlx::Error> for RebuildError {
 /// [`RebuildError`].
 pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) -> Result<u64, RebuildError> {
     let series = metric.series();
-    let number = (day - bucket_start(0).date_naive()).num_days();
-    let user_place = metric.user_place();
     for _ in 0..ROUNDS {
         if compact(pool, tenant, series).await?.partials == 0 {
             break;
         }
     }
-    let mut transaction = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = '10min'").await?;
+    // No partition is dropped from here on: that takes the whole table's lock. To take a lock takes no snapshot yet (PostgreSQL's manual,
+    // 13.2.2), so what was dropped before is known to be gone by the one that follows.
+    let mut transaction = pool
+        .begin_with(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = '10min'; LOCK TABLE ONLY event IN ACCESS SHARE MODE",
+        )
+        .await?;
+    let counted = within(&mut transaction, tenant, metric, day).await;
+    match counted {
+        Ok(_) => transaction.commit().await?,
+        // Dropped, it would keep the turn until the pool has taken it back.
+        Err(_) => transaction.rollback().await?,
+    }
+    counted
+}
+
+async fn within(transaction: &mut PgConnection, tenant: i32, metric: &Metric, day: NaiveDate) -> Result<u64, RebuildError> {
+    let series = metric.series();
+    let number = (day - bucket_start(0).date_naive()).num_days();
+    let user_place = metric.user_place();
     // The first statement, so the snapshot of all that follow is from before or after another's turn, and never within.
-    if turn(&mut transaction, tenant, series).await?.is_none() {
+    if turn(transaction, tenant, series).await?.is_none() {
         let known = sqlx::query_scalar("SELECT EXISTS (SELECT FROM metric_series WHERE tenant_id = $1 AND series = $2)");
         let is_known: bool = known.bind(tenant).bind(series).fetch_one(&mut *transaction).await?;
         // One that is not known is declared by another program in a moment; or not any more.
         return if is_known { Err(RebuildError::Busy) } else { Ok(0) };
+    }
+    if events::horizon(&mut *transaction, tenant).await?.is_some_and(|horizon| day < horizon) {
+        return Err(RebuildError::Gone(day));
     }
     // What is not compacted: the other days' is added to them, this day's is in the raw events.
     let mut others = Additions::default();
@@ -103,7 +124,7 @@ pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) ->
             }
         }
     }
-    others.write(&mut transaction, tenant, series, user_place, false).await?;
+    others.write(transaction, tenant, series, user_place, false).await?;
     sqlx::query(
         "DELETE FROM metric_day WHERE tenant_id = $1 AND series = $2 AND day = $3 AND grouping = ANY (ARRAY[0, 1, 2, 3, 4, 5, 6, 7]::smallint[])",
     )
@@ -148,12 +169,7 @@ pub async fn day(pool: &PgPool, tenant: i32, metric: &Metric, day: NaiveDate) ->
             }
         }
     }
-    // By another connection, which sees what this one's snapshot does not: partitions that were dropped meanwhile are gone for it too.
-    if events::horizon(pool, tenant).await?.is_some_and(|horizon| day < horizon) {
-        return Err(RebuildError::Gone(day));
-    }
-    anew.write(&mut transaction, tenant, series, user_place, true).await?;
-    transaction.commit().await?;
+    anew.write(transaction, tenant, series, user_place, true).await?;
     Ok(counted)
 }
 

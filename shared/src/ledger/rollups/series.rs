@@ -106,18 +106,6 @@ pub async fn is_whole(pool: &PgPool, tenant: i32, series: Uuid) -> Result<(), Le
     Ok(())
 }
 
-/// The days of which a tenant has events, from the first to the last; `None` where it has none.
-///
-/// # Errors
-/// [`LedgerError`].
-pub async fn days(pool: &PgPool, tenant: i32) -> Result<Option<(NaiveDate, NaiveDate)>, LedgerError> {
-    let mut transaction = pool.begin_with("BEGIN; SET LOCAL statement_timeout = '10min'").await?;
-    let (first, last): (Option<DateTime<Utc>>, Option<DateTime<Utc>>) =
-        sqlx::query_as("SELECT min(time), max(time) FROM event WHERE tenant_id = $1").bind(tenant).fetch_one(&mut *transaction).await?;
-    transaction.rollback().await?;
-    Ok(first.zip(last).map(|(first, last)| (first.date_naive(), last.date_naive())))
-}
-
 /// Forgets what has had its time, a bounded part of it: days of a tenant before `before`, and series that are not declared any more. Answers
 /// how many rows.
 ///

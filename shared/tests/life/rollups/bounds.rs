@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use shared::{
     ledger::{
+        self, Sessions,
         events::NewEvent,
         rollups::{
             ask::Turns,
@@ -75,4 +76,22 @@ async fn answers_are_computed_some_at_a_time() {
     assert!(matches!(turns.take(Duration::from_millis(20)).await, Err(ReadError::Busy)));
     taken.pop();
     turns.take(Duration::from_secs(60)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_day_is_counted_anew_by_one_connection() {
+    let counted = Counted::start().await;
+    let event = NewEvent {
+        id: "one".into(),
+        sort: "run".into(),
+        user: None,
+        time: "2026-11-20T12:00:00Z".parse().unwrap(),
+        properties: json!({"status": "ok"}).as_object().unwrap().clone(),
+    };
+    while counted.take(std::slice::from_ref(&event)).await.is_none() {}
+    // As many as a trial's handler has beside its notes; who held one and asked for another would wait for itself.
+    let url = counted.ledger.sandbox.postgres.engine_url().into();
+    let pool = ledger::pool("OFFSTAGE_TEST", &url, Sessions::Engine, 1).unwrap();
+    let metric = &counted.manifest.metrics["runs"];
+    assert_eq!(rebuild::day(&pool, counted.ledger.tenant, metric, "2026-11-20".parse().unwrap()).await.unwrap(), 1);
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use shared::ledger::{
-    events::{NewEvent, drop_partitions, forget, horizon},
+    events::{NewEvent, days, drop_partitions, forget, horizon},
     rollups::rebuild::{self, RebuildError},
 };
 
@@ -25,6 +25,15 @@ async fn what_was_counted_of_events_that_are_gone_stays() {
     counted.compact_all().await;
     let before = counted.days().await;
     let (pool, tenant) = (&counted.ledger.engine, counted.ledger.tenant);
+    let within = async |from: &str, to: &str| {
+        let found = days(pool, tenant, (from.parse().unwrap(), to.parse().unwrap())).await.unwrap();
+        found.map(|(first, last)| (first.to_string(), last.to_string()))
+    };
+    let pair = |first: &str, last: &str| Some((first.to_owned(), last.to_owned()));
+    assert_eq!(within("2020-01-01", "2030-01-01").await, pair("2026-10-01", "2026-11-20"));
+    assert_eq!(within("2026-10-02", "2026-11-20").await, pair("2026-11-01", "2026-11-20"));
+    assert_eq!(within("2026-10-01", "2026-11-19").await, pair("2026-10-01", "2026-11-01"));
+    assert_eq!(within("2026-10-02", "2026-10-31").await, None);
     // By the day, and with the partition; whatever the manifest says by then.
     assert_eq!(horizon(pool, tenant).await.unwrap(), None);
     assert!(drop_partitions(pool, "2026-10-15".parse().unwrap(), counted.ledger.now()).await.unwrap() > 0);

@@ -1,4 +1,5 @@
-//! Many rebuilds of a series whose turn somebody else has: whoever waits holds neither a connection nor a place.
+//! Many rebuilds of a series whose turn somebody else has: whoever waits holds neither a connection nor a place. And those under which
+//! workers died: they run in processes of their own, which have few connections.
 
 use acceptance::{World, id_of, until};
 use chrono::Utc;
@@ -44,4 +45,20 @@ async fn rebuilds_that_wait_hold_up_nothing() {
         let done = client.succeeded(rebuild).await;
         assert_eq!((&done["attempt"], &done["result"]["events"]), (&json!(1), &json!(1)), "{done}");
     }
+}
+
+#[tokio::test]
+async fn what_brings_numbers_succeeds_also_in_a_process_of_its_own() {
+    let world = World::start().await;
+    let client = world.tenant_of("forge", MANIFEST).await;
+    #[expect(clippy::disallowed_methods, reason = "whoever runs the jobs goes by a clock of its own, so nothing is set here")]
+    let now = Utc::now().to_rfc3339();
+    assert_eq!(send(&client, &[run(1, &now, "ada", &json!({"tokens": 3}))]).await["accepted"], 1);
+    let rebuild = id_of(&client.post("/v1/analytics/tokens/rebuild", &json!({})).await.expect(202));
+    let export = id_of(&client.post("/v1/exports", &json!({"metric": "tokens", "format": "csv"})).await.expect(202));
+    assert_eq!(world.execute("UPDATE job_state SET crashes = 3").await, 2);
+
+    let _worker = world.worker().await;
+    assert_eq!(client.succeeded(&rebuild).await["result"]["events"], 1);
+    client.succeeded(&export).await;
 }

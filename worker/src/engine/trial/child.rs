@@ -35,8 +35,9 @@ pub const STARTED: &str = "started";
 /// What the parent says when the job's owner wants it cancelled.
 pub const CANCEL: &str = "cancel\n";
 
-/// Connections of a child: its handler asks for one at a time.
-const CONNECTIONS: u32 = 1;
+/// Connections of a child: its handler has a transaction open at the most (an export of numbers does, while it writes its file), and notes
+/// something beside it.
+const CONNECTIONS: u32 = 2;
 /// The longest claim in bytes of JSON: twice the payload's limit, for its escapes, and some.
 const LONGEST_CLAIM: u64 = 1024 * 1024;
 /// How often the handler's polls are looked at.

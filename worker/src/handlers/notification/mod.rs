@@ -38,7 +38,7 @@ const PAGE: i64 = 5_000;
 pub(super) async fn run(payload: NotificationFanOut, context: JobContext) -> Result<Success, Failure> {
     let tenant = export::tenant(&context).await?;
     let (services, job) = (&context.services, &context.job);
-    let telling = Telling::new(&context, &tenant, job.id, &payload, job.priority).await?;
+    let telling = Telling::new(&context, &services.pool, &tenant, job.id, &payload, job.priority).await?;
     loop {
         let now = services.clock.now();
         let mut transaction = services.pool.begin().await.map_err(LedgerError::from)?;
@@ -91,7 +91,7 @@ pub(super) async fn tell(payload: NotificationTell, context: JobContext) -> Resu
             Failure::permanent("payload_invalid", format!("this worker can't read the notification's payload: {error}"))
         })?;
         let priority = Priority::from_code(priority).unwrap_or(Priority::Normal);
-        let telling = Telling::new(&context, &tenant, payload.trigger, &asked, priority).await?;
+        let telling = Telling::new(&context, &mut *transaction, &tenant, payload.trigger, &asked, priority).await?;
         let counted = telling.tell(&mut transaction, &taken.recipients).await?;
         // Who was erased since it was planned is told nothing, and waited for no longer.
         let counted = Counted { told: taken.planned, ..counted };

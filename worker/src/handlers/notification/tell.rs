@@ -16,7 +16,7 @@ use shared::{
     notification::template::{Renderer, TemplateError},
     tenant::{NotificationType, Tenant, Way},
 };
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::{
@@ -80,6 +80,7 @@ impl Outbox {
 impl<'a> Telling<'a> {
     pub(super) async fn new(
         context: &'a JobContext,
+        connection: impl PgExecutor<'_>,
         tenant: &'a Tenant,
         trigger: JobId,
         asked: &'a NotificationFanOut,
@@ -89,7 +90,7 @@ impl<'a> Telling<'a> {
             Failure::permanent("notification_type_unknown", format!("the product's manifest has no type `{}` any more", asked.sort))
         })?;
         let page = match asked.export {
-            Some(export) => notifications::page_of(&context.services.pool, tenant.id, export).await?,
+            Some(export) => notifications::page_of(connection, tenant.id, export).await?,
             None => None,
         };
         let public = context.services.public_url.as_ref();
