@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row, Transaction};
 use super::manifest::{Manifest, ManifestError};
 use crate::ledger::{
     LOCK_TIMEOUT, LedgerError, STATEMENT_TIMEOUT,
+    rollups::series,
     schedule::declare::{DeclareError, declare},
 };
 
@@ -307,7 +308,11 @@ pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_r
                     .execute(&mut *transaction)
                     .await?;
             }
-            Applied { tenant: Some(id), created: false, changes: differences(&old, &stored) }
+            let changes = differences(&old, &stored);
+            // Where this program can't read what stood there, all that is declared now counts as new.
+            let declared = Manifest::from_stored(old).map(|old| old.metrics).unwrap_or_default();
+            series::changed(&mut transaction, id, &declared, &manifest.metrics).await?;
+            Applied { tenant: Some(id), created: false, changes }
         }
         None => {
             let mut id = None;

@@ -99,7 +99,8 @@ pub async fn read(connection: &mut PgConnection, wanted: &Wanted<'_>) -> Result<
     let dates = |days: &BTreeSet<i64>| days.iter().map(|day| date(*day)).collect::<Vec<_>>();
     let (from, to): (NaiveDate, NaiveDate) = (date(day_of(first)), date(day_of(end - 1)));
     let mut rows = sqlx::query(
-        "SELECT 0::smallint, NULL::date, NULL::text, NULL::bytea, s.is_whole
+        "SELECT 0::smallint, NULL::date, NULL::text, NULL::bytea,
+             s.is_whole AND NOT EXISTS (SELECT FROM metric_left l WHERE l.tenant_id = s.tenant_id AND l.series = s.series)
          FROM metric_series s WHERE s.tenant_id = $1 AND s.series = $2 AND s.retired_at IS NULL
          UNION ALL
          SELECT 1::smallint, d.day, d.labels, CASE WHEN d.whole IS NULL THEN d.body WHEN d.day = ANY ($7) THEN d.whole WHEN d.day <> ALL ($8) THEN d.hours ELSE d.body END, NULL

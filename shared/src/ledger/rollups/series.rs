@@ -1,9 +1,9 @@
 //! Which series there are: what manifests declare, from when, and whether what happened before is counted too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{
@@ -38,6 +38,27 @@ pub async fn tenants(pool: &PgPool) -> Result<Vec<i32>, LedgerError> {
     Ok(tenants.fetch_all(pool).await?)
 }
 
+/// Notes which series a manifest begins or ceases to declare, in the transaction that changes it: whoever takes events goes by the manifest at
+/// once, or some seconds later, and what is taken meanwhile may be counted or not. So each of them is not whole until [`declare`] has seen to
+/// its past being counted, also where it comes back before any worker looked.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn changed(
+    connection: &mut PgConnection,
+    tenant: i32,
+    before: &BTreeMap<String, Metric>,
+    after: &BTreeMap<String, Metric>,
+) -> Result<(), LedgerError> {
+    let series = |metrics: &BTreeMap<String, Metric>| metrics.values().map(Metric::series).collect::<BTreeSet<_>>();
+    let changed: Vec<Uuid> = series(before).symmetric_difference(&series(after)).copied().collect();
+    if !changed.is_empty() {
+        let insert = sqlx::query("INSERT INTO metric_left (tenant_id, series) SELECT $1, c.series FROM unnest($2::uuid[]) AS c (series)");
+        insert.bind(tenant).bind(changed).execute(connection).await?;
+    }
+    Ok(())
+}
+
 /// Notes what a manifest declares, and makes the jobs that count what happened before. The same again changes nothing.
 ///
 /// # Errors
@@ -48,20 +69,24 @@ pub async fn declare(pool: &PgPool, tenant: i32, metrics: &BTreeMap<String, Metr
     let names: Vec<&str> = metrics.keys().map(String::as_str).collect();
     let places: Vec<Option<i16>> = metrics.values().map(|metric| metric.user_place().and_then(|place| i16::try_from(place).ok())).collect();
     let mut transaction = pool.begin().await?;
+    // Seen to in this transaction: those that are declared are not whole, the others are retired.
+    let left: Vec<Uuid> =
+        sqlx::query_scalar("DELETE FROM metric_left WHERE tenant_id = $1 RETURNING series").bind(tenant).fetch_all(&mut *transaction).await?;
     // What comes back was not counted meanwhile. What is known already is left out, and not left to the conflict, which would wait for whoever
     // has that series' turn.
     sqlx::query(
         "INSERT INTO metric_series AS s (tenant_id, series, metric, user_place, seen_at)
          SELECT $1, d.series, d.metric, d.user_place, $2 FROM unnest($3::uuid[], $4::text[], $5::smallint[]) AS d (series, metric, user_place)
-         WHERE NOT EXISTS (SELECT FROM metric_series k WHERE k.tenant_id = $1 AND k.series = d.series AND k.retired_at IS NULL)
+         WHERE NOT EXISTS (SELECT FROM metric_series k WHERE k.tenant_id = $1 AND k.series = d.series AND k.retired_at IS NULL AND k.series <> ALL ($6))
          ON CONFLICT (tenant_id, series) DO UPDATE SET retired_at = NULL, is_whole = false, rebuild = NULL, seen_at = excluded.seen_at
-         WHERE s.retired_at IS NOT NULL",
+         WHERE s.retired_at IS NOT NULL OR s.series = ANY ($6)",
     )
     .bind(tenant)
     .bind(now)
     .bind(&series)
     .bind(names)
     .bind(places)
+    .bind(left)
     .execute(&mut *transaction)
     .await?;
     sqlx::query("UPDATE metric_series SET retired_at = $2 WHERE tenant_id = $1 AND retired_at IS NULL AND series <> ALL ($3)")
@@ -96,12 +121,17 @@ pub async fn declare(pool: &PgPool, tenant: i32, metrics: &BTreeMap<String, Metr
     Ok(())
 }
 
-/// Notes that what happened before the metric is counted.
+/// Notes that what happened before the metric is counted, unless the manifest ceased to declare it meanwhile: then the job that is to count
+/// its past is another one, which has not begun.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub async fn is_whole(pool: &PgPool, tenant: i32, series: Uuid) -> Result<(), LedgerError> {
-    let update = sqlx::query("UPDATE metric_series SET is_whole = true, version = version + 1 WHERE tenant_id = $1 AND series = $2");
+    let update = sqlx::query(
+        "UPDATE metric_series s SET is_whole = true, version = version + 1 WHERE s.tenant_id = $1 AND s.series = $2 AND s.retired_at IS NULL
+         AND NOT EXISTS (SELECT FROM metric_left l WHERE l.tenant_id = s.tenant_id AND l.series = s.series)
+         AND NOT EXISTS (SELECT FROM job_state j WHERE j.job_id = s.rebuild AND j.finished_at IS NULL AND j.runs = 0)",
+    );
     update.bind(tenant).bind(series).execute(pool).await?;
     Ok(())
 }
