@@ -4,7 +4,7 @@
 //! again comes to the same.
 
 use aws_lc_rs::digest;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::{Labels, Shape, decimal};
 use crate::tenant::Metric;
@@ -81,15 +81,36 @@ impl EventFacts<'_> {
     }
 }
 
-/// A value as it is compared and shown: texts as they are, numbers without needless digits; `None` for what is neither of these nor true or
-/// false.
+/// A value as it is compared and shown: texts as they are, numbers in one form each; `None` for what is neither of these nor true or false.
 #[must_use]
 pub fn label_of(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Bool(truth) => Some(truth.to_string()),
-        Value::Number(number) => decimal::millionths(number).map(|value| decimal::as_text(i128::from(value))),
+        Value::Number(number) => Some(number_label(number)),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+/// Numbers from here on are written with an exponent, and so are those below [`SMALL`]: whole ones up to 64 bits are not among them.
+const LARGE: f64 = 1e21;
+const SMALL: f64 = 1e-9;
+
+/// A number in digits, whatever way the sender wrote it: whole ones up to 64 bits exactly, others in the fewest digits that lead back to the
+/// float they were read as. Postgres keeps those, so whoever reads the event again comes to the same.
+fn number_label(number: &Number) -> String {
+    if let Some(whole) = number.as_i64() {
+        return whole.to_string();
+    }
+    if let Some(whole) = number.as_u64() {
+        return whole.to_string();
+    }
+    let value = number.as_f64().unwrap_or_default();
+    match value.abs() {
+        // Below zero or not: Postgres knows one of them.
+        0.0 => "0".to_owned(),
+        size if (SMALL..LARGE).contains(&size) => value.to_string(),
+        _ => format!("{value:e}"),
     }
 }
 
@@ -108,4 +129,35 @@ fn hash(salt: &[u8], member: &str) -> u64 {
     let mut first = [0; 8];
     first.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
     u64::from_be_bytes(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_one_label_however_it_is_written() {
+        for (written, label) in [
+            ("1", "1"),
+            ("1.0", "1"),
+            ("1e2", "100"),
+            ("-0.0", "0"),
+            ("-2.50", "-2.5"),
+            ("0.1", "0.1"),
+            ("0.000001", "0.000001"),
+            ("0.1234567", "0.1234567"),
+            ("9000000000001", "9000000000001"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("1184467440737095516", "1184467440737095516"),
+            ("1184467440737095517", "1184467440737095517"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("1e19", "10000000000000000000"),
+            ("1e300", "1e300"),
+            ("1e-300", "1e-300"),
+        ] {
+            let label_of = |text: &str| label_of(&serde_json::from_str(text).unwrap());
+            assert_eq!(label_of(written).as_deref(), Some(label), "{written}");
+            assert_eq!(label_of(label).as_deref(), Some(label), "{written}, again");
+        }
+    }
 }

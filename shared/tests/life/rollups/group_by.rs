@@ -114,7 +114,7 @@ impl Counted {
             ),
             _ => ("count(*), count(DISTINCT e.user_id)".to_owned(), "e.user_id IS NOT NULL".to_owned()),
         };
-        let label = if grouped { "jsonb_build_array(e.properties -> 'model')::text" } else { "'[]'" };
+        let label = if grouped { "jsonb_build_array(e.properties ->> 'model')::text" } else { "'[]'" };
         let statement =
             format!("SELECT {period}, {label}, jsonb_build_array({what}) FROM event e WHERE e.type = 'run' AND {filter} GROUP BY 1, 2");
         let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(self.ledger.sandbox.pool()).await.unwrap();
