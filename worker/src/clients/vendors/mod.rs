@@ -38,7 +38,7 @@ pub use said::{Said, VendorError};
 
 use super::outbound::{Answer, Call, Outbound, OutboundError};
 use limits::Limits;
-use reddit::Tokens;
+use reddit::{Door, Tokens};
 
 /// The longest that a call may take in all.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -218,8 +218,10 @@ impl Vendors {
         if let Some(client) = &question.client {
             let door = self.base(Vendor::Reddit, reddit::DOOR).and_then(|base| base.join(reddit::TOKEN_PATH));
             let door = door.map_err(|error| VendorError::NoToken { host: "reddit".to_owned(), why: error.to_string() })?;
-            let token = self.tokens.token(&self.outbound, door, client, question.headers.get(USER_AGENT)).await?;
-            authorize(&mut call.headers, "Bearer", Some(&token));
+            match self.tokens.token(&self.outbound, door, client, question.headers.get(USER_AGENT)).await? {
+                Door::Open(token) => authorize(&mut call.headers, "Bearer", Some(&token)),
+                Door::Limited(answer) => return Ok(question.reply(place, &answer, now)),
+            }
         }
         let answer = self.outbound.send(call).await?;
         if let (Some(client), StatusCode::UNAUTHORIZED) = (&question.client, answer.status) {

@@ -20,7 +20,7 @@ use shared::{
 use url::Url;
 
 use super::{Read, VendorError, WITHIN, figure, figures, short_hash};
-use crate::clients::outbound::{Call, Outbound};
+use crate::clients::outbound::{Answer, Call, Outbound};
 
 /// Where clients with a token ask.
 pub(super) const BASE: &str = "https://oauth.reddit.com/";
@@ -75,6 +75,15 @@ struct Known {
     until: Instant,
 }
 
+/// What the door for tokens came to.
+#[derive(Debug)]
+pub(super) enum Door {
+    /// A token.
+    Open(SecretString),
+    /// It wants to be left alone for a while: it is the same vendor that says so.
+    Limited(Answer),
+}
+
 #[derive(Deserialize)]
 struct Granted {
     access_token: SecretString,
@@ -89,11 +98,11 @@ impl Tokens {
         door: Url,
         client: &SecretString,
         agent: Option<&HeaderValue>,
-    ) -> Result<SecretString, VendorError> {
+    ) -> Result<Door, VendorError> {
         let key = short_hash(client.expose_secret());
         let known = self.lock().get(&key).filter(|known| known.until > Instant::now()).map(Arc::clone);
         if let Some(known) = known {
-            return Ok(known.token.clone());
+            return Ok(Door::Open(known.token.clone()));
         }
         let host = door.host_str().unwrap_or_default().to_owned();
         let mut call = Call::post(door, Reach::Public, Bytes::from_static(b"grant_type=client_credentials"), WITHIN)
@@ -110,6 +119,7 @@ impl Tokens {
         let answer = outbound.send(call).await?;
         match answer.status.as_u16() {
             200 => {}
+            429 | 503 => return Ok(Door::Limited(answer)),
             status @ (400 | 401 | 403) => return Err(VendorError::ClientRefused { host, status }),
             status => return Err(VendorError::NoToken { host, why: format!("it answered {status}") }),
         }
@@ -119,7 +129,7 @@ impl Tokens {
         let lasts = Duration::from_secs_f64(granted.expires_in.clamp(0.0, LONGEST.as_secs_f64())).saturating_sub(MARGIN);
         let known = Known { token: granted.access_token.clone(), until: Instant::now() + lasts };
         self.lock().insert(key, Arc::new(known));
-        Ok(granted.access_token)
+        Ok(Door::Open(granted.access_token))
     }
 
     /// It is not taken any more.
