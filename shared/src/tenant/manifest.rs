@@ -118,6 +118,9 @@ impl Manifest {
             manifest.schedules.extend(refreshes::schedules(manifest, &mut faults));
             // Here alone: what was stored before this was asked for goes on.
             check_budgets(manifest, &mut faults);
+            let mut spans = Faults(Vec::new());
+            metric::check_spans(&manifest.views, &mut spans);
+            faults.append(&mut spans.0);
         }
         match checked {
             Some(manifest) if faults.is_empty() => Ok(manifest),

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use uuid::{Builder, Uuid};
 
 pub use kept::EventsDeclaration;
-pub(super) use view::check_views;
+pub(super) use view::{check_spans, check_views};
 pub use view::{MOST_TOP, Panel, TOP, View};
 
 use super::{Audience, manifest::Faults};
@@ -368,12 +368,28 @@ mod tests {
                 "[metrics.m]\nevent = \"run\"\naggregate = \"count\"\n[views.v]\npanels = [{ metric = \"m\", group_by = [\"x\"] }]\n",
                 "views.v.panels",
             ),
+            (
+                "[metrics.m]\nevent = \"run\"\naggregate = \"count\"\n[views.v]\ngranularity = \"quarter_hour\"\ndays = 30\npanels = [{ metric = \"m\" }]\n",
+                "views.v.granularity",
+            ),
+            (
+                "[metrics.m]\nevent = \"run\"\naggregate = \"count\"\n[views.v]\ngranularity = \"hour\"\ndays = 84\npanels = [{ metric = \"m\" }]\n",
+                "views.v.granularity",
+            ),
             ("[metrics.M]\nevent = \"run\"\naggregate = \"count\"\n", "metrics.M"),
         ] {
             let found = faults(text);
             assert!(found.len() == 1 && found[0].1 == path && found[0].0.is_some(), "{text}: {found:?}");
         }
         assert_eq!(faults("[metrics.m]\nevent = \"run\"\naggregate = \"median\"\n").len(), 1);
+        for (granularity, days) in [("quarter_hour", 20), ("hour", 83), ("day", 800), ("month", 800)] {
+            let view = format!("[views.v]\ngranularity = \"{granularity}\"\ndays = {days}\npanels = [{{ metric = \"m\" }}]\n");
+            assert_eq!(faults(&format!("[metrics.m]\nevent = \"run\"\naggregate = \"count\"\n{view}")), [], "{granularity} {days}");
+        }
+        // What was stored before that was asked for goes on.
+        let stored = json!({"tenant": {"name": "a"}, "metrics": {"m": {"event": "run", "aggregate": "count"}},
+            "views": {"v": {"granularity": "quarter_hour", "days": 30, "panels": [{"metric": "m"}]}}});
+        assert!(Manifest::from_stored(stored).is_ok());
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::MetricDeclaration;
-use crate::{analytics::Granularity, tenant::manifest::Faults};
+use crate::{
+    analytics::{Granularity, SpanWords},
+    tenant::manifest::Faults,
+};
 
 /// The most views, and the most panels of one.
 const MOST_VIEWS: usize = 50;
@@ -68,6 +71,19 @@ const fn by_day() -> Granularity {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's form")]
 fn is_by_day(granularity: &Granularity) -> bool {
     *granularity == Granularity::Day
+}
+
+/// Checks that what views say of their span can be read, at any time of any day. Where manifests are applied alone: what was stored before this
+/// was asked for goes on.
+pub(in crate::tenant) fn check_spans(views: &BTreeMap<String, View>, faults: &mut Faults) {
+    // Up to the end of a day of 25 hours: none has more.
+    let longest = SpanWords { to: Some("2026-10-26".to_owned()), tz: Some("Europe/Berlin".to_owned()), ..SpanWords::default() };
+    for (name, view) in views.iter().filter(|(_, view)| (1..=MOST_VIEW_DAYS).contains(&view.days)) {
+        if let Err(fault) = longest.check(view.days, view.granularity) {
+            let detail = format!("with {} days, {}; fewer days, or a coarser granularity", view.days, fault.detail);
+            faults.add(&["views", name, "granularity"], detail);
+        }
+    }
 }
 
 /// Checks all views of a manifest. `all` are the metrics as they are declared.
