@@ -108,6 +108,10 @@ pub struct Numbers {
 }
 
 impl Tagged for MetricAnswer {
+    fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
     fn numbers(&self) -> Value {
         let mut all = serde_json::to_value(self).unwrap_or_default();
         if let Some(fields) = all.as_object_mut() {

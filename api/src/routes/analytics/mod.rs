@@ -55,6 +55,8 @@ pub fn routes() -> Router<App> {
         .route("/v1/analytics/{metric}", get(read))
         .route("/v1/analytics/{metric}/rebuild", post(rebuild::create))
         .route("/v1/analytics/views/{view}", get(view::read))
+        // A view and a metric may have the names `rebuild` and `views`.
+        .route("/v1/analytics/views/rebuild", get(view::read_rebuild).post(rebuild::create_views))
 }
 
 /// What there is to read.
@@ -163,18 +165,20 @@ fn may_be_kept<'p>(caller: &Caller<AnalyticsRead>, panels: impl IntoIterator<Ite
     caller.acting_user.is_none() && panels.into_iter().all(|panel| panel.group_by.iter().all(|dimension| dimension != USER))
 }
 
-/// Answers with what was read, and keeps it under `key` where its time is over.
+/// Answers with what was read, and keeps it under `key` where its time is over and all of it is counted.
 async fn finish<T>(app: &App, headers: &HeaderMap, key: Option<String>, span: &Span, answer: T) -> Result<Response, Problem>
 where
     T: Tagged + Send + 'static,
 {
+    let is_whole = answer.is_whole();
     // Ten megabytes of text and more, of the largest.
     let writing = tokio::task::spawn_blocking(move || {
         let body = serde_json::to_vec(&answer)?;
         Ok::<_, serde_json::Error>((Bytes::from(body), format!("W/\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(hash_of(&answer.numbers())))))
     });
+    let is_kept = is_whole && span.is_over(app.clock.now());
     let (body, tag) = writing.await.map_err(Problem::internal)?.map_err(Problem::internal)?;
-    if let Some(key) = key.filter(|_| span.is_over(app.clock.now())) {
+    if let Some(key) = key.filter(|_| is_kept) {
         app.answers.keep(key, &tag, &body);
     }
     Ok(respond(headers, &tag, body))
@@ -184,6 +188,9 @@ where
 trait Tagged: Serialize {
     /// All of it but as of when it is.
     fn numbers(&self) -> serde_json::Value;
+
+    /// Whether all events are counted in it, also those from before its metrics.
+    fn is_whole(&self) -> bool;
 }
 
 fn respond(headers: &HeaderMap, tag: &str, body: Bytes) -> Response {

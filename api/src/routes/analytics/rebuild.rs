@@ -56,3 +56,13 @@ pub async fn create(
     let payload = MetricRebuild { metric: name, from: body.from, to: body.to };
     ask(&app, caller.tenant, None, &headers, Wish::of(&payload)).await
 }
+
+/// Counts the metric that is named `views` anew.
+pub async fn create_views(
+    app: State<App>,
+    caller: Backend<AnalyticsWrite>,
+    headers: HeaderMap,
+    body: MaybeJson<RebuildBody>,
+) -> Result<Response, Problem> {
+    create(app, caller, Path("views".to_owned()), headers, body).await
+}

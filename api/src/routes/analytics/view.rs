@@ -35,6 +35,10 @@ pub struct ViewAnswer {
 }
 
 impl Tagged for ViewAnswer {
+    fn is_whole(&self) -> bool {
+        self.panels.iter().all(Tagged::is_whole)
+    }
+
     fn numbers(&self) -> Value {
         json!([self.view, self.title, self.panels.iter().map(Tagged::numbers).collect::<Vec<_>>()])
     }
@@ -95,4 +99,14 @@ pub async fn read(
         answer.panels.push(answer::read(&app, &caller, &panel.metric, metric, panel, &span).await?);
     }
     finish(&app, &headers, key, &span, answer).await
+}
+
+/// Reads the view that is named `rebuild`.
+pub async fn read_rebuild(
+    app: State<App>,
+    caller: CallerOrUser<AnalyticsRead>,
+    headers: HeaderMap,
+    query: Query<AnalyticsQuery>,
+) -> Result<Response, Problem> {
+    read(app, caller, Path("rebuild".to_owned()), headers, query).await
 }
