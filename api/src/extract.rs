@@ -9,7 +9,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, HeaderValue, header, request::Parts},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -119,16 +119,47 @@ pub fn when_sent(headers: &HeaderMap) -> Result<Option<DateTime<Utc>>, Problem> 
 /// # Errors
 /// [`Code::BodyTooLarge`], [`Code::BodyIncomplete`], [`Code::BodyTimeout`].
 pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    read_within(headers, body, limit, |_| Ok(())).await
+}
+
+/// Reads a body of at most `limit` bytes as it comes, as long as there is `room` for what has come.
+///
+/// # Errors
+/// As [`read`], and those of `room`.
+pub async fn read_within(
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+    mut room: impl FnMut(usize) -> Result<(), Problem> + Send,
+) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Code::BodyTooLarge, format!("The body may have {limit} bytes at most; send less at once."));
     // Refused before a byte of it is read, where the client says how much there will be.
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if is_length_limit(&*error) => Err(too_large()),
-        Ok(Err(_)) => Err(Problem::new(Code::BodyIncomplete, "The body broke off before its end; send the request again.")),
+    let mut body = Limited::new(body, limit);
+    // In one piece: of many small ones each would take more than its bytes.
+    let mut read = BytesMut::new();
+    let reading = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                if is_length_limit(&*error) {
+                    too_large()
+                } else {
+                    Problem::new(Code::BodyIncomplete, "The body broke off before its end; send the request again.")
+                }
+            })?;
+            if let Ok(data) = frame.into_data() {
+                room(read.len() + data.len())?;
+                read.extend_from_slice(&data);
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(BODY_DEADLINE, reading).await {
+        Ok(Ok(())) => Ok(read.freeze()),
+        Ok(Err(problem)) => Err(problem),
         Err(_) => {
             let detail = format!("The body did not arrive within {} s; send the request again.", BODY_DEADLINE.as_secs());
             Err(Problem::new(Code::BodyTimeout, detail))

@@ -1,8 +1,8 @@
 //! Takes events in: requests of one product that come together share a transaction.
 //!
-//! What must stay true: an answer is given once its events are durable; what is under way is bounded in bytes before a body is read
-//! ([`Intake::enter`]), so more than can be stored is refused early and costs next to nothing; a request whose events can't be stored fails
-//! alone.
+//! What must stay true: an answer is given once its events are durable; what is under way is bounded in bytes, of all and of each product, and
+//! counted as it comes ([`Place::grow_to`]): who announces much and sends little holds little. More than there is room for is refused before
+//! it is read ([`Intake::enter`]) and costs next to nothing; a request whose events can't be stored fails alone.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,8 +31,11 @@ const UNDER_WAY: usize = 48 * 1024 * 1024;
 /// Bodies that are unpacked and read at a time: of one that is packed nobody knows its size before.
 const READING: usize = 4;
 
-/// What the places are counted in, in bytes.
-const PLACE: usize = 1024;
+/// How much of that is one product's at the most, so that others find room beside it.
+const OF_TENANT: usize = UNDER_WAY / 2;
+
+/// What a request counts for at least, in bytes.
+const LEAST: usize = 1024;
 
 /// The most events of a transaction.
 const TOGETHER: usize = 10_000;
@@ -53,7 +56,7 @@ struct Inner {
     pool: PgPool,
     clock: Clock,
     prepared: Prepared,
-    places: Arc<Semaphore>,
+    room: Arc<Room>,
     reading: Arc<Semaphore>,
     writers: Semaphore,
     lanes: Mutex<HashMap<i32, Lane>>,
@@ -72,9 +75,58 @@ struct Entry {
     answer: oneshot::Sender<Result<Vec<Outcome>, Arc<LedgerError>>>,
 }
 
+/// What is under way, in bytes.
+#[derive(Debug, Default)]
+struct Room(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    all: usize,
+    tenants: HashMap<i32, usize>,
+}
+
+impl Room {
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is room for so many more bytes of a product.
+    fn has(&self, tenant: i32, more: usize) -> bool {
+        self.lock().has(tenant, more)
+    }
+
+    /// What was `from` bytes of a product is `to` bytes; `false`, and as it was, where there is no room for them.
+    fn change(&self, tenant: i32, from: usize, to: usize) -> bool {
+        let mut held = self.lock();
+        if to > from && !held.has(tenant, to - from) {
+            return false;
+        }
+        held.all = held.all.saturating_sub(from).saturating_add(to);
+        let own = held.tenants.entry(tenant).or_default();
+        *own = own.saturating_sub(from).saturating_add(to);
+        if *own == 0 {
+            held.tenants.remove(&tenant);
+        }
+        // Under the lock, so that the last one who says it is right.
+        metrics::gauge!("offstage_events_bytes_under_way").set(held.all as f64);
+        true
+    }
+}
+
+impl Held {
+    fn has(&self, tenant: i32, more: usize) -> bool {
+        let own = self.tenants.get(&tenant).copied().unwrap_or_default();
+        self.all.saturating_add(more) <= UNDER_WAY && own.saturating_add(more) <= OF_TENANT
+    }
+}
+
 /// A body's share of what may be under way. Given back when dropped.
 #[derive(Debug)]
-pub struct Place(OwnedSemaphorePermit);
+pub struct Place {
+    room: Arc<Room>,
+    tenant: i32,
+    bytes: usize,
+}
 
 impl Intake {
     /// An intake that stores with this pool.
@@ -90,20 +142,20 @@ impl Intake {
             pool,
             clock,
             prepared: Prepared::default(),
-            places: Arc::new(Semaphore::new(UNDER_WAY / PLACE)),
+            room: Arc::default(),
             reading: Arc::new(Semaphore::new(READING)),
             writers: Semaphore::new(WRITERS),
             lanes: Mutex::default(),
         }))
     }
 
-    /// A place for a body of so many bytes; `None` where as much as may be is under way.
+    /// A place for a body of which so many bytes are announced; `None` where there is no room for them. It holds next to nothing before they
+    /// come.
     #[must_use]
-    pub fn enter(&self, bytes: usize) -> Option<Place> {
-        let places = u32::try_from(bytes.div_ceil(PLACE).max(1)).ok()?;
-        let place = Arc::clone(&self.0.places).try_acquire_many_owned(places).ok().map(Place);
-        metrics::gauge!("offstage_events_bytes_under_way").set((UNDER_WAY - self.0.places.available_permits() * PLACE) as f64);
-        place
+    pub fn enter(&self, tenant: i32, announced: usize) -> Option<Place> {
+        let room = Arc::clone(&self.0.room);
+        let is_taken = room.has(tenant, announced) && room.change(tenant, 0, LEAST);
+        is_taken.then_some(Place { room, tenant, bytes: LEAST })
     }
 
     /// The turn of one who unpacks and reads a body; `None` when the program ends.
@@ -135,18 +187,20 @@ impl Intake {
 }
 
 impl Place {
-    /// As much as so many bytes, which turned out to be more or fewer; `None` where there is no room for them.
+    /// As much as so many bytes, which have come or were unpacked; `false` where there is no room for them.
     #[must_use]
-    pub fn grown_to(mut self, bytes: usize) -> Option<Self> {
-        let wanted = bytes.div_ceil(PLACE).max(1);
-        let more = wanted.saturating_sub(self.0.num_permits());
-        if more > 0 {
-            let more = Arc::clone(self.0.semaphore()).try_acquire_many_owned(u32::try_from(more).ok()?).ok()?;
-            self.0.merge(more);
-        } else {
-            drop(self.0.split(self.0.num_permits() - wanted));
+    pub fn grow_to(&mut self, bytes: usize) -> bool {
+        let is_taken = bytes <= self.bytes || self.room.change(self.tenant, self.bytes, bytes);
+        if is_taken {
+            self.bytes = self.bytes.max(bytes);
         }
-        Some(self)
+        is_taken
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.room.change(self.tenant, self.bytes, 0);
     }
 }
 
@@ -252,5 +306,29 @@ impl Inner {
         let taken = timeout(WITHIN, take(&self.pool, &self.prepared, tenant, declared, events, self.clock.now())).await;
         metrics::histogram!("offstage_events_store_seconds").record(began.elapsed().as_secs_f64());
         taken.unwrap_or_else(|_| Err(timed_out()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(room: &Arc<Room>, tenant: i32) -> Place {
+        assert!(room.change(tenant, 0, LEAST));
+        Place { room: Arc::clone(room), tenant, bytes: LEAST }
+    }
+
+    #[test]
+    fn a_product_has_half_of_the_room_and_gives_all_of_it_back() {
+        let room = Arc::new(Room::default());
+        let (mut one, mut two, mut other) = (place(&room, 1), place(&room, 1), place(&room, 2));
+        assert!(one.grow_to(OF_TENANT - LEAST) && !two.grow_to(LEAST + 1) && !room.has(1, 1));
+        assert!(other.grow_to(OF_TENANT) && !room.has(3, 1), "{room:?}");
+        assert!(one.grow_to(1), "it has as much already");
+        drop(one);
+        assert!(two.grow_to(OF_TENANT) && !room.has(1, 1));
+        drop((two, other));
+        let held = room.lock();
+        assert!(held.all == 0 && held.tenants.is_empty(), "{held:?}");
     }
 }

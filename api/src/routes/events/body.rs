@@ -19,8 +19,8 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// The largest window of a zstd frame: what every decoder for HTTP must have (RFC 9659 §3).
-const WINDOW: u64 = 8 * 1024 * 1024;
+/// The largest window of a zstd frame: twice what every decoder for HTTP must have (RFC 9659 §3), as much as a body may have unpacked.
+const WINDOW: u64 = UNPACKED_LIMIT as u64;
 
 /// How events stand in a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ enum Encoding {
 pub struct Packed {
     /// How events stand in it.
     pub form: Form,
-    /// For how many bytes room is made before it is read.
+    /// How many bytes are said to come; 0 where nothing is said.
     pub announced: usize,
     encoding: Encoding,
 }
@@ -71,13 +71,17 @@ impl Packed {
             Some(_) => return Err(unsupported("Pack the body by `gzip` or `zstd`, or send it as it is.")),
         };
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-        // Who does not say how much it is may send as much as there may be.
-        Ok(Self { form, announced: length.unwrap_or(BODY_LIMIT).min(BODY_LIMIT), encoding })
+        Ok(Self { form, announced: length.unwrap_or(0).min(BODY_LIMIT), encoding })
     }
 
-    /// Reads the body as it is sent.
-    pub async fn read(self, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
-        extract::read(headers, body, BODY_LIMIT).await
+    /// Reads the body as it is sent, as long as there is room for it.
+    pub async fn read(
+        self,
+        headers: &HeaderMap,
+        body: Body,
+        room: impl FnMut(usize) -> Result<(), Problem> + Send,
+    ) -> Result<Bytes, Problem> {
+        extract::read_within(headers, body, BODY_LIMIT, room).await
     }
 
     /// Unpacks it.
@@ -105,14 +109,49 @@ impl Packed {
 fn unpack_zstd(bytes: &[u8]) -> Result<Vec<u8>, Problem> {
     let (mut rest, mut out) = (bytes, Vec::new());
     while !rest.is_empty() && out.len() <= UNPACKED_LIMIT {
-        if window(rest).is_none_or(|window| window > WINDOW.max(UNPACKED_LIMIT as u64)) {
-            return Err(broken("zstd"));
+        if let Some(behind) = behind_skippable(rest) {
+            rest = behind.ok_or_else(|| broken("zstd"))?;
+            continue;
         }
+        check_frame(rest)?;
         let mut decoder = StreamingDecoder::new(&mut rest).map_err(|_| broken("zstd"))?;
         let left = (UNPACKED_LIMIT + 1).saturating_sub(out.len());
         decoder.by_ref().take(left as u64).read_to_end(&mut out).map_err(|_| broken("zstd"))?;
+        let decoder = decoder.into_frame_decoder();
+        // The decoder reads it and leaves it to others to compare. Beyond the limit it has not come to it.
+        if decoder.get_checksum_from_data().is_some_and(|sent| decoder.get_calculated_checksum() != Some(sent))
+            && out.len() <= UNPACKED_LIMIT
+        {
+            return Err(broken("zstd"));
+        }
     }
     Ok(out)
+}
+
+/// What stands behind the frame at the front where that has no data to unpack (RFC 8878 §3.1.2): `Some(None)` where it is cut off.
+fn behind_skippable(bytes: &[u8]) -> Option<Option<&[u8]>> {
+    let (magic, rest) = bytes.split_first_chunk()?;
+    if u32::from_le_bytes(*magic) & 0xffff_fff0 != 0x184d_2a50 {
+        return None;
+    }
+    Some(rest.split_first_chunk().and_then(|(size, rest)| rest.get(usize::try_from(u32::from_le_bytes(*size)).ok()?..)))
+}
+
+/// Refuses a frame that is no zstd, and one that no decoder of HTTP need take (RFC 9659 §3), with what to do.
+fn check_frame(bytes: &[u8]) -> Result<(), Problem> {
+    let unsupported = |detail: String| Err(Problem::new(Code::ContentTypeUnsupported, detail));
+    let window = window(bytes).ok_or_else(|| broken("zstd"))?;
+    if window > WINDOW {
+        let most = WINDOW / 1024 / 1024;
+        return unsupported(format!(
+            "To unpack this zstd data takes a window of {window} bytes; {most} MiB are the most. Pack it without --long and --ultra (a `windowLog` of 24 at most)."
+        ));
+    }
+    // Bits 0 and 1 of the descriptor say how long the dictionary's id is (§3.1.1.1.1).
+    if bytes.get(4).is_some_and(|descriptor| descriptor & 3 != 0) {
+        return unsupported("This zstd data was packed with a dictionary, which nobody has here. Pack it without.".to_owned());
+    }
+    Ok(())
 }
 
 /// How much room the frame at the front asks for (RFC 8878 §3.1.1.1); `None` where there is no frame of data.
@@ -194,6 +233,34 @@ mod tests {
         // A frame that says it needs 2 GiB at a time.
         let greedy = [0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 0, 0, 0];
         assert_eq!(window(&greedy), Some(1 << 31));
-        assert_eq!(packed(Encoding::Zstd).unpack(greedy.to_vec().into()).unwrap_err().code(), Code::BodyIncomplete);
+        assert_eq!(packed(Encoding::Zstd).unpack(greedy.to_vec().into()).unwrap_err().code(), Code::ContentTypeUnsupported);
+    }
+
+    #[test]
+    fn what_was_changed_on_its_way_is_refused() {
+        let (one, two) = (zstd(b"{\"events\": "), zstd(b"[]}"));
+        for (first, second) in [(one.len() - 1, None), (one.len() - 4, None), (usize::MAX, Some(two.len() - 1))] {
+            let (mut one, mut two) = (one.clone(), two.clone());
+            if let Some(byte) = one.get_mut(first) {
+                *byte ^= 1;
+            }
+            if let Some(second) = second {
+                two[second] ^= 1;
+            }
+            let refused = packed(Encoding::Zstd).unpack([one, two].concat().into()).unwrap_err();
+            assert_eq!(refused.code(), Code::BodyIncomplete, "{first} {second:?}");
+        }
+    }
+
+    #[test]
+    fn frames_without_data_are_passed_over() {
+        let skippable = |size: u32| [&0x184d_2a5f_u32.to_le_bytes()[..], &size.to_le_bytes(), b"abc"].concat();
+        let unpack = |parts: &[Vec<u8>]| packed(Encoding::Zstd).unpack(parts.concat().into()).map_err(|problem| problem.code());
+        assert_eq!(unpack(&[skippable(3), zstd(b"[]"), skippable(3)]).unwrap(), b"[]".as_slice());
+        assert_eq!(unpack(&[skippable(4)]).unwrap_err(), Code::BodyIncomplete);
+        assert_eq!(unpack(&[0x184d_2a50_u32.to_le_bytes().to_vec(), vec![1]]).unwrap_err(), Code::BodyIncomplete);
+        // With a dictionary's id of one byte.
+        let with_dictionary = [0x28, 0xb5, 0x2f, 0xfd, 0b10_0001, 7, 1, 0, 0, 0];
+        assert_eq!(unpack(&[with_dictionary.to_vec()]).unwrap_err(), Code::ContentTypeUnsupported);
     }
 }

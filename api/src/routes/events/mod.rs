@@ -116,9 +116,9 @@ pub async fn create(
 ) -> Result<Answer<EventsTaken>, Problem> {
     let packed = Packed::of(&headers)?;
     let sent_at = when_sent(&headers)?;
-    let place = app.intake.enter(packed.announced).ok_or_else(too_fast)?;
+    let mut place = app.intake.enter(caller.tenant, packed.announced).ok_or_else(too_fast)?;
     let tenant = app.tenants.get(caller.tenant).await?.ok_or_else(Problem::unexplained)?;
-    let bytes = packed.read(&headers, body).await?;
+    let bytes = packed.read(&headers, body, |bytes| if place.grow_to(bytes) { Ok(()) } else { Err(too_fast()) }).await?;
     let now = app.clock.now();
     let turn = app.intake.turn().await;
     let (read, _place) = parse(packed, bytes, place, &tenant, now, sent_at).await?;
@@ -137,7 +137,7 @@ type Read = Vec<(usize, Result<NewEvent, Refused>)>;
 async fn parse(
     packed: Packed,
     bytes: bytes::Bytes,
-    place: Place,
+    mut place: Place,
     tenant: &Arc<Tenant>,
     now: DateTime<Utc>,
     sent_at: Option<DateTime<Utc>>,
@@ -145,7 +145,9 @@ async fn parse(
     let rules = Rules::new(tenant.manifest.events, now, sent_at);
     let reading = tokio::task::spawn_blocking(move || {
         let bytes = packed.unpack(bytes)?;
-        let place = place.grown_to(bytes.len()).ok_or_else(too_fast)?;
+        if !place.grow_to(bytes.len()) {
+            return Err(too_fast());
+        }
         Ok::<_, Problem>((event::read_all(&bytes, packed.form, &rules)?, place))
     });
     reading.await.map_err(Problem::internal)?
