@@ -223,8 +223,12 @@ async fn numbers_are_shown_by_period_and_group_beside_those_before() {
     let path = format!("/v1/analytics/runs?{days}");
     assert_eq!(again(&path, &tag).await.status, 304);
     let over = "/v1/analytics/runs?from=2026-11-18&to=2026-11-20";
+    // What is not whole is not kept: in a moment it is another.
+    assert_eq!(client.get(over).await.expect(200)["is_whole"], false);
+    world.execute("UPDATE metric_series SET is_whole = true").await;
     let kept = client.get(over).await;
-    assert_eq!(kept.expect(200)["groups"][0]["total"]["value"], 2.0);
+    let said = kept.expect(200);
+    assert_eq!((&said["groups"][0]["total"]["value"], &said["is_whole"]), (&json!(2.0), &json!(true)));
     send(&client, &[run(90, "2026-11-21T12:05:00Z", "ada", &json!({})), run(91, "2026-11-19T12:00:00Z", "ada", &json!({}))]).await;
     assert_eq!(again(&path, &tag).await.expect(200)["groups"][0]["total"]["count"], 6);
     assert_eq!(again(over, kept.header("etag")).await.status, 304);
@@ -305,7 +309,9 @@ async fn a_new_metric_counts_what_was_before_and_a_rebuild_repairs() {
     let events: Vec<Value> =
         (0..500).map(|n| run(n, &format!("2026-11-{:02}T10:00:00Z", 1 + n % 20), "ada", &json!({"tokens": n, "size": 3}))).collect();
     assert_eq!(send(&client, &events).await["accepted"], 500);
-    world.tenant_of("forge", &format!("{MANIFEST}\n[metrics.size]\nevent = \"run\"\naggregate = \"sum\"\nvalue = \"size\"\n")).await;
+    // A name that is a word of addresses too.
+    let more = "\n[metrics.size]\nevent = \"run\"\naggregate = \"sum\"\nvalue = \"size\"\n[metrics.views]\nevent = \"run\"\naggregate = \"count\"\n";
+    world.tenant_of("forge", &format!("{MANIFEST}{more}")).await;
     until("the new metric is known", async || match client.get("/v1/analytics/size").await {
         answer if answer.status == 200 => Ok(()),
         answer => Err(answer.status),
@@ -347,6 +353,9 @@ async fn a_new_metric_counts_what_was_before_and_a_rebuild_repairs() {
     let done = client.succeeded(&id_of(&job)).await;
     assert_eq!((&done["result"]["days"], &done["result"]["events"]), (&json!(19), &json!(450)), "{done}");
     assert_eq!(total(&client, "tokens").await, 124_750.0);
+    let views = id_of(&client.post("/v1/analytics/views/rebuild", &json!({"from": "2026-11-03", "to": "2026-11-03"})).await.expect(202));
+    assert_eq!(client.succeeded(&views).await["result"]["events"], 25);
+    client.get("/v1/analytics/views/rebuild").await.problem(404, "view_not_found");
     client.post("/v1/analytics/nothing/rebuild", &json!({})).await.problem(404, "metric_not_found");
     client.post("/v1/analytics/tokens/rebuild", &json!({"from": "2026-11-03", "to": "2026-11-02"})).await.problem(422, "validation_failed");
     client.acting_for("ada").post("/v1/analytics/tokens/rebuild", &json!({})).await.problem(403, "backend_only");

@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use acceptance::{Client, World};
+use acceptance::{Client, World, until};
 use bytes::Bytes;
 use reqwest::Method;
 use serde_json::json;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{NOW, run, send};
 
@@ -123,4 +124,41 @@ async fn a_flood_is_refused_before_it_is_too_much_and_what_is_taken_counts_once(
     assert_eq!(send(&client, &[run(1_000_000, NOW, "ada", &json!({}))]).await["accepted"], 1);
     assert_eq!(client.get("/v1/analytics/runs").await.expect(200)["groups"][0]["total"]["count"], all + 1);
     assert!(world.figure(&world.api, "offstage_events_refused_total", &[]).await >= refused as f64);
+}
+
+#[tokio::test]
+async fn who_sends_slowly_holds_up_nobody() {
+    let (world, _clock) = World::start_at(NOW, |api| api).await;
+    let slow = world.tenant_of("flood", MANIFEST).await;
+    let other = world.tenant_of("other", &MANIFEST.replace("flood", "other")).await;
+    let url = world.api.url();
+    let address = url.trim_start_matches("http://").trim_end_matches('/');
+    let mut connections = Vec::new();
+    // As much as there may be is announced, or nothing is, and next to nothing comes.
+    for (length, first) in [("Content-Length: 8388608", "{"), ("Transfer-Encoding: chunked", "1\r\n{\r\n")] {
+        for _ in 0..8 {
+            let mut connection = TcpStream::connect(address).await.unwrap();
+            let head = format!(
+                "POST /v1/events HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n{length}\r\n\r\n{first}",
+                slow.key()
+            );
+            connection.write_all(head.as_bytes()).await.unwrap();
+            connections.push(connection);
+        }
+    }
+    let under_way = async || world.figure(&world.api, "offstage_events_bytes_under_way", &[]).await;
+    until("all of them are under way", async || match under_way().await {
+        bytes if bytes >= 16.0 * 1024.0 => Ok(()),
+        bytes => Err(bytes),
+    })
+    .await;
+    for (number, client) in [other, slow].iter().enumerate() {
+        assert_eq!(send(client, &[run(number, NOW, "ada", &json!({}))]).await["accepted"], 1);
+    }
+    drop(connections);
+    until("none of them is", async || match under_way().await {
+        0.0 => Ok(()),
+        bytes => Err(bytes),
+    })
+    .await;
 }

@@ -287,6 +287,31 @@ async fn reddit_and_discord_are_asked_as_they_want_it() {
 }
 
 #[tokio::test]
+async fn reddits_door_for_tokens_is_left_alone_for_as_long_as_it_says() {
+    let (world, clock) = World::start_now().await;
+    let client = community(&world).await;
+    world.start_worker(clock.launch()).await;
+    let vendors = &world.sandbox.vendors;
+    for (status, seconds) in [(429, 900), (503, 1_200)] {
+        vendors.forget_calls();
+        vendors.script(scripted("/access_token", status, &[("retry-after", &seconds.to_string())], &json!({})));
+        let began = clock.now();
+        let job = refresh(&client, "makers").await;
+        let waiting = put_off(&client, &job).await;
+        let not_before = time(&statistic(&client, "makers").await["not_before"]);
+        assert_eq!((not_before - began).num_seconds(), seconds, "{status}");
+        assert!(time(&waiting["run_at"]) >= not_before, "{status}");
+        let doors = || vendors.calls("reddit").into_iter().filter(|call| call.method == "POST").map(|call| call.status).collect::<Vec<_>>();
+        clock.set(not_before - TimeDelta::seconds(1));
+        assert_eq!(doors(), [status]);
+        clock.advance(TimeDelta::seconds(40 + seconds / 10));
+        client.succeeded(&job).await;
+        assert_eq!(doors(), [status, 200]);
+        vendors.expire_tokens();
+    }
+}
+
+#[tokio::test]
 async fn what_moved_is_followed_and_what_is_gone_is_no_zero() {
     let (world, clock) = World::start_now().await;
     let client = community(&world).await;
