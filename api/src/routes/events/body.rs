@@ -96,10 +96,7 @@ impl Packed {
             Encoding::Zstd => unpack_zstd(&bytes)?,
         };
         if unpacked.len() > UNPACKED_LIMIT {
-            return Err(Problem::new(
-                Code::BodyTooLarge,
-                format!("Unpacked, the body may have {UNPACKED_LIMIT} bytes at most; send fewer events at once."),
-            ));
+            return Err(too_large());
         }
         Ok(unpacked.into())
     }
@@ -141,6 +138,10 @@ fn behind_skippable(bytes: &[u8]) -> Option<Option<&[u8]>> {
 fn check_frame(bytes: &[u8]) -> Result<(), Problem> {
     let unsupported = |detail: String| Err(Problem::new(Code::ContentTypeUnsupported, detail));
     let window = window(bytes).ok_or_else(|| broken("zstd"))?;
+    if window > WINDOW && bytes.get(4).is_some_and(|descriptor| descriptor & 0b10_0000 != 0) {
+        // It is as large as the content, all of which stands in one piece.
+        return Err(too_large());
+    }
     if window > WINDOW {
         let most = WINDOW / 1024 / 1024;
         return unsupported(format!(
@@ -170,6 +171,10 @@ fn window(bytes: &[u8]) -> Option<u64> {
     let mut whole = [0; 8];
     whole.iter_mut().zip(field).for_each(|(to, from)| *to = *from);
     Some(u64::from_le_bytes(whole).saturating_add(if size == 2 { 256 } else { 0 }))
+}
+
+fn too_large() -> Problem {
+    Problem::new(Code::BodyTooLarge, format!("Unpacked, the body may have {UNPACKED_LIMIT} bytes at most; send fewer events at once."))
 }
 
 fn broken(encoding: &str) -> Problem {
@@ -259,6 +264,9 @@ mod tests {
         assert_eq!(unpack(&[skippable(3), zstd(b"[]"), skippable(3)]).unwrap(), b"[]".as_slice());
         assert_eq!(unpack(&[skippable(4)]).unwrap_err(), Code::BodyIncomplete);
         assert_eq!(unpack(&[0x184d_2a50_u32.to_le_bytes().to_vec(), vec![1]]).unwrap_err(), Code::BodyIncomplete);
+        // All in one piece of 2 GiB: its size has four bytes.
+        let piece = [0x28, 0xb5, 0x2f, 0xfd, 0b1010_0000, 0, 0, 0, 128];
+        assert_eq!(unpack(&[piece.to_vec()]).unwrap_err(), Code::BodyTooLarge);
         // With a dictionary's id of one byte.
         let with_dictionary = [0x28, 0xb5, 0x2f, 0xfd, 0b10_0001, 7, 1, 0, 0, 0];
         assert_eq!(unpack(&[with_dictionary.to_vec()]).unwrap_err(), Code::ContentTypeUnsupported);

@@ -70,8 +70,10 @@ pub async fn declare(pool: &PgPool, tenant: i32, metrics: &BTreeMap<String, Metr
     let places: Vec<Option<i16>> = metrics.values().map(|metric| metric.user_place().and_then(|place| i16::try_from(place).ok())).collect();
     let mut transaction = pool.begin().await?;
     // Seen to in this transaction: those that are declared are not whole, the others are retired.
-    let left: Vec<Uuid> =
-        sqlx::query_scalar("DELETE FROM metric_left WHERE tenant_id = $1 RETURNING series").bind(tenant).fetch_all(&mut *transaction).await?;
+    let left: Vec<Uuid> = sqlx::query_scalar("DELETE FROM metric_left WHERE tenant_id = $1 RETURNING series")
+        .bind(tenant)
+        .fetch_all(&mut *transaction)
+        .await?;
     // What comes back was not counted meanwhile. What is known already is left out, and not left to the conflict, which would wait for whoever
     // has that series' turn.
     sqlx::query(

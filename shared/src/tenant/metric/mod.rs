@@ -30,8 +30,8 @@ use serde_json::{Value, json};
 use uuid::{Builder, Uuid};
 
 pub use kept::EventsDeclaration;
-pub(super) use view::{check_spans, check_views};
 pub use view::{MOST_TOP, Panel, TOP, View};
+pub(super) use view::{check_spans, check_views};
 
 use super::{Audience, manifest::Faults};
 use crate::analytics::{

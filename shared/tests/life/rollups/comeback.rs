@@ -103,7 +103,8 @@ async fn a_worker_that_looks_with_the_manifest_of_before_hides_nothing() {
     counted.apply(&with).await;
     counted.declare(&with).await;
     // The job of the look in between would come too early for those who have not heard of it.
-    let due = "SELECT extract(epoch FROM run_at)::bigint FROM job_state WHERE job_id = (SELECT rebuild FROM metric_series WHERE metric = 'runs')";
+    let due =
+        "SELECT extract(epoch FROM run_at)::bigint FROM job_state WHERE job_id = (SELECT rebuild FROM metric_series WHERE metric = 'runs')";
     assert_eq!(counted.ledger.number(due).await, counted.ledger.now().timestamp() + 90);
     counted.count_past().await;
     assert!(!counted.is_told_whole().await);

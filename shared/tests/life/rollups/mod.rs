@@ -87,7 +87,8 @@ impl Dice {
         let around: DateTime<Utc> = self.of(&MOMENTS).parse().unwrap();
         let off = i64::try_from(self.roll(36 * 3_600)).unwrap() - 18 * 3_600;
         // Ids that are numbers too, of more than a float holds.
-        let models = [json!("a"), json!("b"), json!("ü,\"c"), json!(1_184_467_440_737_095_516_u64), json!(1_184_467_440_737_095_517_u64), json!(2)];
+        let models =
+            [json!("a"), json!("b"), json!("ü,\"c"), json!(1_184_467_440_737_095_516_u64), json!(1_184_467_440_737_095_517_u64), json!(2)];
         let mut properties = json!({
             "status": self.of(&["ok", "bad", "skipped"]), "model": self.of(&models),
             "ms": self.roll(10_000_000) as f64 / 1_000.0, "usage": {"tokens": self.roll(1_000_000) as f64 / 10_000_000.0},
