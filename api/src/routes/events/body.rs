@@ -106,8 +106,8 @@ impl Packed {
 fn unpack_zstd(bytes: &[u8]) -> Result<Vec<u8>, Problem> {
     let (mut rest, mut out) = (bytes, Vec::new());
     while !rest.is_empty() && out.len() <= UNPACKED_LIMIT {
-        if let Some(behind) = behind_skippable(rest) {
-            rest = behind.ok_or_else(|| broken("zstd"))?;
+        if is_skippable(rest) {
+            rest = behind_skippable(rest).ok_or_else(|| broken("zstd"))?;
             continue;
         }
         check_frame(rest)?;
@@ -125,13 +125,15 @@ fn unpack_zstd(bytes: &[u8]) -> Result<Vec<u8>, Problem> {
     Ok(out)
 }
 
-/// What stands behind the frame at the front where that has no data to unpack (RFC 8878 §3.1.2): `Some(None)` where it is cut off.
-fn behind_skippable(bytes: &[u8]) -> Option<Option<&[u8]>> {
-    let (magic, rest) = bytes.split_first_chunk()?;
-    if u32::from_le_bytes(*magic) & 0xffff_fff0 != 0x184d_2a50 {
-        return None;
-    }
-    Some(rest.split_first_chunk().and_then(|(size, rest)| rest.get(usize::try_from(u32::from_le_bytes(*size)).ok()?..)))
+/// Whether the frame at the front has no data to unpack (RFC 8878 §3.1.2).
+fn is_skippable(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|magic| u32::from_le_bytes(*magic) & 0xffff_fff0 == 0x184d_2a50)
+}
+
+/// What stands behind such a frame; `None` where it is cut off.
+fn behind_skippable(bytes: &[u8]) -> Option<&[u8]> {
+    let (size, rest) = bytes.get(4..)?.split_first_chunk()?;
+    rest.get(usize::try_from(u32::from_le_bytes(*size)).ok()?..)
 }
 
 /// Refuses a frame that is no zstd, and one that no decoder of HTTP need take (RFC 9659 §3), with what to do.
