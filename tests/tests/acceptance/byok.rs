@@ -188,12 +188,13 @@ async fn an_unanswered_key_is_not_used_and_the_vaults_key_changes_under_way() {
     assert!(said.starts_with("1 wrapped by version 2"), "{said}");
     assert!(String::from_utf8(rotate().await.unwrap().stdout).unwrap().starts_with("0 wrapped"), "again there is nothing to do");
     assert_eq!(desk.world.number(wrapped).await, 1);
-    // The one that has the old key alone says what is missing; one with both reads it.
-    let job = id_of(&desk.ada.post("/v1/ai/lone", &json!({"input": {"text": "x"}})).await.expect(202));
+    // The one that has the old key alone says what is missing, and asks no other model at the product's expense; one with both reads it.
+    let job = id_of(&desk.ada.post("/v1/ai/ask", &json!({"input": {"text": "x"}})).await.expect(202));
     desk.ada.wait_for(&job, "put off", |job| job["error"]["code"] == "vault_not_opened").await;
     let _newer = desk.world.start_worker(Launch::new().env("OFFSTAGE_VAULT_KEYS", &both)).await;
     desk.worker.stop().await.unwrap();
     desk.ada.succeeded(&job).await;
+    assert_eq!(ai.calls().iter().map(|call| call.key.clone()).collect::<BTreeSet<_>>(), BTreeSet::from([key]));
 }
 
 /// Everything that is kept or told, read for keys: those that are marked must be nowhere.
