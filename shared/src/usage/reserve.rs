@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt};
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Row};
 
-use super::{Charge, Line, PRODUCT, Standing, amount_of, code_of, line, lines};
+use super::{Charge, Line, PRODUCT, Standing, amount_of, code_of, line, lines, own_keys};
 use crate::{
     job::JobId,
     ledger::{LedgerError, insert::NewJob},
@@ -307,10 +307,11 @@ pub async fn again(
     charges: &[Charge],
     now: DateTime<Utc>,
 ) -> Result<Ensured, LedgerError> {
+    let charges = own_keys::without(connection, &[(tenant, owner, charges)]).await?.concat();
     let found = plan_of(connection, tenant, owner).await?;
     let (plan, add_ons) = found.unwrap_or_default();
     let standing = Standing { owner, plan: plan.as_deref(), add_ons: &add_ons };
-    let wanted = Wanted::of(job, tenant, manifest, &standing, charges, now);
+    let wanted = Wanted::of(job, tenant, manifest, &standing, &charges, now);
     let refused = reserve(connection, now, &[wanted]).await?;
     Ok(refused.into_iter().next().flatten().map_or(Ensured::Yes, Ensured::No))
 }

@@ -428,6 +428,35 @@ async fn what_a_users_key_could_not_do_is_never_done_by_the_products() {
     assert_eq!(by_whom(), BTreeSet::from([key, ours]));
 }
 
+/// Who pays themselves needs no room in the product's budget, and takes none.
+#[tokio::test]
+async fn an_exhausted_budget_stops_nobody_who_calls_by_their_own_key() {
+    let desk = Desk::start(Launch::new).await;
+    let (ai, key) = (&desk.world.sandbox.ai, new_key("payer"));
+    let budget = "[usage]\neach_user.ai_cost = { day = 1 }\n[[ai.prices]]\nmodel = \"sandbox-small\"\ninput = 1_000_000\noutput = 4_000_000\n\
+                  [[ai.prices]]\nmodel = \"sandbox-large\"\ninput = 1_000_000\noutput = 4_000_000\n";
+    desk.world.tenant_of("shop", &format!("{}{budget}", manifest(&desk.world))).await;
+    let asked = json!({"input": {"text": "Say something."}});
+    until("the budget is known", async || match desk.ada.post("/v1/ai/ask", &asked).await.status {
+        429 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    ai.take_key(&key);
+    desk.ada.put("/v1/byok/openai", &json!({ "key": key })).await.expect(200);
+    let before = ai.calls().len();
+    let job = Desk::ask(&desk.ada, "ask").await;
+    assert_eq!(job["state"], "succeeded", "{job}");
+    assert_eq!(ai.calls().iter().skip(before).map(|call| call.key.clone()).collect::<Vec<_>>(), [key]);
+    // A batch of it goes the same way; what takes no users' keys, and who has none, does not.
+    let batch = desk.ada.post("/v1/ai/ask/batch", &json!({"jobs": [asked, asked]})).await;
+    assert_eq!(batch.status, 202, "{}", batch.text());
+    desk.ada.post("/v1/ai/house", &asked).await.problem(429, "USAGE_LIMIT_EXCEEDED");
+    desk.shop.acting_for("eve").post("/v1/ai/ask", &asked).await.problem(429, "USAGE_LIMIT_EXCEEDED");
+    assert_eq!(desk.world.number("SELECT coalesce(sum(amount), 0)::bigint FROM usage_charge").await, 0);
+    assert_eq!(desk.world.number("SELECT count(*) FROM usage_drift").await, 0);
+}
+
 /// A worker that dies with the one probe of the fleet in its hands is replaced soon, however long its call may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_place_of_a_probe_whose_worker_died_is_free_soon() {
