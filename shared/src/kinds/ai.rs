@@ -78,7 +78,10 @@ impl Kind for AiRun {
         let rendered = task.render(&Renderer::default(), &self.input);
         // What can't be rendered was refused, or fails of that.
         let bytes = rendered.map_or(0, |(system, prompt)| system.map_or(0, |system| system.len()) + prompt.len());
-        let cost = tenant.ai.most_of_call(task, bytes, now).map(|most| Charge::incurred(AI_COST, most));
+        // Where the first model is asked by the user's own key, no other is asked by the product's.
+        let first = task.models.first().and_then(|choice| tenant.ai.providers.get(&choice.provider));
+        let unless_own_key = first.and_then(|provider| provider.byok).filter(|_| task.own_keys);
+        let cost = tenant.ai.most_of_call(task, bytes, now).map(|most| Charge { unless_own_key, ..Charge::incurred(AI_COST, most) });
         counted.into_iter().chain(cost).collect()
     }
 

@@ -125,7 +125,10 @@ impl Kind for ProbeRun {
     }
 
     fn charges(&self, _: &Manifest, _: Option<&str>, _: DateTime<Utc>) -> Vec<Charge> {
-        let charge = |meter: &ProbeMeter| Charge { metric: meter.metric.clone(), amount: meter.amount, incurred: meter.used.is_some() };
+        let charge = |meter: &ProbeMeter| {
+            let of = if meter.used.is_some() { Charge::incurred } else { Charge::of };
+            of(meter.metric.clone(), meter.amount)
+        };
         self.meter.as_ref().map(charge).into_iter().collect()
     }
 

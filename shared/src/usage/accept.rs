@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Connection, PgConnection};
 
 use super::{
-    Charge, Standing,
+    Charge, Standing, own_keys,
     reserve::{Wanted, before, reserve},
 };
 use crate::{
@@ -123,10 +123,19 @@ pub async fn insert_once(
     };
     let mut wanted = Vec::new();
     let mut places = Vec::new();
-    for (place, ((job, before), is_repeat)) in jobs.iter().zip(&looked_up).zip(&repeats).enumerate() {
+    let charges: Vec<(i32, Option<&str>, &[Charge])> = jobs
+        .iter()
+        .zip(&repeats)
+        .map(|(job, is_repeat)| {
+            let charges = job.meter.as_ref().filter(|_| !is_repeat).map_or(&[][..], |meter| &meter.charges);
+            (job.tenant, job.owner.as_deref(), charges)
+        })
+        .collect();
+    let charges = own_keys::without(connection, &charges).await?;
+    for (place, (((job, before), is_repeat), charges)) in jobs.iter().zip(&looked_up).zip(&repeats).zip(&charges).enumerate() {
         let Some(meter) = job.meter.as_ref().filter(|_| !is_repeat) else { continue };
         let standing = Standing { owner: job.owner.as_deref(), plan: before.plan.as_deref(), add_ons: &before.add_ons };
-        wanted.push(Wanted::of(job.id, job.tenant, &meter.tenant.manifest, &standing, &meter.charges, now));
+        wanted.push(Wanted::of(job.id, job.tenant, &meter.tenant.manifest, &standing, charges, now));
         places.push(place);
     }
     let mut outcomes: Vec<Option<Inserted>> = vec![None; jobs.len()];

@@ -18,6 +18,7 @@
 pub mod accept;
 pub mod calls;
 mod line;
+mod own_keys;
 pub mod read;
 pub mod reserve;
 pub mod settle;
@@ -29,7 +30,7 @@ pub use line::{Line, Standing, lines};
 pub use reserve::Refused;
 pub use span::Span;
 
-use crate::tenant::Period;
+use crate::{byok::Vendor, tenant::Period};
 
 /// The scope of a product as a whole; every other one is a user's name.
 pub const PRODUCT: &str = "";
@@ -47,19 +48,22 @@ pub struct Charge {
     /// Whether it is charged as it was used, however the job ends, as money is; otherwise it is charged as it stands here, and only where
     /// the job succeeds.
     pub incurred: bool,
+    /// Not charged where the job's owner has a key of their own for this provider: they pay themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unless_own_key: Option<Vendor>,
 }
 
 impl Charge {
     /// For a success.
     #[must_use]
     pub fn of(metric: impl Into<String>, amount: u64) -> Self {
-        Self { metric: metric.into(), amount, incurred: false }
+        Self { metric: metric.into(), amount, incurred: false, unless_own_key: None }
     }
 
     /// As it is used, at most so much.
     #[must_use]
     pub fn incurred(metric: impl Into<String>, most: u64) -> Self {
-        Self { metric: metric.into(), amount: most, incurred: true }
+        Self { metric: metric.into(), amount: most, incurred: true, unless_own_key: None }
     }
 }
 

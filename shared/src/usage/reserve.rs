@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt};
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Row};
 
-use super::{Charge, Line, PRODUCT, Standing, amount_of, code_of, line, lines};
+use super::{Charge, Line, PRODUCT, Standing, amount_of, code_of, line, lines, own_keys};
 use crate::{
     job::JobId,
     ledger::{LedgerError, insert::NewJob},
@@ -210,7 +210,8 @@ pub enum Ensured {
 }
 
 /// Sees to it that a job that runs has a reservation: one that the house made (a chain's, a schedule's), or that was redriven with many
-/// others, reserves when it starts.
+/// others, reserves when it starts. What an incurred metric can come to may have grown since it was reserved (a price, a prompt, a model was
+/// changed): before its first run the rest is reserved, too. Before a later one nobody knows yet what it still needs ([`extend`]).
 ///
 /// # Errors
 /// [`LedgerError`].
@@ -219,19 +220,39 @@ pub async fn ensure(
     manifest: &Manifest,
     job: (JobId, i32, Option<&str>),
     charges: &[Charge],
+    is_first_run: bool,
     now: DateTime<Utc>,
 ) -> Result<Ensured, LedgerError> {
     if charges.is_empty() {
         return Ok(Ensured::Yes);
     }
     let (id, ..) = job;
-    let is_there: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM usage_reservation WHERE job_id = $1)").bind(id.0).fetch_one(pool).await?;
-    if is_there {
+    // The least that is left in any of a metric's scopes.
+    let left: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT metric, min(left_over)::bigint FROM (
+            SELECT metric, sum(amount - coalesce(actual, 0)) AS left_over FROM usage_reservation WHERE job_id = $1 GROUP BY scope, metric
+         ) AS scopes GROUP BY metric",
+    )
+    .bind(id.0)
+    .fetch_all(pool)
+    .await?;
+    let missing: Vec<Charge> = if left.is_empty() {
+        charges.to_vec()
+    } else if !is_first_run {
+        Vec::new()
+    } else {
+        let grown = |charge: &Charge| {
+            let (_, left) = left.iter().find(|(metric, _)| charge.incurred && *metric == charge.metric)?;
+            let missing = u64::try_from(amount_of(charge.amount) - (*left).max(0)).ok().filter(|missing| *missing > 0)?;
+            Some(Charge { amount: missing, ..charge.clone() })
+        };
+        charges.iter().filter_map(grown).collect()
+    };
+    if missing.is_empty() {
         return Ok(Ensured::Yes);
     }
     let mut transaction = pool.begin().await?;
-    let ensured = again(&mut transaction, manifest, job, charges, now).await?;
+    let ensured = again(&mut transaction, manifest, job, &missing, now).await?;
     if ensured == Ensured::Yes {
         transaction.commit().await?;
     } else {
@@ -286,10 +307,11 @@ pub async fn again(
     charges: &[Charge],
     now: DateTime<Utc>,
 ) -> Result<Ensured, LedgerError> {
+    let charges = own_keys::without(connection, &[(tenant, owner, charges)]).await?.concat();
     let found = plan_of(connection, tenant, owner).await?;
     let (plan, add_ons) = found.unwrap_or_default();
     let standing = Standing { owner, plan: plan.as_deref(), add_ons: &add_ons };
-    let wanted = Wanted::of(job, tenant, manifest, &standing, charges, now);
+    let wanted = Wanted::of(job, tenant, manifest, &standing, &charges, now);
     let refused = reserve(connection, now, &[wanted]).await?;
     Ok(refused.into_iter().next().flatten().map_or(Ensured::Yes, Ensured::No))
 }

@@ -188,12 +188,13 @@ async fn an_unanswered_key_is_not_used_and_the_vaults_key_changes_under_way() {
     assert!(said.starts_with("1 wrapped by version 2"), "{said}");
     assert!(String::from_utf8(rotate().await.unwrap().stdout).unwrap().starts_with("0 wrapped"), "again there is nothing to do");
     assert_eq!(desk.world.number(wrapped).await, 1);
-    // The one that has the old key alone says what is missing; one with both reads it.
-    let job = id_of(&desk.ada.post("/v1/ai/lone", &json!({"input": {"text": "x"}})).await.expect(202));
+    // The one that has the old key alone says what is missing, and asks no other model at the product's expense; one with both reads it.
+    let job = id_of(&desk.ada.post("/v1/ai/ask", &json!({"input": {"text": "x"}})).await.expect(202));
     desk.ada.wait_for(&job, "put off", |job| job["error"]["code"] == "vault_not_opened").await;
     let _newer = desk.world.start_worker(Launch::new().env("OFFSTAGE_VAULT_KEYS", &both)).await;
     desk.worker.stop().await.unwrap();
     desk.ada.succeeded(&job).await;
+    assert_eq!(ai.calls().iter().map(|call| call.key.clone()).collect::<BTreeSet<_>>(), BTreeSet::from([key]));
 }
 
 /// Everything that is kept or told, read for keys: those that are marked must be nowhere.
@@ -425,6 +426,35 @@ async fn what_a_users_key_could_not_do_is_never_done_by_the_products() {
     assert_eq!(by_whom(), BTreeSet::from([key.clone()]), "not at the product's expense");
     assert_eq!(Desk::ask(&desk.ada, "ask").await["state"], "succeeded");
     assert_eq!(by_whom(), BTreeSet::from([key, ours]));
+}
+
+/// Who pays themselves needs no room in the product's budget, and takes none.
+#[tokio::test]
+async fn an_exhausted_budget_stops_nobody_who_calls_by_their_own_key() {
+    let desk = Desk::start(Launch::new).await;
+    let (ai, key) = (&desk.world.sandbox.ai, new_key("payer"));
+    let budget = "[usage]\neach_user.ai_cost = { day = 1 }\n[[ai.prices]]\nmodel = \"sandbox-small\"\ninput = 1_000_000\noutput = 4_000_000\n\
+                  [[ai.prices]]\nmodel = \"sandbox-large\"\ninput = 1_000_000\noutput = 4_000_000\n";
+    desk.world.tenant_of("shop", &format!("{}{budget}", manifest(&desk.world))).await;
+    let asked = json!({"input": {"text": "Say something."}});
+    until("the budget is known", async || match desk.ada.post("/v1/ai/ask", &asked).await.status {
+        429 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    ai.take_key(&key);
+    desk.ada.put("/v1/byok/openai", &json!({ "key": key })).await.expect(200);
+    let before = ai.calls().len();
+    let job = Desk::ask(&desk.ada, "ask").await;
+    assert_eq!(job["state"], "succeeded", "{job}");
+    assert_eq!(ai.calls().iter().skip(before).map(|call| call.key.clone()).collect::<Vec<_>>(), [key]);
+    // A batch of it goes the same way; what takes no users' keys, and who has none, does not.
+    let batch = desk.ada.post("/v1/ai/ask/batch", &json!({"jobs": [asked, asked]})).await;
+    assert_eq!(batch.status, 202, "{}", batch.text());
+    desk.ada.post("/v1/ai/house", &asked).await.problem(429, "USAGE_LIMIT_EXCEEDED");
+    desk.shop.acting_for("eve").post("/v1/ai/ask", &asked).await.problem(429, "USAGE_LIMIT_EXCEEDED");
+    assert_eq!(desk.world.number("SELECT coalesce(sum(amount), 0)::bigint FROM usage_charge").await, 0);
+    assert_eq!(desk.world.number("SELECT count(*) FROM usage_drift").await, 0);
 }
 
 /// A worker that dies with the one probe of the fleet in its hands is replaced soon, however long its call may take.

@@ -41,6 +41,6 @@ async fn reserved(engine: &Engine, job: &ClaimedJob) -> Result<Ensured, Failure>
     let Some(kind) = engine.kinds.find(&job.kind) else { return Ok(Ensured::Yes) };
     let owner = job.owner.as_deref();
     let charges = (kind.charges)(&job.payload, &tenant.manifest, owner, services.clock.now());
-    let ensured = ensure(&services.pool, &tenant.manifest, (job.id, job.tenant, owner), &charges, services.clock.now());
-    Ok(ensured.await?)
+    let (whose, now) = ((job.id, job.tenant, owner), services.clock.now());
+    Ok(ensure(&services.pool, &tenant.manifest, whose, &charges, job.runs <= 1, now).await?)
 }

@@ -23,13 +23,15 @@ pub struct Said {
     pub text: String,
 }
 
-/// What a model said last in a job, as the API may read it.
+/// What a model said last in a job, as the API may read it; of one that has a result of several rounds, in the round that the result is of.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub async fn said(connection: &mut PgConnection, job: JobId) -> Result<Option<Said>, LedgerError> {
     let receipt: Option<Value> = sqlx::query_scalar(
-        "SELECT receipt FROM effect WHERE job_id = $1 AND key LIKE 'ai:%' AND receipt IS NOT NULL ORDER BY finished_at DESC, key DESC LIMIT 1",
+        "SELECT e.receipt FROM effect e LEFT JOIN job_result r ON r.job_id = e.job_id
+         WHERE e.job_id = $1 AND e.key LIKE 'ai:%' AND e.receipt IS NOT NULL
+         ORDER BY (split_part(e.key, ':', 2) = r.result #>> '{gate,round}') DESC NULLS LAST, e.finished_at DESC, e.key DESC LIMIT 1",
     )
     .bind(job.0)
     .fetch_optional(connection)

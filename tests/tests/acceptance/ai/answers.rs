@@ -92,6 +92,7 @@ async fn a_gate_asks_again_and_the_best_answer_counts() {
     let tasks = [
         task("passes", &main_model("passes"), &gate),
         task("never", &main_model("never"), &gate),
+        task("stuck", &main_model("stuck"), &gate),
         task("levels", &main_model("levels"), &format!("{SCORED}\n{levels}\n")),
     ];
     let desk = Desk::start_with(&tasks.concat()).await;
@@ -101,13 +102,25 @@ async fn a_gate_asks_again_and_the_best_answer_counts() {
     score("passes", 79);
     score("passes", 80);
     let result = run("passes").await;
-    assert_eq!((&result["output"]["score"], &result["gate"]), (&json!(80), &json!({"passed": true, "rounds": 2})), "{result}");
+    assert_eq!((&result["output"]["score"], &result["gate"]), (&json!(80), &json!({"passed": true, "round": 2, "rounds": 2})), "{result}");
     for low in [30, 70, 50] {
         score("never", low);
     }
-    let result = run("never").await;
-    assert_eq!((&result["output"]["score"], &result["gate"]), (&json!(70), &json!({"passed": false, "rounds": 3})), "{result}");
+    let id = desk.ask("never", &json!({"prompt": "x"})).await;
+    let result = desk.shop.succeeded(&id).await["result"].clone();
+    assert_eq!((&result["output"]["score"], &result["gate"]), (&json!(70), &json!({"passed": false, "round": 2, "rounds": 3})), "{result}");
     assert_eq!(desk.calls_of("never"), 3);
+    // Who reads the words afterwards reads those of the answer.
+    let said = desk.shop.events(&format!("/v1/jobs/{id}/stream"), None).await.rest().await;
+    assert!(said[0].data["text"].as_str().is_some_and(|text| text.contains("70")), "{said:?}");
+    // What was answered counts, also where another round comes to nothing.
+    score("stuck", 50);
+    for words in ["no", "neither"] {
+        desk.world.sandbox.ai.script(says("stuck", words));
+    }
+    let result = run("stuck").await;
+    assert_eq!((&result["output"]["score"], &result["gate"]), (&json!(50), &json!({"passed": false, "round": 1, "rounds": 1})), "{result}");
+    assert_eq!((desk.calls_of("stuck"), result["calls"].as_array().map(Vec::len)), (3, Some(3)), "and all are told");
     for (said, level) in [(71, "high"), (70, "medium"), (40, "low")] {
         score("levels", said);
         assert_eq!(run("levels").await["output"]["level"], level, "{said}");
@@ -132,6 +145,15 @@ async fn who_asks_the_same_again_is_answered_from_what_was_said() {
     let other = desk.world.tenant_of("other", &manifest(&desk.world, "other", &more)).await;
     assert_eq!(run(&other, "marked question").await["cached"], json!(false));
     assert_eq!(desk.calls_of("kept"), 3);
+    // Nor is another server behind the same name.
+    let moved = manifest(&desk.world, "other", &more).replace("127.0.0.1", "localhost");
+    desk.world.tenant_of("other", &moved).await;
+    acceptance::until("the change is known", async || match run(&other, "marked question").await["cached"].as_bool() {
+        Some(false) => Ok(()),
+        still => Err(still),
+    })
+    .await;
+    assert_eq!(desk.calls_of("kept"), 4);
     // It goes with whom it came from.
     desk.shop.delete("/v1/users/ada").await.expect(202);
     acceptance::until("nothing is kept of ada", async || {

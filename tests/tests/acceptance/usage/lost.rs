@@ -159,6 +159,28 @@ async fn a_call_that_no_limit_counts_is_told_in_the_usage_when_its_job_never_run
     assert!(told >= shop.billed() && shop.billed() > ANSWER, "{usage}");
 }
 
+/// Nobody knows what it costs, which is neither nothing nor all there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_has_no_price_is_lost_without_one() {
+    let shop = Shop::open().await;
+    let manifest = format!(
+        "[tenant]\nname = \"free\"\n[ai.providers.main]\nkind = \"openai\"\nbase_url = \"{}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n\
+         [ai.tasks.ask]\nmodels = [{{ provider = \"main\", model = \"sandbox-small\" }}]\nprompt = \"{{{{ input.prompt }}}}\"\n\
+         input = {{ type = \"object\" }}\nmax_tokens = 100\ntimeout_seconds = 120\n",
+        shop.world.sandbox.ai.url()
+    );
+    let free = shop.world.tenant_of("free", &manifest).await;
+    shop.world.sandbox.ai.script(slow());
+    let job = id_of(&free.post("/v1/ai/ask", &json!({"input": {"prompt": "What is the sea?"}})).await.expect(202));
+    shop.called(1).await;
+    shop.worker.kill9().await.unwrap().unwrap();
+    free.succeeded(&job).await;
+    let usage = free.get("/v1/ai/usage").await.expect(200);
+    let day = &usage["days"][0];
+    assert_eq!((&day["calls"], &day["answered"], &day["estimated_calls"]), (&json!(2), &json!(1), &json!(1)), "{usage}");
+    assert_eq!((&day["cost_micros"], &day["unpriced_calls"]), (&Value::Null, &json!(2)), "{usage}");
+}
+
 #[tokio::test]
 async fn a_stream_that_ends_too_soon_is_charged_what_was_heard_of_it() {
     let shop = Shop::open().await;

@@ -205,3 +205,32 @@ async fn use_made_elsewhere_is_told_once_shown_to_its_user_alone_and_exported() 
     ada.post("/v1/exports", &wanted).await.problem(422, "validation_failed");
     balances(&world).await;
 }
+
+/// What was reserved when it was accepted is not enough any more: there is room for the rest, or it does not run.
+#[tokio::test]
+async fn a_price_that_rises_while_jobs_wait_takes_no_budget_beyond_its_end() {
+    let world = World::start().await;
+    let (_shop, ada) = shop(&world, "").await;
+    world.sandbox.ai.usually(tokens(20, 100));
+    let mut jobs = Vec::new();
+    for number in 0..3 {
+        jobs.push(ask(&ada, "answer", &format!("Question {number}?")).await);
+    }
+    let reserved = used(&ada, "ai_cost", "day").await.0;
+    assert!((2_000..4_000).contains(&reserved), "{reserved}");
+    let dearer = manifest(&world, "").replace("input = 1_000_000\noutput = 4_000_000", "input = 4_000_000\noutput = 16_000_000");
+    world.tenant_of("shop", &dearer).await;
+    let _worker = world.worker().await;
+    let mut refused = 0;
+    for job in &jobs {
+        let ended = ada.ended(job).await;
+        assert!(ended["state"] == "succeeded" || ended["error"]["code"] == "USAGE_LIMIT_EXCEEDED", "{ended}");
+        refused += usize::from(ended["state"] == "failed");
+    }
+    // There is room for one, where those before it have given theirs back.
+    assert!(refused >= 2, "{refused}");
+    assert_eq!(world.sandbox.ai.calls().len(), 3 - refused);
+    let spent = used(&ada, "ai_cost", "day").await.0;
+    assert!(spent <= 4_000, "{spent}");
+    balances(&world).await;
+}

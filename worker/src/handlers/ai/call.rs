@@ -133,6 +133,9 @@ pub(super) fn interrupt(context: &JobContext, error: AiError) -> Interrupt {
     if error.is_of_the_provider() && context.job.snoozes < UNCOUNTED {
         return Interrupt::Snoozed(MEANWHILE.mul_f64(0.5 + random::fraction()));
     }
+    if let AiError::Limited { pause: Some(pause), .. } = error {
+        return Interrupt::Snoozed(pause.max(again(context.job.snoozes)));
+    }
     if let AiError::Limited { pause: None, .. } = error {
         // Too many calls, and not a word of when to come back: ever longer, no attempt used, as long as the job may be put off.
         return Interrupt::Snoozed(untold(context.job.snoozes).mul_f64(1.0 + random::fraction() / 4.0));
@@ -140,8 +143,29 @@ pub(super) fn interrupt(context: &JobContext, error: AiError) -> Interrupt {
     error.into_interrupt()
 }
 
+/// The least that a job waits whose provider says each time when to come back, and then takes no call all the same: as it says, four times;
+/// then half a second, twice as long each time, a minute at the longest. Or one that always says "in 0.1 s" would have used up in a minute
+/// what a job may be put off.
+fn again(snoozes: u16) -> Duration {
+    let Some(more) = snoozes.checked_sub(4) else { return Duration::ZERO };
+    Duration::from_millis(500 << more.min(7)).min(Duration::from_secs(60))
+}
+
 /// How long a job waits whose provider takes no more calls and does not say for how long: 5 s at first, twice as long each time, five minutes
 /// at the longest.
 fn untold(snoozes: u16) -> Duration {
     Duration::from_secs(5 << snoozes.min(6)).min(Duration::from_secs(300))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_provider_that_never_takes_a_call_has_its_job_come_back_ever_later() {
+        assert_eq!((0..5).map(again).collect::<Vec<_>>(), [0, 0, 0, 0, 500].map(Duration::from_millis));
+        let all: Duration = (0..100).map(again).sum();
+        assert!(all > Duration::from_secs(80 * 60), "as often as a job may be put off: {all:?}");
+        assert_eq!(again(u16::MAX), Duration::from_secs(60));
+    }
 }

@@ -27,6 +27,15 @@ pub(super) enum Credential {
     User(OwnKey),
 }
 
+/// Why there is no key for a call.
+#[derive(Debug)]
+pub(super) enum Missing {
+    /// The product has none here: another provider's may do.
+    OfProduct(Failure),
+    /// The user's own can't be used, or can't be looked for: nobody else pays.
+    OfUser(Failure),
+}
+
 /// A key that a user brought.
 #[derive(Debug, Clone)]
 pub(super) struct OwnKey {
@@ -62,22 +71,29 @@ impl Credential {
 /// Finds the key for calls of a provider; `own_keys` is whether the task takes users' keys.
 ///
 /// # Errors
-/// A [`Failure`]: the operator has to set one first, or the user.
-pub(super) async fn credential(context: &JobContext, name: &str, provider: &Provider, own_keys: bool) -> Result<Credential, Failure> {
-    if let (true, Some(vendor), Some(user)) = (own_keys, provider.byok, context.job.owner.as_deref()) {
-        let found = match own_keys::for_call(&context.services.pool, context.job.tenant, user, vendor, context.job.created_at).await? {
-            ForCall::Own(found) => found,
-            ForCall::Deleted => {
-                let message = format!("the user deleted their key for {} after this was asked for; they ask again", vendor.name());
-                let words = format!("You have deleted your {} key since you asked for this. Ask again.", vendor.name());
-                return Err(Failure::permanent("ai_own_key_deleted", message).for_owner(words));
-            }
-            ForCall::None => return platform(context, name, provider),
-        };
-        return match found.status {
+/// [`Missing`]: the operator has to set one first, or the user.
+pub(super) async fn credential(context: &JobContext, name: &str, provider: &Provider, own_keys: bool) -> Result<Credential, Missing> {
+    if let (true, Some(vendor), Some(user)) = (own_keys, provider.byok, context.job.owner.as_deref())
+        && let Some(key) = of_user(context, vendor, user).await.map_err(Missing::OfUser)?
+    {
+        return Ok(Credential::User(key));
+    }
+    platform(context, name, provider).map_err(Missing::OfProduct)
+}
+
+/// The user's own key; `None` of one who has none.
+async fn of_user(context: &JobContext, vendor: Vendor, user: &str) -> Result<Option<OwnKey>, Failure> {
+    match own_keys::for_call(&context.services.pool, context.job.tenant, user, vendor, context.job.created_at).await? {
+        ForCall::None => Ok(None),
+        ForCall::Deleted => {
+            let message = format!("the user deleted their key for {} after this was asked for; they ask again", vendor.name());
+            let words = format!("You have deleted your {} key since you asked for this. Ask again.", vendor.name());
+            Err(Failure::permanent("ai_own_key_deleted", message).for_owner(words))
+        }
+        ForCall::Own(found) => match found.status {
             Status::Active => {
                 let key = byok::opened(context, user, vendor, &found.sealed)?;
-                Ok(Credential::User(OwnKey { key, vendor, row: found.id, version: found.version }))
+                Ok(Some(OwnKey { key, vendor, row: found.id, version: found.version }))
             }
             Status::Unchecked => {
                 let message = format!("the user's key for {} has not been checked yet", vendor.name());
@@ -89,9 +105,8 @@ pub(super) async fn credential(context: &JobContext, name: &str, provider: &Prov
                 let words = format!("Your {} key does not work. Put in another one, or delete it.", vendor.name());
                 Err(Failure::permanent("ai_own_key_invalid", message).for_owner(words))
             }
-        };
+        },
     }
-    platform(context, name, provider)
 }
 
 /// The product's own key.

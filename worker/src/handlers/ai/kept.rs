@@ -5,7 +5,11 @@
 
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
-use shared::{job::Failure, ledger::ai::cache, tenant::Task};
+use shared::{
+    job::Failure,
+    ledger::ai::cache,
+    tenant::{Ai, ModelChoice, Task},
+};
 
 use crate::handlers::JobContext;
 
@@ -14,9 +18,14 @@ pub(super) struct Key([u8; 32]);
 
 impl Key {
     /// Of a whole question; `None` where the task keeps nothing.
-    pub(super) fn of(name: &str, task: &Task, system: Option<&str>, prompt: &str) -> Option<Self> {
+    pub(super) fn of(name: &str, ai: &Ai, task: &Task, system: Option<&str>, prompt: &str) -> Option<Self> {
         task.cache?;
-        let models: Vec<Value> = task.models.iter().map(|choice| json!([choice.provider, choice.model, choice.structured])).collect();
+        let of_choice = |choice: &ModelChoice| {
+            // Behind the same name another server may stand by now.
+            let server = ai.providers.get(&choice.provider).map(|provider| json!([provider.kind.word(), provider.base_url.as_str()]));
+            json!([choice.provider, server, choice.model, choice.structured])
+        };
+        let models: Vec<Value> = task.models.iter().map(of_choice).collect();
         let question = json!({
             "task": name, "models": models, "system": system, "prompt": prompt, "max_tokens": task.max_tokens, "temperature": task.temperature,
             "output": task.output.as_ref().map(shared::tenant::Schema::value), "gate": task.gate, "levels": task.levels,

@@ -44,7 +44,7 @@ use crate::clients::{
 use answer::Wrong;
 pub(super) use call::tell_breaker;
 use call::{Call, Called, admit, call, interrupt};
-use credential::credential;
+use credential::{Missing, credential};
 use kept::Key;
 use spend::{Books, Item};
 pub use words::Followers;
@@ -66,7 +66,7 @@ pub(super) async fn run(payload: AiRun, context: JobContext) -> Result<Success, 
     let (system, prompt) = task.render(&Renderer::default(), &payload.input).map_err(|error| {
         Failure::permanent("ai_prompt_invalid", format!("the task's words can't be put together for this input: {error}"))
     })?;
-    let key = Key::of(&payload.task, task, system.as_deref(), &prompt);
+    let key = Key::of(&payload.task, ai, task, system.as_deref(), &prompt);
     if let Some(key) = &key
         && let Some(result) = key.find(&context).await?
     {
@@ -136,6 +136,8 @@ impl Record {
 /// The answer to a task.
 struct Answered {
     output: Value,
+    /// The round that it is of, and how many there were.
+    round: u8,
     rounds: u8,
     passed: Option<bool>,
     repaired: bool,
@@ -166,7 +168,7 @@ impl Answered {
             "calls": told,
         });
         if let (Some(passed), Some(fields)) = (self.passed, result.as_object_mut()) {
-            fields.insert("gate".to_owned(), json!({ "passed": passed, "rounds": self.rounds }));
+            fields.insert("gate".to_owned(), json!({ "passed": passed, "round": self.round, "rounds": self.rounds }));
         }
         result
     }
@@ -187,12 +189,19 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Asks until the answer is good enough, or the rounds are over: then the best one is the answer, and says that it did not pass.
+    /// Asks until the answer is good enough, or the rounds are over: then the best one is the answer, and says that it did not pass. A round
+    /// after the first that can come to nothing ends them, too: what was answered before it is paid for.
     async fn rounds(&mut self, prompt: String) -> Result<Answered, Interrupt> {
         let mut turns = vec![Turn { role: Role::User, text: prompt }];
         let mut best: Option<(f64, Answered)> = None;
         for round in 1..=self.task.rounds() {
-            let mut answered = self.round(round, &mut turns).await?;
+            let mut answered = match self.round(round, &mut turns).await {
+                Err(Interrupt::Failed(failure)) if best.is_some() && failure.class == FailureClass::Permanent => {
+                    tracing::info!(job = %self.context.job.id, round, code = failure.code, "a later round came to nothing: the best before it counts");
+                    break;
+                }
+                answered => answered?,
+            };
             let Some(gate) = &self.task.gate else { return Ok(answered) };
             let Some(score) = answer::score(gate, &answered.output) else {
                 let wrong = Wrong::Invalid(format!("- /{}: must be a number", gate.field));
@@ -224,7 +233,7 @@ impl Asking<'_> {
             let (provider, model) = (record.provider.clone(), record.model.clone());
             self.calls.push(record);
             match (read, &self.task.output) {
-                (Ok(output), _) => return Ok(Answered { output, rounds: round, passed: None, repaired, provider, model }),
+                (Ok(output), _) => return Ok(Answered { output, round, rounds: round, passed: None, repaired, provider, model }),
                 (Err(Wrong::Invalid(faults)), Some(schema)) if !repaired => {
                     turns.push(Turn { role: Role::User, text: answer::repair(&faults, schema.value()) });
                     repaired = true;
@@ -251,11 +260,9 @@ impl Asking<'_> {
                 // What a user's key could not do is not done at the product's expense.
                 Ok(credential) if by_user && !credential.is_of_user() => continue,
                 Ok(credential) => credential,
-                Err(failure) => {
-                    // A user's own key is no affair of others: who has none that works is told so, and nobody else pays.
-                    if failure.code.starts_with("ai_own_key") {
-                        return Err(failure.into());
-                    }
+                // A user's own key is no affair of others: who has none that works is told so, and nobody else pays.
+                Err(Missing::OfUser(failure)) => return Err(failure.into()),
+                Err(Missing::OfProduct(failure)) => {
                     failed.push(failure.for_owner(FOR_OWNER).into());
                     continue;
                 }
