@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use acceptance::Client;
 use sandbox::{
     Sandbox,
     judges::python,
@@ -251,7 +252,7 @@ async fn a_scripted_answer_is_not_cut_where_it_says_its_tokens_or_its_end() {
     let sandbox = server().await;
     let text = "one two three four five";
     let said = |answer: Answer| Answer { text: Some(text.into()), ..answer };
-    let client = reqwest::Client::new();
+    let client = Client::new(sandbox.ai.url(), sandbox.ai.key().to_owned());
     for (answer, tokens, finish) in [
         (Answer { tokens: Some((7, 9)), ..Answer::default() }, 9, "stop"),
         (Answer { finish: Some("content_filter".into()), ..Answer::default() }, 6, "content_filter"),
@@ -259,8 +260,7 @@ async fn a_scripted_answer_is_not_cut_where_it_says_its_tokens_or_its_end() {
     ] {
         sandbox.ai.script(said(answer.clone()));
         let body = json!({"model": "sandbox-small", "max_tokens": 2, "messages": [{"role": "user", "content": "Say it."}]});
-        let ask = client.post(format!("{}/chat/completions", sandbox.ai.url())).bearer_auth(sandbox.ai.key()).json(&body);
-        let whole: Value = ask.send().await.unwrap().json().await.unwrap();
+        let whole = client.post("/chat/completions", &body).await.expect(200);
         let (choice, counted) = (&whole["choices"][0], &whole["usage"]["completion_tokens"]);
         let words = if answer.refusal { &choice["message"]["refusal"] } else { &choice["message"]["content"] };
         assert_eq!((words, &choice["finish_reason"], counted), (&json!(text), &json!(finish), &json!(tokens)), "{whole}");

@@ -120,7 +120,7 @@ fn has_script_address(text: &str) -> bool {
 fn begins_a_link(before: &str) -> bool {
     let gap: usize = before.chars().rev().take(LONGEST_GAP).take_while(|c| c.is_whitespace()).map(char::len_utf8).sum();
     let before = before.get(..before.len() - gap).unwrap_or_default();
-    let quoted = before.strip_suffix(['"', '\'', '`']).map(|before| before.trim_end_matches(' ')).unwrap_or(before);
+    let quoted = before.strip_suffix(['"', '\'', '`']).map_or(before, |before| before.trim_end_matches(' '));
     ["](", "](<", "]:", "url(", "<"].iter().any(|start| before.ends_with(start))
         || quoted.ends_with("url(")
         || quoted.ends_with('=') && !quoted.ends_with("==")
@@ -227,7 +227,7 @@ mod tests {
     /// Each of them, each character of it or all, by each way of writing a character otherwise; and by two ways, one after the other.
     #[test]
     fn it_is_found_however_it_is_written() {
-        let percent = |c: char| c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+        let percent = |c: char| c.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat();
         let ways: [(&str, &dyn Fn(char) -> String); 10] = [
             ("percent", &percent),
             ("\\u", &|c| format!("\\u{:04x}", u32::from(c))),
