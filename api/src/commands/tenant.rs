@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use shared::tenant::{self, Manifest};
 
-use super::{CommandError, Owner, say};
+use super::{CommandError, Owner, complain, say};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TenantCommand {
@@ -36,6 +36,12 @@ impl TenantCommand {
         say(format!("tenant {name} {done}"));
         for change in &applied.changes {
             say(format!("  {change}"));
+        }
+        if let Some((old, new)) = &applied.zones {
+            complain(&format!(
+                "warning: days and months begin by the clocks of {new} and no more of {old}: usage is counted in new periods, from zero, until \
+                 the zone is changed back (docs/usage.md, \"Periods\")"
+            ));
         }
         Ok(())
     }

@@ -27,7 +27,8 @@ impl VaultCommand {
 }
 
 async fn rotate(owner: &Owner, keys: &VaultKeys) -> Result<(), CommandError> {
-    let (mut after, mut done, mut failed) = (Uuid::nil(), 0, 0_u64);
+    let mut failed = unopened(owner, keys).await?;
+    let (mut after, mut done) = (Uuid::nil(), 0);
     loop {
         let page = own_keys::wrapped_by_others(&owner.pool, keys.current(), after).await?;
         let Some(last) = page.last().map(|row| row.id) else { break };
@@ -48,6 +49,7 @@ async fn rotate(owner: &Owner, keys: &VaultKeys) -> Result<(), CommandError> {
         complain(&format!("{done} wrapped by version {}", keys.current()));
     }
     if failed > 0 {
+        // Those of the newest version that don't open are among them: no other key can be taken out before they are seen to.
         return Err(CommandError::Argument(format!(
             "{done} wrapped by version {}; {failed} can't be opened, as said above",
             keys.current()
@@ -55,4 +57,32 @@ async fn rotate(owner: &Owner, keys: &VaultKeys) -> Result<(), CommandError> {
     }
     say(format!("{done} wrapped by version {}; none is left that another version wraps", keys.current()));
     Ok(())
+}
+
+/// How many of those that the newest version wraps its key does not open; each is named. Asked before anything is wrapped: another key of the
+/// same version would otherwise wrap what no program opens.
+async fn unopened(owner: &Owner, keys: &VaultKeys) -> Result<u64, CommandError> {
+    let current = keys.current();
+    let (mut after, mut opened, mut failed) = (Uuid::nil(), 0_u64, 0_u64);
+    loop {
+        let page = own_keys::wrapped_by(&owner.pool, current, after).await?;
+        let Some(last) = page.last().map(|row| row.id) else { return Ok(failed) };
+        after = last;
+        for Wrapped { id, tenant, user, provider, sealed, .. } in &page {
+            match keys.unwraps(&Binding { tenant: *tenant, user, provider }, sealed) {
+                Ok(()) => opened += 1,
+                Err(error) => {
+                    failed += 1;
+                    complain(&format!("the key {id} of tenant {tenant}: {error}"));
+                }
+            }
+        }
+        if opened == 0 {
+            return Err(CommandError::Argument(format!(
+                "the key of version {current} in OFFSTAGE_VAULT_KEYS does not open what version {current} wraps: none of the {failed} named \
+                 above. It is another key than the one they were wrapped by. Nothing was changed; put that one back, or give the new one a \
+                 version of its own before it"
+            )));
+        }
+    }
 }

@@ -66,6 +66,8 @@ impl Local {
         self.demo.add("OFFSTAGE_MAIL_PAGE_URL", &self.services.mail.page())?;
         self.demo.add("OFFSTAGE_PUSH_SERVICE_URL", &self.services.push.url())?;
         self.demo.add("OFFSTAGE_VENDORS_URL", &self.services.vendors.url())?;
+        self.demo.add("OFFSTAGE_MODELS_URL", &self.services.ai.url())?;
+        self.demo.add("OFFSTAGE_MODELS_KEY", self.services.ai.key())?;
         self.demo.add("OFFSTAGE_CONTROL_URL", &format!("http://{address}"))
     }
 
@@ -88,7 +90,7 @@ async fn overview(State(local): Shared) -> Response {
             json!({"name": process.name(), "pid": process.pid(), "address": address, "starts": process.starts(), "log": process.log_path()})
         })
         .collect();
-    Json(json!({"processes": processes, "s3": local.services.s3.as_ref().map(S3::endpoint), "mail": local.services.mail.page(), "push": local.services.push.url(), "vendors": local.services.vendors.url()})).into_response()
+    Json(json!({"processes": processes, "s3": local.services.s3.as_ref().map(S3::endpoint), "mail": local.services.mail.page(), "push": local.services.push.url(), "vendors": local.services.vendors.url(), "models": local.services.ai.url()})).into_response()
 }
 
 async fn command(State(local): Shared, Path((name, verb)): Path<(String, String)>) -> Response {

@@ -15,7 +15,7 @@ use crate::http;
 use crate::process::Process;
 
 /// The variables of `demo.env`, in this order.
-const SHOWN: [&str; 21] = [
+const SHOWN: [&str; 23] = [
     "OFFSTAGE_URL",
     "OFFSTAGE_KEY",
     "OFFSTAGE_CONTROL_URL",
@@ -23,6 +23,8 @@ const SHOWN: [&str; 21] = [
     "OFFSTAGE_MAIL_PAGE_URL",
     "OFFSTAGE_PUSH_SERVICE_URL",
     "OFFSTAGE_VENDORS_URL",
+    "OFFSTAGE_MODELS_URL",
+    "OFFSTAGE_MODELS_KEY",
     "OFFSTAGE_DATABASE_URL",
     "OFFSTAGE_API_DATABASE_URL",
     "OFFSTAGE_ENGINE_DATABASE_URL",

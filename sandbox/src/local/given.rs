@@ -12,13 +12,15 @@ use crate::secrets::Secrets;
 use crate::services::postgres::{PRODUCT, close_to_writers, connect, ensure_database, ensure_role, open_logins};
 
 /// Set for scripts that talk to the demonstration, of no meaning to the programs; and what the sandbox decides itself.
-const OURS: [&str; 8] = [
+const OURS: [&str; 10] = [
     "OFFSTAGE_URL",
     "OFFSTAGE_KEY",
     "OFFSTAGE_CONTROL_URL",
     "OFFSTAGE_WEB_URL",
     "OFFSTAGE_MAIL_PAGE_URL",
     "OFFSTAGE_PUSH_SERVICE_URL",
+    "OFFSTAGE_MODELS_URL",
+    "OFFSTAGE_MODELS_KEY",
     "OFFSTAGE_LISTEN",
     "OFFSTAGE_WORKER_LISTEN",
 ];

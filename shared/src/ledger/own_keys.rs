@@ -394,14 +394,24 @@ pub const PAGE: i64 = 500;
 /// # Errors
 /// [`LedgerError`].
 pub async fn wrapped_by_others(pool: &PgPool, current: u8, after: Uuid) -> Result<Vec<Wrapped>, LedgerError> {
-    let rows = sqlx::query(
+    let page = sqlx::query(
         "SELECT id, version, tenant_id, user_id, provider, sealed FROM own_key WHERE wrapped_by <> $1 AND id > $2 ORDER BY id LIMIT $3",
-    )
-    .bind(i16::from(current))
-    .bind(after)
-    .bind(PAGE)
-    .fetch_all(pool)
-    .await?;
+    );
+    wrapped(&page.bind(i16::from(current)).bind(after).bind(PAGE).fetch_all(pool).await?)
+}
+
+/// A page of the keys that are wrapped by the version `current`, behind `after`.
+///
+/// # Errors
+/// [`LedgerError`].
+pub async fn wrapped_by(pool: &PgPool, current: u8, after: Uuid) -> Result<Vec<Wrapped>, LedgerError> {
+    let page = sqlx::query(
+        "SELECT id, version, tenant_id, user_id, provider, sealed FROM own_key WHERE wrapped_by = $1 AND id > $2 ORDER BY id LIMIT $3",
+    );
+    wrapped(&page.bind(i16::from(current)).bind(after).bind(PAGE).fetch_all(pool).await?)
+}
+
+fn wrapped(rows: &[PgRow]) -> Result<Vec<Wrapped>, LedgerError> {
     rows.iter()
         .map(|row| {
             Ok(Wrapped {

@@ -257,6 +257,8 @@ pub struct Applied {
     pub created: bool,
     /// What differs from before; empty where nothing does.
     pub changes: Vec<Change>,
+    /// The zone by whose clocks its usage was counted, and the one by which it is from now on, where they are two.
+    pub zones: Option<(String, String)>,
 }
 
 /// One difference between two manifests.
@@ -297,7 +299,7 @@ pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_r
         .await?;
     let (stored, digest) = (manifest.to_stored(), manifest.digest());
     let applied = match before {
-        Some((id, _, known)) if known == digest => Applied { tenant: Some(id), created: false, changes: Vec::new() },
+        Some((id, _, known)) if known == digest => Applied { tenant: Some(id), created: false, changes: Vec::new(), zones: None },
         Some((id, old, _)) => {
             if !dry_run {
                 sqlx::query("UPDATE tenant SET manifest = $2, digest = $3, applied_at = $4 WHERE id = $1")
@@ -308,11 +310,11 @@ pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_r
                     .execute(&mut *transaction)
                     .await?;
             }
-            let changes = differences(&old, &stored);
+            let (changes, zones) = (differences(&old, &stored), zones(&old, &stored));
             // Where this program can't read what stood there, all that is declared now counts as new.
             let declared = Manifest::from_stored(old).map(|old| old.metrics).unwrap_or_default();
             series::changed(&mut transaction, id, &declared, &manifest.metrics).await?;
-            Applied { tenant: Some(id), created: false, changes }
+            Applied { tenant: Some(id), created: false, changes, zones }
         }
         None => {
             let mut id = None;
@@ -328,7 +330,7 @@ pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_r
                         .await?,
                 );
             }
-            Applied { tenant: id, created: true, changes: differences(&Value::Null, &stored) }
+            Applied { tenant: id, created: true, changes: differences(&Value::Null, &stored), zones: None }
         }
     };
     if let Some(tenant) = applied.tenant.filter(|_| !applied.changes.is_empty() || applied.created) {
@@ -341,6 +343,13 @@ pub async fn apply(pool: &PgPool, manifest: &Manifest, now: DateTime<Utc>, dry_r
         transaction.commit().await?;
     }
     Ok(applied)
+}
+
+/// By whose clocks two stored manifests count usage, where that differs.
+fn zones(old: &Value, new: &Value) -> Option<(String, String)> {
+    let of = |manifest: &Value| manifest.pointer("/usage/time_zone").and_then(Value::as_str).unwrap_or("UTC").to_owned();
+    let (old, new) = (of(old), of(new));
+    (old != new).then_some((old, new))
 }
 
 /// What differs between two stored manifests, by section and name.

@@ -153,6 +153,14 @@ impl VaultKeys {
         Ok(Some(anew))
     }
 
+    /// Whether the key of its version is the one that wrapped a seal's data key. The secret itself stays closed.
+    ///
+    /// # Errors
+    /// [`VaultError`]: it is not, or the seal was changed.
+    pub fn unwraps(&self, binding: &Binding<'_>, sealed: &[u8]) -> Result<(), VaultError> {
+        self.unwrap(binding, sealed).map(drop)
+    }
+
     /// A seal up to the secret's nonce.
     fn wrap(&self, binding: &Binding<'_>, data_key: &[u8]) -> Result<Vec<u8>, VaultError> {
         let WrappingKey { version, key } = self.0.first().ok_or(VaultError::NoKey(0))?;

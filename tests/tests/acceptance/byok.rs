@@ -188,6 +188,20 @@ async fn an_unanswered_key_is_not_used_and_the_vaults_key_changes_under_way() {
     assert!(said.starts_with("1 wrapped by version 2"), "{said}");
     assert!(String::from_utf8(rotate().await.unwrap().stdout).unwrap().starts_with("0 wrapped"), "again there is nothing to do");
     assert_eq!(desk.world.number(wrapped).await, 1);
+    // Another key of the same version opens nothing of it, which is said, and wraps nothing anew.
+    desk.shop.acting_for("eve").put("/v1/byok/openai", &json!({ "key": key })).await.expect(200);
+    let wrong = format!("2:MzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzMzM= {old}");
+    let said = desk.world.sandbox.run_api_with(["vault", "rotate"], [("OFFSTAGE_VAULT_KEYS", wrong.as_str())]).await;
+    let said = said.expect_err("this key opens nothing of version 2").to_string();
+    assert!(said.contains("does not open what version 2 wraps") && !said.contains("none is left"), "{said}");
+    assert!(!said.contains("MzMz") && !said.contains(&key), "{said}");
+    assert_eq!(desk.world.number(wrapped).await, 1, "nothing more was wrapped by it");
+    assert!(String::from_utf8(rotate().await.unwrap().stdout).unwrap().starts_with("1 wrapped"), "the right one goes on");
+    // One row that nobody opens, beside others that are as they should be, is named; and no zero is answered for it.
+    let id = desk.world.text("SELECT id::text FROM own_key WHERE user_id = 'eve'").await;
+    desk.world.execute("UPDATE own_key SET sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1) WHERE user_id = 'eve'").await;
+    let said = rotate().await.expect_err("one of them can't be opened").to_string();
+    assert!(said.contains(&id) && said.contains("1 can't be opened"), "{said}");
     // The one that has the old key alone says what is missing, and asks no other model at the product's expense; one with both reads it.
     let job = id_of(&desk.ada.post("/v1/ai/ask", &json!({"input": {"text": "x"}})).await.expect(202));
     desk.ada.wait_for(&job, "put off", |job| job["error"]["code"] == "vault_not_opened").await;

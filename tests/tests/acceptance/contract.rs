@@ -15,6 +15,44 @@ async fn the_written_contract_is_the_served_one() {
     assert_eq!(world.client.without_key().get("/openapi.json").await.text(), copy);
 }
 
+/// Metered doors refuse by their limits, and what they say then is in the contract: a generated client has a branch for it.
+#[tokio::test]
+async fn what_metered_doors_refuse_with_is_in_the_contract() {
+    let world = World::start().await;
+    let manifest = format!(
+        "[tenant]\nname = \"shop\"\n[plans.none]\nlimits.answers = {{ month = 0 }}\n[usage]\ndefault_plan = \"none\"\n\
+         [ai.providers.main]\nkind = \"openai\"\nbase_url = \"{}\"\nkey_env = \"OFFSTAGE_AI_SANDBOX\"\n[ai.tasks.ask]\n\
+         models = [{{ provider = \"main\", model = \"sandbox-small\" }}]\nprompt = \"{{{{ input.text }}}}\"\n\
+         input = {{ type = \"object\" }}\nmetric = \"answers\"\n",
+        world.sandbox.ai.url()
+    );
+    let ada = world.tenant_of("shop", &manifest).await.acting_for("ada");
+    let contract = world.client.without_key().get("/openapi.json").await.expect(200);
+    let (run, payload) = (json!({"input": {"text": "x"}}), json!({"task": "ask", "input": {"text": "x"}}));
+    let job = json!({"kind": "ai.run", "payload": payload});
+    let answers = [
+        ("/v1/jobs", ada.post("/v1/jobs", &job).await),
+        ("/v1/jobs/batch", ada.post("/v1/jobs/batch", &json!({"jobs": [job]})).await),
+        ("/v1/ai/{task}", ada.post("/v1/ai/ask", &run).await),
+        ("/v1/ai/{task}/batch", ada.post("/v1/ai/ask/batch", &json!({"jobs": [run]})).await),
+        ("/v1/ai/usage", ada.get("/v1/ai/usage?days=91").await),
+        ("/v1/ai/usage", ada.get("/v1/ai/usage?days=many").await),
+    ];
+    for (path, answer) in answers {
+        let code = answer.json()["code"].as_str().unwrap_or_default().to_owned();
+        let expected =
+            if path == "/v1/ai/usage" { ["query_invalid", "validation_failed"].contains(&code.as_str()) } else { answer.status == 429 };
+        assert!(expected, "{path}: {}", answer.text());
+        let method = if path == "/v1/ai/usage" { "get" } else { "post" };
+        let listed = &contract["paths"][path][method]["responses"][answer.status.to_string()]["description"];
+        assert!(
+            listed.as_str().is_some_and(|said| said.contains(&code)),
+            "{path} answers {} `{code}`; the contract: {listed}",
+            answer.status
+        );
+    }
+}
+
 /// The figures that dashboards and alerts are built on, by program.
 const OF_API: &[&str] = &[
     "offstage_build_info",

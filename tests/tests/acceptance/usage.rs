@@ -218,6 +218,9 @@ async fn a_batch_is_refused_as_a_whole_or_one_by_one() {
     let accepted = ada.post("/v1/jobs/batch", &body).await.expect(202);
     let outcomes: Vec<_> = accepted["items"].as_array().unwrap().iter().map(|item| item["outcome"].as_str().unwrap()).collect();
     assert_eq!(outcomes, ["accepted", "accepted", "accepted", "refused"], "{accepted}");
+    // What is said of an item is true beside those that were accepted.
+    let said = accepted["items"][3].to_string();
+    assert!(said.contains("the user has used 2 of 2 `calls`") && !said.contains("Nothing was accepted"), "{said}");
     ada.post("/v1/jobs/batch", &body).await.expect(200);
     assert_eq!(used(&ada, "calls", "hour").await, (2, Some(2)));
     balances(&world).await;
@@ -292,4 +295,47 @@ async fn a_reservation_that_outlives_its_job_lapses_and_the_check_sees_what_is_w
     balances(&world).await;
     world.execute("UPDATE usage_counter SET used = used + 1 WHERE period = 0").await;
     assert!(check().await.contains("calls"), "{}", check().await);
+}
+
+/// What is counted is counted in the periods of a zone: another zone begins others, of which whoever applies it is warned.
+#[tokio::test]
+async fn another_time_zone_begins_other_periods_and_is_warned_of() {
+    let (world, _clock) = World::start_at("2026-11-22T10:20:00Z", |api| api).await;
+    let (_, ada) = forge(&world).await;
+    ada.create(&call(&json!({}))).await;
+    let path = world.sandbox.directory().join("forge.toml");
+    let apply = async |manifest: &str, more: &[&str]| {
+        std::fs::write(&path, manifest).unwrap();
+        let path = path.display().to_string();
+        let done = world.sandbox.run_api(["tenant", "apply", path.as_str()].iter().chain(more).copied()).await.unwrap();
+        String::from_utf8([done.stdout, done.stderr].concat()).unwrap()
+    };
+    let zone = "time_zone = \"Europe/Berlin\"\n";
+    let tokyo = MANIFEST.replace("Europe/Berlin", "Asia/Tokyo");
+    for more in [&["--dry-run"][..], &[]] {
+        let said = apply(&tokyo, more).await;
+        assert!(said.contains("~ usage (time_zone)"), "{said}");
+        assert!(said.contains("warning: days and months begin by the clocks of Asia/Tokyo and no more of Europe/Berlin"), "{said}");
+    }
+    until("the new zone is heard of", async || match used(&ada, "calls", "month").await.0 {
+        0 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    let said = apply(MANIFEST, &[]).await;
+    assert!(said.contains("warning: days and months begin by the clocks of Europe/Berlin"), "{said}");
+    until("what was counted by the old one is found again", async || match used(&ada, "calls", "month").await.0 {
+        1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    // What is no other zone, or no change of it, is no warning.
+    apply(&MANIFEST.replace(zone, ""), &[]).await;
+    for manifest in
+        [MANIFEST.replace(zone, "time_zone = \"UTC\"\n"), MANIFEST.replace(zone, "time_zone = \"UTC\"\n").replace("= 100", "= 90")]
+    {
+        let said = apply(&manifest, &[]).await;
+        assert!(said.contains("~ usage") && !said.contains("warning"), "{said}");
+    }
+    balances(&world).await;
 }

@@ -77,7 +77,7 @@ fn job(task: &str, run: Value) -> Value {
         (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key, or a job's, was used for another request"),
         (status = 413, body = ProblemBody<'static>, description = "`body_too_large`"),
         (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field (`/jobs/17/input/…`)"),
-        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: the product's backlog has no room for all of them; again after `Retry-After`"),
+        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: the product's backlog has no room for all of them; again after `Retry-After`. `USAGE_LIMIT_EXCEEDED`: some, or with `per_item` all, would use more than may be used"),
         (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
     ),
 )]

@@ -83,7 +83,7 @@ impl NewAiRun {
         (status = 409, body = ProblemBody<'static>, description = "`idempotency_conflict`: the key was used for another request"),
         (status = 413, body = ProblemBody<'static>, description = "`payload_too_large`, `body_too_large`"),
         (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: what is wrong, by field"),
-        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: as many jobs of this product wait as may; again after `Retry-After`"),
+        (status = 429, body = ProblemBody<'static>, description = "`backlog_full`: as many jobs of this product wait as may; again after `Retry-After`. `USAGE_LIMIT_EXCEEDED`: it would use more than may be used, with `usage`, `limit` and `resets_at`"),
         (status = 503, body = ProblemBody<'static>, description = "`overloaded`, `database_unavailable`: try again after `Retry-After`"),
     ),
 )]

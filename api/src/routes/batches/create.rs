@@ -36,7 +36,7 @@ use crate::{
     problem::{Code, Problem, ProblemBody},
     routes::jobs::{
         Asker, Check, Examined, KEY_RULE, NewJob, NextJob, Refusal, Wish, backlog_full, count_duplicates, examine, hash_of,
-        idempotency_key, is_key, not_accepted, over_limit, over_limit_in_words, tenant_of,
+        idempotency_key, is_key, not_accepted, over_limit, tenant_of,
     },
 };
 
@@ -403,8 +403,9 @@ fn contradiction(place: usize, first: JobId) -> Violation {
     )
 }
 
+/// Of one item alone: with `per_item` others may have been accepted beside it.
 fn beyond(place: usize, over: &Over) -> Violation {
-    Violation::new(format!("/jobs/{place}"), over_limit_in_words(over))
+    Violation::new(format!("/jobs/{place}"), over.to_string())
 }
 
 fn conflict(first: Uuid) -> Problem {

@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 pub use admission::{
     Admitted, Asker, Duplicate, Examined, KEY_RULE, Refusal, Wish, admit, backlog_full, count_duplicates, examine, idempotency_key, is_key,
-    not_accepted, over_limit, over_limit_in_words, tenant_of,
+    not_accepted, over_limit, tenant_of,
 };
 pub use change::{NoBody, restless, stop_job};
 pub use create::{NewJob, ask, gone};

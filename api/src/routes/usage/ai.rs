@@ -176,6 +176,7 @@ impl From<DayOfModel> for AiUsageDay {
     responses(
         (status = 200, body = AiUsage),
         (status = 400, body = ProblemBody<'static>, description = "`query_invalid`"),
+        (status = 422, body = ProblemBody<'static>, description = "`validation_failed`: `days` is none of 1 to 90"),
         (status = 503, body = ProblemBody<'static>, description = "`database_unavailable`: try again after `Retry-After`"),
     ),
 )]

@@ -3,7 +3,7 @@
 //!
 //! | request | effect |
 //! |---|---|
-//! | `POST /v1/chat/completions`, `POST /v1/messages`, `GET /v1/models` | as the vendors have them |
+//! | `POST /v1/chat/completions`, `POST /v1/messages`, `GET /v1/models`, `GET /v1/models/{id}` | as the vendors have them |
 //! | `GET /calls` | what was asked |
 //! | `POST /script` `{"text"?, "finish"?, "trouble"?, …}` | what the next call is answered with ([`Answer`]) |
 
@@ -29,6 +29,9 @@ const CALLS_KEPT: usize = 10_000;
 /// Scripted answers at a time.
 const SCRIPTED: usize = 10_000;
 
+/// The bytes of a token, as it counts them.
+const TOKEN: usize = 4;
+
 /// The models that it says it has. It answers for any other too, as a gateway does.
 const MODELS: [&str; 3] = ["sandbox-small", "sandbox-large", "sandbox-claude"];
 
@@ -49,7 +52,8 @@ pub struct Answer {
     pub model: Option<String>,
     /// What is said.
     pub text: Option<String>,
-    /// Why it ends, in the dialect's own word: `length`, `content_filter`, `max_tokens`, `refusal` …
+    /// Why it ends, in the dialect's own word: `length`, `content_filter`, `max_tokens`, `refusal` … When absent, as it ended: an answer of more
+    /// tokens than were asked for is cut off, unless `tokens` says how many they are.
     pub finish: Option<String>,
     /// For chat completions: it is a refusal.
     pub refusal: bool,
@@ -236,6 +240,29 @@ struct Question {
     streamed: bool,
     /// Whether a stream ends with its tokens.
     counted: bool,
+    /// The most tokens of an answer.
+    most_tokens: Option<u64>,
+}
+
+/// Why a question is refused, in its vendor's words.
+#[derive(Debug, Clone, Default)]
+struct Refusal {
+    message: String,
+    /// Which parameter it is about, where the vendor names it apart.
+    parameter: Option<String>,
+    code: Option<&'static str>,
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self { message, ..Self::default() }
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(message: &str) -> Self {
+        message.to_owned().into()
+    }
 }
 
 /// What is said to it.
@@ -244,6 +271,8 @@ struct Said {
     text: String,
     finish: Option<String>,
     refusal: bool,
+    /// Whether it was longer than it may be.
+    is_cut: bool,
     input_tokens: u64,
     output_tokens: u64,
     answer: Answer,
@@ -255,10 +284,19 @@ impl Said {
             Some(schema) => conforming::to(schema).to_string(),
             None => echo(&question.prompt),
         };
-        let text = answer.text.clone().unwrap_or_else(own);
-        let tokens = |bytes: usize| u64::try_from(bytes.div_ceil(4)).unwrap_or(u64::MAX);
+        let mut text = answer.text.clone().unwrap_or_else(own);
+        let tokens = |bytes: usize| u64::try_from(bytes.div_ceil(TOKEN)).unwrap_or(u64::MAX);
+        // A script that says how long it is, or how it ends, is taken at its word.
+        let is_cut = answer.tokens.is_none()
+            && answer.finish.is_none()
+            && !answer.refusal
+            && question.most_tokens.is_some_and(|most| tokens(text.len()) > most);
+        if is_cut {
+            let most = question.most_tokens.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+            text.truncate(text.floor_char_boundary(most.saturating_mul(TOKEN)));
+        }
         let (input_tokens, output_tokens) = answer.tokens.unwrap_or_else(|| (tokens(question.size), tokens(text.len())));
-        Self { text, finish: answer.finish.clone(), refusal: answer.refusal, input_tokens, output_tokens, answer }
+        Self { text, finish: answer.finish.clone(), refusal: answer.refusal, is_cut, input_tokens, output_tokens, answer }
     }
 
     /// The text as a stream has it: word by word.

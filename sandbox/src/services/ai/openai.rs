@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Question, Said};
+use super::{Question, Refusal, Said};
 
 /// The parameters that there are, of those that can be sent to models of text.
 const FIELDS: [&str; 30] = [
@@ -38,31 +38,56 @@ const FIELDS: [&str; 30] = [
     "prompt_cache_key",
 ];
 
+/// Parameters that are a number, with the least and the most.
+const NUMBERS: [(&str, f64, f64); 4] =
+    [("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("presence_penalty", -2.0, 2.0), ("frequency_penalty", -2.0, 2.0)];
+
+/// Parameters that are a whole number, with the least and the most.
+const INTEGERS: [(&str, i64, i64); 5] = [
+    ("max_tokens", 1, i64::MAX),
+    ("max_completion_tokens", 1, i64::MAX),
+    ("n", 1, 128),
+    ("top_logprobs", 0, 20),
+    ("seed", i64::MIN, i64::MAX),
+];
+
+const BOOLEANS: [&str; 4] = ["stream", "logprobs", "store", "parallel_tool_calls"];
+
+const STRINGS: [&str; 5] = ["user", "reasoning_effort", "verbosity", "safety_identifier", "prompt_cache_key"];
+
 /// Reads a question as the vendor does; in its words what is wrong.
-pub(super) fn question(body: &Value) -> Result<Question, String> {
+pub(super) fn question(body: &Value) -> Result<Question, Refusal> {
     let fields = body.as_object().ok_or("We could not parse the JSON body of your request.")?;
     if let Some(unknown) = fields.keys().find(|field| !FIELDS.contains(&field.as_str())) {
-        return Err(format!("Unrecognized request argument supplied: {unknown}"));
+        return Err(format!("Unrecognized request argument supplied: {unknown}").into());
     }
-    let model = body["model"].as_str().filter(|model| !model.is_empty()).ok_or("you must provide a model parameter")?;
-    let messages = body["messages"].as_array().filter(|messages| !messages.is_empty()).ok_or("Invalid 'messages': empty array.")?;
+    parameters(body)?;
+    let model = match &body["model"] {
+        Value::Null => return Err("you must provide a model parameter".into()),
+        Value::String(model) if model.is_empty() => return Err("you must provide a model parameter".into()),
+        Value::String(model) => model,
+        other => return Err(wrong_type("model", "a string", other)),
+    };
+    let messages = match &body["messages"] {
+        Value::Null => return Err(missing("messages")),
+        Value::Array(messages) if messages.is_empty() => {
+            return Err(Refusal {
+                code: Some("empty_array"),
+                ..about(
+                    "messages",
+                    "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead.".to_owned(),
+                )
+            });
+        }
+        Value::Array(messages) => messages,
+        other => return Err(wrong_type("messages", "an array of objects", other)),
+    };
     let mut question = Question { model: model.to_owned(), ..Question::default() };
-    for message in messages {
-        let role = message["role"].as_str().unwrap_or_default();
-        if !["system", "developer", "user", "assistant", "tool"].contains(&role) {
-            return Err(format!(
-                "Invalid value: '{role}'. Supported values are: 'system', 'assistant', 'user', 'function', 'tool', and 'developer'."
-            ));
-        }
-        let text = text_of(&message["content"]);
+    for (place, message) in messages.iter().enumerate() {
+        let text = said_in(message, &format!("messages[{place}]"))?;
         question.size += text.len();
-        if role == "user" {
+        if message["role"] == "user" {
             question.prompt = text;
-        }
-    }
-    for bound in ["max_tokens", "max_completion_tokens"] {
-        if fields.get(bound).is_some_and(|tokens| tokens.as_u64().is_none_or(|tokens| tokens == 0)) {
-            return Err(format!("Invalid '{bound}': integer below minimum value."));
         }
     }
     let format = &body["response_format"];
@@ -71,23 +96,141 @@ pub(super) fn question(body: &Value) -> Result<Question, String> {
         Some("json_object") => Some(json!({"type": "object"})),
         Some("json_schema") => {
             if format["json_schema"]["name"].as_str().is_none_or(str::is_empty) {
-                return Err("Missing required parameter: 'response_format.json_schema.name'.".to_owned());
+                return Err(missing("response_format.json_schema.name"));
             }
             Some(format["json_schema"]["schema"].clone())
         }
-        Some(other) => return Err(format!("Invalid value: '{other}'. Supported values are: 'json_object', 'json_schema', and 'text'.")),
+        Some(other) => {
+            return Err(format!("Invalid value: '{other}'. Supported values are: 'json_object', 'json_schema', and 'text'.").into());
+        }
     };
     question.streamed = body["stream"].as_bool().unwrap_or_default();
     question.counted = body["stream_options"]["include_usage"].as_bool().unwrap_or_default();
+    question.most_tokens = ["max_tokens", "max_completion_tokens"].iter().find_map(|bound| body[*bound].as_u64());
     Ok(question)
 }
 
-fn text_of(content: &Value) -> String {
-    match content {
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
-        _ => String::new(),
+/// Whether all parameters are of their types and within their bounds; one that is null is absent.
+fn parameters(body: &Value) -> Result<(), Refusal> {
+    let given = |name: &'static str| Some((name, &body[name])).filter(|(_, value)| !value.is_null());
+    for (name, least, most) in NUMBERS {
+        let Some((name, value)) = given(name) else { continue };
+        let number = value.as_f64().ok_or_else(|| wrong_type(name, "a decimal", value))?;
+        if number < least || number > most {
+            let (which, sign, bound, code) = if number < least {
+                ("below minimum", ">=", least, "decimal_below_min_value")
+            } else {
+                ("above maximum", "<=", most, "decimal_above_max_value")
+            };
+            let message = format!("Invalid '{name}': decimal {which} value. Expected a value {sign} {bound}, but got {number} instead.");
+            return Err(Refusal { code: Some(code), ..about(name, message) });
+        }
     }
+    for (name, least, most) in INTEGERS {
+        let Some((name, value)) = given(name) else { continue };
+        let number = value.as_i64().ok_or_else(|| wrong_type(name, "an integer", value))?;
+        if number < least || number > most {
+            let (which, sign, bound, code) = if number < least {
+                ("below minimum", ">=", least, "integer_below_min_value")
+            } else {
+                ("above maximum", "<=", most, "integer_above_max_value")
+            };
+            let message = format!("Invalid '{name}': integer {which} value. Expected a value {sign} {bound}, but got {number} instead.");
+            return Err(Refusal { code: Some(code), ..about(name, message) });
+        }
+    }
+    if given("max_tokens").is_some() && given("max_completion_tokens").is_some() {
+        let message = "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.".to_owned();
+        return Err(Refusal { code: Some("invalid_parameter_combination"), ..about("max_tokens", message) });
+    }
+    for (name, value) in BOOLEANS.into_iter().filter_map(given) {
+        if !value.is_boolean() {
+            return Err(wrong_type(name, "a boolean", value));
+        }
+    }
+    for (name, value) in STRINGS.into_iter().filter_map(given) {
+        if !value.is_string() {
+            return Err(wrong_type(name, "a string", value));
+        }
+    }
+    for (name, value) in ["response_format", "stream_options", "metadata", "logit_bias"].into_iter().filter_map(given) {
+        if !value.is_object() {
+            return Err(wrong_type(name, "an object", value));
+        }
+    }
+    let is_stop =
+        |value: &Value| value.is_string() || value.as_array().is_some_and(|all| all.len() <= 4 && all.iter().all(Value::is_string));
+    match given("stop") {
+        Some((name, value)) if !is_stop(value) => Err(wrong_type(name, "a string or an array of at most 4 strings", value)),
+        _ => Ok(()),
+    }
+}
+
+/// The text of a message at a place.
+fn said_in(message: &Value, place: &str) -> Result<String, Refusal> {
+    if !message.is_object() {
+        return Err(wrong_type(place, "an object", message));
+    }
+    let role = match &message["role"] {
+        Value::Null => return Err(missing(&format!("{place}.role"))),
+        Value::String(role) => role.as_str(),
+        other => return Err(wrong_type(&format!("{place}.role"), "a string", other)),
+    };
+    // `function` is what `tool` was before; it is taken still.
+    if !["system", "developer", "user", "assistant", "tool", "function"].contains(&role) {
+        let message =
+            format!("Invalid value: '{role}'. Supported values are: 'system', 'assistant', 'user', 'function', 'tool', and 'developer'.");
+        return Err(Refusal { code: Some("invalid_value"), ..about(&format!("{place}.role"), message) });
+    }
+    let at = |name: &str| format!("{place}.{name}");
+    for (of, name) in [("function", "name"), ("tool", "tool_call_id")] {
+        if role == of && !message[name].is_string() {
+            return Err(missing(&at(name)));
+        }
+    }
+    match &message["content"] {
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(parts) => {
+            for (number, part) in parts.iter().enumerate() {
+                if !part.is_object() {
+                    return Err(wrong_type(&format!("{place}.content[{number}]"), "an object", part));
+                }
+                if part["type"] == "text" && !part["text"].is_string() {
+                    return Err(missing(&format!("{place}.content[{number}].text")));
+                }
+            }
+            Ok(parts.iter().filter_map(|part| part["text"].as_str()).collect())
+        }
+        // Who asked for a call, or refused, has said nothing beside.
+        Value::Null if role == "assistant" && ["tool_calls", "function_call", "refusal"].iter().any(|field| !message[*field].is_null()) => {
+            Ok(String::new())
+        }
+        Value::Null if message.get("content").is_none() => Err(missing(&at("content"))),
+        Value::Null => Err(about(&at("content"), "Invalid value for 'content': expected a string, got null.".to_owned())),
+        other => Err(wrong_type(&at("content"), "a string or an array of objects", other)),
+    }
+}
+
+fn about(parameter: &str, message: String) -> Refusal {
+    Refusal { message, parameter: Some(parameter.to_owned()), code: None }
+}
+
+fn missing(parameter: &str) -> Refusal {
+    Refusal { code: Some("missing_required_parameter"), ..about(parameter, format!("Missing required parameter: '{parameter}'.")) }
+}
+
+fn wrong_type(parameter: &str, expected: &str, value: &Value) -> Refusal {
+    let got = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a decimal",
+        Value::Number(_) => "an integer",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    };
+    let message = format!("Invalid type for '{parameter}': expected {expected}, but got {got} instead.");
+    Refusal { code: Some("invalid_type"), ..about(parameter, message) }
 }
 
 fn usage(said: &Said) -> Value {
@@ -97,7 +240,7 @@ fn usage(said: &Said) -> Value {
 }
 
 fn finish(said: &Said) -> &str {
-    said.finish.as_deref().unwrap_or("stop")
+    said.finish.as_deref().unwrap_or(if said.is_cut { "length" } else { "stop" })
 }
 
 /// A whole answer.
@@ -153,9 +296,28 @@ pub(super) fn error(status: u16, code: Option<&str>, message: &str) -> Value {
     json!({"error": {"message": message, "type": if code == Some("insufficient_quota") { "insufficient_quota" } else { kind }, "param": null, "code": code}})
 }
 
+/// A question that is refused.
+pub(super) fn refused(refusal: &Refusal) -> Value {
+    let mut body = error(400, refusal.code, &refusal.message);
+    body["error"]["param"] = json!(refusal.parameter);
+    body
+}
+
+fn model(name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": 1_763_596_800, "owned_by": "sandbox"})
+}
+
 /// The models.
 pub(super) fn models(names: &[&str]) -> Value {
-    let data: Vec<_> =
-        names.iter().map(|name| json!({"id": name, "object": "model", "created": 1_763_596_800, "owned_by": "sandbox"})).collect();
-    json!({"object": "list", "data": data})
+    json!({"object": "list", "data": names.iter().map(|name| model(name)).collect::<Vec<_>>()})
+}
+
+/// One of the models, or what is said of one that is not there.
+pub(super) fn one_model(names: &[&str], name: &str) -> Result<Value, Value> {
+    if names.contains(&name) {
+        return Ok(model(name));
+    }
+    let mut body = error(404, None, &format!("The model '{name}' does not exist"));
+    body["error"]["param"] = json!("model");
+    Err(body)
 }

@@ -26,6 +26,9 @@ pub(super) struct Server {
     pub(super) paused: watch::Receiver<bool>,
 }
 
+/// What a model's address begins with.
+const ONE_MODEL: &str = "/v1/models/";
+
 type Answered = std::io::Result<Response<Body>>;
 
 /// Whose protocol is spoken.
@@ -66,14 +69,15 @@ impl Server {
         let (operation, dialect) = match (&parts.method, path.as_str()) {
             (&Method::POST, "/v1/chat/completions") => ("chat.completions", Dialect::OpenAi),
             (&Method::POST, "/v1/messages") => ("messages", Dialect::Anthropic),
-            (&Method::GET, "/v1/models") => ("models", by_header),
+            (&Method::GET, path) if path == "/v1/models" || path.starts_with(ONE_MODEL) => ("models", by_header),
             (&Method::GET, "/calls") => return json_answer(200, &json!(locked(&self.state).calls)),
             (&Method::POST, "/script") => return self.script(&body.unwrap_or_default()),
             _ => return by_header.refusal(404, None, &format!("Invalid URL ({} {path})", parts.method), &[]),
         };
+        let model = path.strip_prefix(ONE_MODEL).map(str::to_owned);
         let asked = Request { operation: operation.to_owned(), method: parts.method.to_string(), path };
         let (number, fault) = self.faults.decide(asked);
-        let answered = self.clone().decided(operation, dialect, &parts.headers, body.ok(), fault).await;
+        let answered = self.clone().decided((operation, model), dialect, &parts.headers, body.ok(), fault).await;
         if let Ok(response) = &answered {
             self.faults.answered(number, response.status().as_u16());
         }
@@ -99,7 +103,7 @@ impl Server {
 
     async fn decided(
         self,
-        operation: &'static str,
+        (operation, model): (&'static str, Option<String>),
         dialect: Dialect,
         headers: &HeaderMap,
         body: Option<Bytes>,
@@ -127,6 +131,16 @@ impl Server {
             };
             return dialect.refusal(401, None, &message, &[]);
         }
+        if let Some(model) = model {
+            let found = match dialect {
+                Dialect::OpenAi => openai::one_model(&MODELS, &model),
+                Dialect::Anthropic => anthropic::one_model(&MODELS, &model),
+            };
+            return match found {
+                Ok(model) => json_answer(200, &model),
+                Err(error) => json_answer(404, &error),
+            };
+        }
         if operation == "models" {
             return json_answer(200, &if dialect == Dialect::OpenAi { openai::models(&MODELS) } else { anthropic::models(&MODELS) });
         }
@@ -138,7 +152,13 @@ impl Server {
         let read = if dialect == Dialect::OpenAi { openai::question(&body) } else { anthropic::question(&body) };
         let question = match read {
             Ok(question) => question,
-            Err(message) => return dialect.refusal(400, None, &message, &[]),
+            Err(refusal) => {
+                let error = match dialect {
+                    Dialect::OpenAi => openai::refused(&refusal),
+                    Dialect::Anthropic => anthropic::error(400, None, &refusal.message),
+                };
+                return json_answer(400, &error);
+            }
         };
         let (number, answer) =
             self.take(Asked { operation, key, body, is_whole: false, billed: (0, 0), first_word: None }, &question.model);

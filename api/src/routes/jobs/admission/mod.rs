@@ -24,7 +24,7 @@ use shared::{
     usage::accept::Meter,
 };
 
-pub use refusal::{Refusal, backlog_full, not_accepted, over_limit, over_limit_in_words};
+pub use refusal::{Refusal, backlog_full, not_accepted, over_limit};
 pub use shared::status::Duplicate;
 pub use wish::{KEY_RULE, UniqueWish, Wish, idempotency_key, is_key, owner, unknown_kind};
 

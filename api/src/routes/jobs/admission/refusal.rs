@@ -112,17 +112,13 @@ pub(super) fn conflict(first: JobId) -> Problem {
 /// It would use more than may be used.
 pub fn over_limit(refused: &Refused, now: DateTime<Utc>) -> Problem {
     metrics::counter!("offstage_usage_refused_total", "metric" => refused.metric.clone(), "period" => refused.period.word()).increment(1);
-    let problem = Problem::new(Code::UsageLimitExceeded, over_limit_in_words(refused)).over_limit(OverLimit::from(refused));
+    let detail = format!("Nothing was accepted: {refused}");
+    let problem = Problem::new(Code::UsageLimitExceeded, detail).over_limit(OverLimit::from(refused));
     match refused.resets_at.and_then(|at| (at - now).to_std().ok()) {
         // Of what would never fit there is no use in coming again.
         Some(pause) if refused.amount <= refused.limit => problem.retry_after(pause.max(COME_AGAIN)),
         _ => problem,
     }
-}
-
-/// Which limit, how much of it is used, and when that begins anew.
-pub fn over_limit_in_words(refused: &Refused) -> String {
-    format!("Nothing was accepted: {refused}")
 }
 
 /// What could not be stored.
