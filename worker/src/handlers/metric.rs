@@ -143,7 +143,7 @@ pub(super) async fn run(payload: MetricRebuild, context: JobContext) -> Result<S
         return Err(Failure::permanent("metric_too_fine", message).into());
     }
     if payload.from.is_none() && payload.to.is_none() {
-        rollups::series::is_whole(pool, tenant.id, series).await?;
+        rollups::series::is_whole(pool, tenant.id, series, context.job.id).await?;
     }
     metrics::counter!("offstage_rollup_days_rebuilt_total").increment(reached.days);
     Ok(Success { result: Some(json!({"days": reached.days, "events": reached.events})), file: None })

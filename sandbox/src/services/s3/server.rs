@@ -38,8 +38,12 @@ impl Server {
         let _ = tokio::time::timeout(LONGEST_WAIT, self.paused.wait_for(|paused| !paused)).await?;
         match fault {
             Some(Fault::Status(status) | Fault::Busy { status, .. } | Fault::Reply { code: status, .. }) => {
+                let path = request.uri().path().to_owned();
+                // Who still sends when the connection is closed may hear of that before the answer.
+                let sent = request.into_body().collect();
+                let _ = tokio::time::timeout(LONGEST_WAIT, sent).await;
                 self.faults.answered(number, status);
-                return refusal(status, request.uri().path());
+                return refusal(status, &path);
             }
             Some(Fault::Hang) => {
                 let _ = tokio::time::timeout(LONGEST_WAIT, self.faults.hang()).await;
@@ -96,7 +100,6 @@ fn refusal(status: u16, path: &str) -> std::io::Result<Response<Body>> {
     Response::builder()
         .status(StatusCode::from_u16(status).map_err(std::io::Error::other)?)
         .header(header::CONTENT_TYPE, "application/xml")
-        // The body was not read, so the connection can't be used again.
         .header(header::CONNECTION, "close")
         .body(body)
         .map_err(std::io::Error::other)

@@ -123,18 +123,18 @@ pub async fn declare(pool: &PgPool, tenant: i32, metrics: &BTreeMap<String, Metr
     Ok(())
 }
 
-/// Notes that what happened before the metric is counted, unless the manifest ceased to declare it meanwhile: then the job that is to count
-/// its past is another one, which has not begun.
+/// Notes that a job has counted what happened before the metric, unless the manifest ceased to declare it meanwhile: then the job that is to
+/// count its past is another one, which has not ended.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub async fn is_whole(pool: &PgPool, tenant: i32, series: Uuid) -> Result<(), LedgerError> {
+pub async fn is_whole(pool: &PgPool, tenant: i32, series: Uuid, job: JobId) -> Result<(), LedgerError> {
     let update = sqlx::query(
         "UPDATE metric_series s SET is_whole = true, version = version + 1 WHERE s.tenant_id = $1 AND s.series = $2 AND s.retired_at IS NULL
          AND NOT EXISTS (SELECT FROM metric_left l WHERE l.tenant_id = s.tenant_id AND l.series = s.series)
-         AND NOT EXISTS (SELECT FROM job_state j WHERE j.job_id = s.rebuild AND j.finished_at IS NULL AND j.runs = 0)",
+         AND NOT EXISTS (SELECT FROM job_state j WHERE j.job_id = s.rebuild AND j.job_id <> $3 AND j.finished_at IS NULL)",
     );
-    update.bind(tenant).bind(series).execute(pool).await?;
+    update.bind(tenant).bind(series).bind(job.0).execute(pool).await?;
     Ok(())
 }
 
