@@ -297,7 +297,9 @@ mod tests {
             // Added to some of each form as it was encoded, it is what it is added as a set.
             for others in [0, 100, 3_000] {
                 let mut read = Uniques::default();
-                hashes(others).iter().for_each(|hash| read.add(*hash));
+                for hash in hashes(others) {
+                    read.add(hash);
+                }
                 let mut merged = read.clone();
                 merged.merge(&straight);
                 let mut reader = Reader(&out);
