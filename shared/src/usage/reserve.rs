@@ -226,39 +226,14 @@ pub async fn ensure(
     if charges.is_empty() {
         return Ok(Ensured::Yes);
     }
-    let (id, ..) = job;
-    // The least that is left in any of a metric's scopes.
-    let left: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT metric, min(left_over)::bigint FROM (
-            SELECT metric, sum(amount - coalesce(actual, 0)) AS left_over FROM usage_reservation WHERE job_id = $1 GROUP BY scope, metric
-         ) AS scopes GROUP BY metric",
-    )
-    .bind(id.0)
-    .fetch_all(pool)
-    .await?;
+    let left = left(pool, job.0).await?;
     let missing: Vec<Charge> = if left.is_empty() {
         charges.to_vec()
-    } else if !is_first_run {
-        Vec::new()
     } else {
-        let grown = |charge: &Charge| {
-            let (_, left) = left.iter().find(|(metric, _)| charge.incurred && *metric == charge.metric)?;
-            let missing = u64::try_from(amount_of(charge.amount) - (*left).max(0)).ok().filter(|missing| *missing > 0)?;
-            Some(Charge { amount: missing, ..charge.clone() })
-        };
-        charges.iter().filter_map(grown).collect()
+        let grows = |charge: &&Charge| is_first_run && charge.incurred && left.contains_key(&charge.metric);
+        charges.iter().filter(grows).filter_map(|charge| beyond(charge, &left)).collect()
     };
-    if missing.is_empty() {
-        return Ok(Ensured::Yes);
-    }
-    let mut transaction = pool.begin().await?;
-    let ensured = again(&mut transaction, manifest, job, &missing, now).await?;
-    if ensured == Ensured::Yes {
-        transaction.commit().await?;
-    } else {
-        transaction.rollback().await?;
-    }
-    Ok(ensured)
+    if missing.is_empty() { Ok(Ensured::Yes) } else { more(pool, manifest, job, &missing, now).await }
 }
 
 /// Sees to it that so much of an incurred metric is reserved beyond what a job has used: before a step that was not foreseen when it was
@@ -273,25 +248,45 @@ pub async fn extend(
     charge: &Charge,
     now: DateTime<Utc>,
 ) -> Result<Ensured, LedgerError> {
-    let (id, ..) = job;
-    // The least that is left in any of its scopes.
-    let left: Option<i64> = sqlx::query_scalar(
-        "SELECT min(left_over)::bigint FROM (
-            SELECT sum(amount - coalesce(actual, 0)) AS left_over FROM usage_reservation WHERE job_id = $1 AND metric = $2 GROUP BY scope
-         ) AS scopes",
+    match beyond(charge, &left(pool, job.0).await?) {
+        Some(missing) => more(pool, manifest, job, &[missing], now).await,
+        None => Ok(Ensured::Yes),
+    }
+}
+
+/// What a job has reserved and not used, by metric: the least of any of its scopes.
+async fn left(pool: &PgPool, job: JobId) -> Result<HashMap<String, i64>, LedgerError> {
+    let left: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT metric, min(left_over)::bigint FROM (
+            SELECT metric, sum(amount - coalesce(actual, 0)) AS left_over FROM usage_reservation WHERE job_id = $1 GROUP BY scope, metric
+         ) AS scopes GROUP BY metric",
     )
-    .bind(id.0)
-    .bind(&charge.metric)
-    .fetch_one(pool)
+    .bind(job.0)
+    .fetch_all(pool)
     .await?;
-    let missing = amount_of(charge.amount) - left.unwrap_or(0).max(0);
-    let Some(missing) = u64::try_from(missing).ok().filter(|missing| *missing > 0) else { return Ok(Ensured::Yes) };
+    Ok(left.into_iter().collect())
+}
+
+/// What a charge is beyond what is left; `None` where that is enough.
+fn beyond(charge: &Charge, left: &HashMap<String, i64>) -> Option<Charge> {
+    let left = left.get(&charge.metric).copied().unwrap_or_default().max(0);
+    let missing = u64::try_from(amount_of(charge.amount) - left).ok().filter(|missing| *missing > 0)?;
+    Some(Charge { amount: missing, ..charge.clone() })
+}
+
+/// Reserves for one job, all of it or nothing.
+async fn more(
+    pool: &PgPool,
+    manifest: &Manifest,
+    job: (JobId, i32, Option<&str>),
+    charges: &[Charge],
+    now: DateTime<Utc>,
+) -> Result<Ensured, LedgerError> {
     let mut transaction = pool.begin().await?;
-    let ensured = again(&mut transaction, manifest, job, &[Charge { amount: missing, ..charge.clone() }], now).await?;
-    if ensured == Ensured::Yes {
-        transaction.commit().await?;
-    } else {
-        transaction.rollback().await?;
+    let ensured = again(&mut transaction, manifest, job, charges, now).await?;
+    match ensured {
+        Ensured::Yes => transaction.commit().await?,
+        Ensured::No(_) => transaction.rollback().await?,
     }
     Ok(ensured)
 }
