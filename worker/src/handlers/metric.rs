@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::{JobContext, export::tenant};
 
-/// Rebuilds at a time in one process. Each holds two connections at the most.
+/// Rebuilds at a time in one process. Each holds one connection.
 const AT_A_TIME: usize = 2;
 
 /// Those, and who waits in their slots for a place. The queue's other slots are for others.

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use reqwest::StatusCode;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
-use shared::job::{Failure, FailureClass, Interrupt};
+use shared::job::{Failure, FailureClass};
 
 use super::{Reply, pause};
 use crate::clients::outbound::{Answer, OutboundError};
@@ -272,17 +272,6 @@ impl From<AiError> for Failure {
         match error.source() {
             Some(cause) => failure.caused_by(cause),
             None => failure,
-        }
-    }
-}
-
-impl AiError {
-    /// For the job: a provider that said when to come back is asked then, which uses no attempt.
-    #[must_use]
-    pub fn into_interrupt(self) -> Interrupt {
-        match self {
-            Self::Limited { pause: Some(pause), .. } => Interrupt::Snoozed(pause),
-            error => Interrupt::Failed(error.into()),
         }
     }
 }

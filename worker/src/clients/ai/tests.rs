@@ -3,7 +3,7 @@ use reqwest::{StatusCode, header::HeaderMap};
 use sandbox::services::ai::{AiServer, Answer as Scripted, Trouble};
 use serde_json::json;
 use shared::{
-    job::{Failure, FailureClass, Interrupt},
+    job::{Failure, FailureClass},
     outbound::Guard,
     tenant::Manifest,
 };
@@ -66,8 +66,7 @@ fn a_refusal_is_what_it_says() {
         assert_eq!((error.code(), error.another_may_help()), (code, another), "{error}");
         assert!(!error.may_have_arrived() && OUTCOMES.contains(&error.code()));
         assert_eq!(error.is_of_the_key(), code == "ai_key_refused");
-        let waits =
-            matches!(AiError::refused(&answer, None, now()).into_interrupt(), Interrupt::Snoozed(pause) if pause == Duration::from_secs(7));
+        let waits = matches!(AiError::refused(&answer, None, now()), AiError::Limited { pause: Some(pause), .. } if pause == Duration::from_secs(7));
         assert_eq!(waits, class == Limited, "{error}");
         assert_eq!(Failure::from(error).class, class);
     }

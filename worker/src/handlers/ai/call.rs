@@ -133,14 +133,12 @@ pub(super) fn interrupt(context: &JobContext, error: AiError) -> Interrupt {
     if error.is_of_the_provider() && context.job.snoozes < UNCOUNTED {
         return Interrupt::Snoozed(MEANWHILE.mul_f64(0.5 + random::fraction()));
     }
-    if let AiError::Limited { pause: Some(pause), .. } = error {
-        return Interrupt::Snoozed(pause.max(again(context.job.snoozes)));
-    }
-    if let AiError::Limited { pause: None, .. } = error {
+    match error {
+        AiError::Limited { pause: Some(pause), .. } => Interrupt::Snoozed(pause.max(again(context.job.snoozes))),
         // Too many calls, and not a word of when to come back: ever longer, no attempt used, as long as the job may be put off.
-        return Interrupt::Snoozed(untold(context.job.snoozes).mul_f64(1.0 + random::fraction() / 4.0));
+        AiError::Limited { pause: None, .. } => Interrupt::Snoozed(untold(context.job.snoozes).mul_f64(1.0 + random::fraction() / 4.0)),
+        error => Interrupt::Failed(error.into()),
     }
-    error.into_interrupt()
 }
 
 /// The least that a job waits whose provider says each time when to come back, and then takes no call all the same: as it says, four times;
