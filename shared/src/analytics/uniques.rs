@@ -4,6 +4,9 @@
 //!
 //! What must stay true: both forms depend on the set alone, not on the order or on how it was split: hashes are a set, registers are
 //! maxima, and which form it is depends on how many there are. Estimators that profit from the order ("HIP") are not used for that reason.
+//!
+//! Stored, registers take four bits each above the lowest of them, and the few that are further above are listed, as in `DataSketches`' `HLL_4`:
+//! two thirds of what six bits each take, which is how older rows have them.
 
 use std::collections::BTreeSet;
 
@@ -26,6 +29,15 @@ const REGISTERS: usize = 1 << PRECISION;
 
 /// The other bits of a hash.
 const REST: u32 = 64 - PRECISION;
+
+/// What is stored: hashes, registers in six bits each, registers in four bits each above the lowest.
+const HASHES: u8 = 0;
+const SIX_BITS: u8 = 1;
+const FOUR_BITS: u8 = 2;
+
+/// In four bits: so far above the lowest, or further; these are listed. One or two are of any set; above so many it is no smaller.
+const FURTHER: u8 = 15;
+const MOST_FURTHER: usize = 255;
 
 /// A set that is only asked for its size.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,54 +122,94 @@ impl Uniques {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Exact(hashes) => {
-                out.push(0);
+                out.push(HASHES);
                 put(hashes.len() as u128, out);
                 for hash in hashes {
                     out.extend_from_slice(&hash.to_be_bytes());
                 }
             }
-            Self::Registers(registers) => {
-                out.push(1);
-                // Six bits each, four in three bytes: no register is above 53.
-                for four in registers.as_chunks::<4>().0 {
-                    let packed = four.iter().fold(0_u32, |packed, register| packed << 6 | u32::from(*register));
-                    out.extend_from_slice(&packed.to_be_bytes()[1..]);
-                }
-            }
+            Self::Registers(registers) => encode_registers(registers, out),
         }
     }
 
     /// Adds another's members as they were encoded.
     pub(super) fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
-        match reader.0.split_first() {
+        match reader.byte()? {
             // By far the most: no set is made of what is only added to another.
-            Some((0, rest)) => {
-                reader.0 = rest;
+            HASHES => {
                 for hash in exact(reader)? {
                     self.add(u64::from_be_bytes(*hash));
                 }
             }
             // In place: answers by days of other zones are put together of thousands of these.
-            Some((1, rest)) => {
-                reader.0 = rest;
-                self.merge_registers(&unpacked(reader)?);
-            }
-            _ => self.merge(&Self::decode(reader)?),
+            form => self.merge_registers(&decode_registers(form, reader)?),
         }
         Ok(())
     }
 
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Unreadable> {
         match reader.byte()? {
-            0 => Ok(Self::Exact(exact(reader)?.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect())),
-            1 => Ok(Self::Registers(Box::new(unpacked(reader)?))),
-            _ => Err(Unreadable("its form is unknown")),
+            HASHES => Ok(Self::Exact(exact(reader)?.iter().map(|bytes| u64::from_be_bytes(*bytes)).collect())),
+            form => Ok(Self::Registers(Box::new(decode_registers(form, reader)?))),
         }
     }
 }
 
-/// The registers as they were encoded, six bits each.
-fn unpacked(reader: &mut Reader<'_>) -> Result<[u8; REGISTERS], Unreadable> {
+fn encode_registers(registers: &[u8; REGISTERS], out: &mut Vec<u8>) {
+    let lowest = registers.iter().copied().min().unwrap_or_default();
+    let above = |register: &u8| (register - lowest).min(FURTHER);
+    let further = || registers.iter().enumerate().filter(|(_, register)| above(register) == FURTHER);
+    let count = further().count();
+    if count > MOST_FURTHER {
+        out.push(SIX_BITS);
+        // Four in three bytes: no register is above 53.
+        for four in registers.as_chunks::<4>().0 {
+            let packed = four.iter().fold(0_u32, |packed, register| packed << 6 | u32::from(*register));
+            out.extend_from_slice(&packed.to_be_bytes()[1..]);
+        }
+        return;
+    }
+    out.extend_from_slice(&[FOUR_BITS, lowest]);
+    // One of the first half with one of the second, so that both halves are read straight through.
+    let (first, second) = registers.split_at(REGISTERS / 2);
+    out.extend(first.iter().zip(second).map(|(low, high)| above(low) | above(high) << 4));
+    put(count as u128, out);
+    for (place, register) in further() {
+        put(place as u128, out);
+        out.push(*register);
+    }
+}
+
+fn decode_registers(form: u8, reader: &mut Reader<'_>) -> Result<[u8; REGISTERS], Unreadable> {
+    let registers = match form {
+        SIX_BITS => of_six_bits(reader)?,
+        FOUR_BITS => of_four_bits(reader)?,
+        _ => return Err(Unreadable("its form is unknown")),
+    };
+    if registers.iter().any(|register| u32::from(*register) > REST + 1) {
+        return Err(Unreadable("a register is out of range"));
+    }
+    Ok(registers)
+}
+
+fn of_four_bits(reader: &mut Reader<'_>) -> Result<[u8; REGISTERS], Unreadable> {
+    let lowest = reader.byte()?;
+    let both = reader.take(REGISTERS / 2)?;
+    let mut registers = [0; REGISTERS];
+    let (first, second) = registers.split_at_mut(REGISTERS / 2);
+    for ((low, high), both) in first.iter_mut().zip(second).zip(both) {
+        *low = lowest.saturating_add(both & FURTHER);
+        *high = lowest.saturating_add(both >> 4);
+    }
+    for _ in 0..reader.count()? {
+        let place = usize::try_from(reader.count()?).ok();
+        let register = place.and_then(|place| registers.get_mut(place)).ok_or(Unreadable("there is no such register"))?;
+        *register = reader.byte()?;
+    }
+    Ok(registers)
+}
+
+fn of_six_bits(reader: &mut Reader<'_>) -> Result<[u8; REGISTERS], Unreadable> {
     let bytes = reader.take(REGISTERS / 4 * 3)?;
     let mut registers = [0; REGISTERS];
     for (eight, [a, b, c, d, e, f]) in registers.as_chunks_mut::<8>().0.iter_mut().zip(bytes.as_chunks::<6>().0) {
@@ -167,9 +219,6 @@ fn unpacked(reader: &mut Reader<'_>) -> Result<[u8; REGISTERS], Unreadable> {
         let quarters = (halves & 0x0000_0fff_0000_0fff) | (halves & 0x00ff_f000_00ff_f000) << 4;
         let each = (quarters & 0x003f_003f_003f_003f) | (quarters & 0x0fc0_0fc0_0fc0_0fc0) << 2;
         *eight = each.to_be_bytes();
-    }
-    if registers.iter().any(|register| u32::from(*register) > REST + 1) {
-        return Err(Unreadable("a register is out of range"));
     }
     Ok(registers)
 }
@@ -268,7 +317,7 @@ mod tests {
 
     #[test]
     fn only_the_set_counts_and_it_survives_bytes() {
-        for count in [0, 10, EXACT, EXACT + 1, 5_000] {
+        for count in [0, 10, EXACT, EXACT + 1, 5_000, 200_000] {
             let members = hashes(count);
             let mut straight = Uniques::default();
             for hash in &members {
@@ -308,7 +357,44 @@ mod tests {
             }
             assert!(Uniques::decode(&mut Reader(&out[..out.len() - 1])).is_err());
         }
-        assert!(Uniques::decode(&mut Reader(&[2])).is_err());
-        assert!(Uniques::decode(&mut Reader(&[[1].as_slice(), &[0xff; 3_072]].concat())).is_err());
+        assert!(Uniques::decode(&mut Reader(&[3])).is_err());
+        // Registers beyond the last, one by one, above the lowest and listed; and one that there is none of.
+        for broken in [
+            [[SIX_BITS].as_slice(), &[0xff; 3_072]].concat(),
+            [[FOUR_BITS, 40].as_slice(), &[0xee; 2_048], &[0]].concat(),
+            [[FOUR_BITS, 255].as_slice(), &[0xee; 2_048], &[0]].concat(),
+            [[FOUR_BITS, 0].as_slice(), &[0xff; 2_048], &[1, 0, 54]].concat(),
+            [[FOUR_BITS, 0].as_slice(), &[0xff; 2_048], &[1, 0x80, 0x20, 20]].concat(),
+        ] {
+            assert!(Uniques::decode(&mut Reader(&broken)).is_err(), "{:?}", &broken[..2]);
+            assert!(Uniques::default().read(&mut Reader(&broken)).is_err());
+        }
+    }
+
+    #[test]
+    fn registers_of_any_spread_survive_bytes_and_so_do_older_rows() {
+        for (lowest, spread, far) in
+            [(0, 1, 0), (0, 15, 0), (0, 15, 3), (0, 16, 0), (3, 14, 1), (9, 15, 255), (9, 15, 256), (38, 15, 0), (53, 1, 0), (0, 54, 0)]
+        {
+            let mut registers: Box<[u8; REGISTERS]> = Box::new([0; REGISTERS]);
+            for (register, byte) in registers.iter_mut().zip(random::bytes::<REGISTERS>()) {
+                *register = lowest + byte % spread;
+            }
+            registers[REGISTERS - 1] = lowest;
+            for place in 0..far {
+                registers[place * 16] = 53;
+            }
+            let uniques = Uniques::Registers(registers.clone());
+            let mut out = Vec::new();
+            uniques.encode(&mut out);
+            assert_eq!(Uniques::decode(&mut Reader(&out)), Ok(uniques.clone()), "{lowest} {spread} {far}");
+            // Never much larger than six bits each; as a set's are, two thirds of that.
+            assert!(out.len() <= if spread < 16 && far < 4 { 2_064 } else { 3_073 }, "{} {lowest} {spread} {far}", out.len());
+            // As rows were written before: a bit string.
+            let bits: String = registers.iter().map(|register| format!("{register:06b}")).collect();
+            let bytes = bits.as_bytes().chunks(8).map(|byte| u8::from_str_radix(std::str::from_utf8(byte).unwrap(), 2).unwrap());
+            let older: Vec<u8> = std::iter::once(SIX_BITS).chain(bytes).collect();
+            assert_eq!(Uniques::decode(&mut Reader(&older)), Ok(uniques), "{lowest} {spread} {far}");
+        }
     }
 }
