@@ -1,8 +1,8 @@
 //! `make bench-ai`: what a task for a model takes around the model's own time.
 //!
 //! The provider is the sandbox' server, which takes a known time. Two figures: at a steady pace of calls, from the start of a job's run to its
-//! end as the ledger has them, without the provider's time as the worker measured it (in whole milliseconds, rounded down, so the figure is
-//! too high by up to one); and of streamed answers, one after the other, from when the provider sent its first word to when a listener had it.
+//! end as the ledger has them, without the provider's time as the worker measured it (in whole milliseconds, so a figure is off by half of
+//! one at most); and of streamed answers, one after the other, from when the provider sent its first word to when a listener had it.
 
 use std::{
     fmt, fs,

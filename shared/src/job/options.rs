@@ -68,6 +68,12 @@ impl Options {
     pub const fn is_followed(&self) -> bool {
         self.schedule.is_some() || self.batch.is_some() || !self.then.is_empty() || self.completion_url.is_some()
     }
+
+    /// Whether its end, or a pause, concerns other jobs: those that follow it, and those behind the same limiting key.
+    #[must_use]
+    pub const fn concerns_others(&self) -> bool {
+        self.limit.is_some() || self.is_followed()
+    }
 }
 
 /// Jobs of one tenant that name the same key share these limits; what the newest of them says counts.

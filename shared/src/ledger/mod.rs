@@ -89,9 +89,23 @@ const TRUSTED: Duration = Duration::from_secs(1);
 /// limiting keys have room again, who follows their end hears of it, and what they reserved and did not use is given back. Harmless for
 /// jobs without options.
 async fn leave(connection: &mut PgConnection, jobs: Vec<Uuid>, now: DateTime<Utc>) -> Result<(), LedgerError> {
+    // Counters before limiting keys, as those who accept jobs take them.
+    settle_usage(connection, &jobs, now).await?;
+    leave_jobs(connection, &jobs, now).await
+}
+
+/// The part of [`leave`] about what was reserved: for jobs that are metered.
+async fn settle_usage(connection: &mut PgConnection, jobs: &[Uuid], now: DateTime<Utc>) -> Result<(), LedgerError> {
     if !jobs.is_empty() {
-        // Counters before limiting keys, as those who accept jobs take them.
-        sqlx::query("SELECT settle_usage($1, $2), leave_jobs($1, $2)").bind(jobs).bind(now).execute(connection).await?;
+        sqlx::query("SELECT settle_usage($1, $2)").bind(jobs).bind(now).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// The part of [`leave`] about other jobs: for those that concern such.
+async fn leave_jobs(connection: &mut PgConnection, jobs: &[Uuid], now: DateTime<Utc>) -> Result<(), LedgerError> {
+    if !jobs.is_empty() {
+        sqlx::query("SELECT leave_jobs($1, $2)").bind(jobs).bind(now).execute(connection).await?;
     }
     Ok(())
 }

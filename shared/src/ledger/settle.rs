@@ -51,8 +51,10 @@ pub struct Settlement {
     file: Option<PublishedFile>,
     /// Who is told, should the job end by this.
     addressee: Option<Addressee>,
-    /// Whether what becomes of it may matter to others.
-    has_options: bool,
+    /// Whether what it used is metered.
+    is_metered: bool,
+    /// Whether what becomes of it concerns other jobs.
+    concerns_others: bool,
     finished_at: DateTime<Utc>,
     /// The circuit breaker that it waits for, and when it gives that up.
     breaker: Option<(String, DateTime<Utc>)>,
@@ -80,7 +82,13 @@ impl Settlement {
             priority: job.priority,
         };
         let addressee = Addressee::of(job.id, &job.kind, job.owner.as_deref(), &job.payload);
-        let plain = Self { addressee, has_options: job.options.is_some(), ..Self::plain(claim, now) };
+        let options = job.options.as_ref();
+        let plain = Self {
+            addressee,
+            is_metered: options.is_some_and(|options| options.metered),
+            concerns_others: options.is_some_and(|options| options.concerns_others()),
+            ..Self::plain(claim, now)
+        };
         match outcome {
             Outcome::Succeeded(success) => {
                 let size = success.result.as_ref().map_or(0, |result| result.to_string().len());
@@ -181,7 +189,8 @@ impl Settlement {
             result: None,
             file: None,
             addressee: None,
-            has_options: false,
+            is_metered: false,
+            concerns_others: false,
             finished_at: now,
             breaker: None,
         }
@@ -246,7 +255,7 @@ impl Settlement {
     }
 
     fn matters_to_others(&self) -> bool {
-        self.has_options || self.is_told()
+        self.is_metered || self.concerns_others || self.is_told()
     }
 
     /// Fails the job in place of an outcome that the database would not take.
@@ -284,20 +293,8 @@ pub async fn settle_alone(connection: &mut PgConnection, settlement: &Settlement
         // A savepoint each: what is refused takes nothing else with it.
         let mut within = transaction.begin().await?;
         let done = match part {
-            Part::Usage => sqlx::query("SELECT settle_usage($1, $2)")
-                .bind(&left)
-                .bind(now)
-                .execute(&mut *within)
-                .await
-                .map(drop)
-                .map_err(LedgerError::from),
-            Part::Others => sqlx::query("SELECT leave_jobs($1, $2)")
-                .bind(&left)
-                .bind(now)
-                .execute(&mut *within)
-                .await
-                .map(drop)
-                .map_err(LedgerError::from),
+            Part::Usage => super::settle_usage(&mut within, &left, now).await,
+            Part::Others => super::leave_jobs(&mut within, &left, now).await,
             Part::Owner => tell(&mut within, &batch, &settled, now).await,
         };
         match done {
@@ -412,9 +409,17 @@ pub async fn settle(connection: &mut PgConnection, batch: &[Settlement]) -> Resu
     };
     let mut transaction = connection.begin().await?;
     let settled = write::outcomes(&mut transaction, &batch).await?;
-    let optioned: HashSet<JobId> = batch.iter().filter(|settlement| settlement.has_options).map(|settlement| settlement.job()).collect();
-    let left = settled.iter().filter(|settled| settled.state != State::Queued && optioned.contains(&settled.job));
-    super::leave(&mut transaction, left.map(|settled| settled.job.0).collect(), now).await?;
+    let left: HashSet<JobId> = settled.iter().filter(|settled| settled.state != State::Queued).map(|settled| settled.job).collect();
+    let left_of = |concerns: fn(&Settlement) -> bool| -> Vec<Uuid> {
+        batch
+            .iter()
+            .filter(|settlement| concerns(settlement) && left.contains(&settlement.job()))
+            .map(|settlement| settlement.job().0)
+            .collect()
+    };
+    // Counters before limiting keys, as those who accept jobs take them.
+    super::settle_usage(&mut transaction, &left_of(|settlement| settlement.is_metered), now).await?;
+    super::leave_jobs(&mut transaction, &left_of(|settlement| settlement.concerns_others), now).await?;
     tell(&mut transaction, &batch, &settled, now).await?;
     transaction.commit().await?;
     Ok(settled)

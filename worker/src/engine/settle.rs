@@ -68,8 +68,11 @@ pub(super) async fn run(engine: Arc<Engine>, mut outcomes: mpsc::Receiver<Finish
             if let Some(settled) = by_job.get(&finished.job.id) {
                 *counted.entry((finished.job.queue, &finished.job.kind, outcome(settled))).or_default() += 1;
                 log(finished, settled);
-                if finished.job.options.is_some() {
+                let options = finished.job.options.as_ref();
+                if options.is_some_and(|options| options.is_followed()) {
                     engine.ended.notify_one();
+                }
+                if options.is_some_and(|options| options.limit.is_some()) {
                     engine.limits.notify_one();
                 }
                 // They make jobs of others: what comes of them need not wait until somebody looks.

@@ -97,7 +97,7 @@ struct Record {
     model: String,
     #[serde(flatten)]
     usage: Usage,
-    /// How long the provider took, in milliseconds.
+    /// How long the provider took, in milliseconds, to the nearest.
     response_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
@@ -107,6 +107,11 @@ struct Record {
     text: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     stream: String,
+}
+
+/// To the nearest.
+fn to_milliseconds(took: Duration) -> u64 {
+    u64::try_from(took.saturating_add(Duration::from_micros(500)).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The words by which the ledger keeps how an answer ended.
@@ -124,7 +129,7 @@ impl Record {
             provider: provider.to_owned(),
             model: model.to_owned(),
             usage: reply.usage,
-            response_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            response_ms: to_milliseconds(took),
             request_id: reply.request_id,
             finish: finish.to_owned(),
             text: reply.text,

@@ -17,7 +17,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{FOR_OWNER, Record, credential::Credential};
+use super::{FOR_OWNER, Record, credential::Credential, to_milliseconds};
 use crate::{
     clients::ai::{AiError, Question, Usage},
     handlers::JobContext,
@@ -138,7 +138,7 @@ impl Books<'_> {
             input_tokens: usage.input_tokens,
             output_tokens: usage.output_tokens,
             estimated: usage.estimated,
-            took_ms: took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            took_ms: took.map(to_milliseconds),
             cost: price.map(|price| price.of(usage.input_tokens, usage.output_tokens)),
             at,
             day: day_of(&self.manifest.usage.zone(), at),
