@@ -391,8 +391,8 @@ mod tests {
             // Never much larger than six bits each; as a set's are, two thirds of that.
             assert!(out.len() <= if spread < 16 && far < 4 { 2_064 } else { 3_073 }, "{} {lowest} {spread} {far}", out.len());
             // As rows were written before: a bit string.
-            let bits: String = registers.iter().map(|register| format!("{register:06b}")).collect();
-            let bytes = bits.as_bytes().chunks(8).map(|byte| u8::from_str_radix(std::str::from_utf8(byte).unwrap(), 2).unwrap());
+            let bits: Vec<bool> = registers.iter().flat_map(|register| (0..6).rev().map(move |bit| register >> bit & 1 == 1)).collect();
+            let bytes = bits.chunks(8).map(|bits| bits.iter().fold(0, |byte, bit| byte << 1 | u8::from(*bit)));
             let older: Vec<u8> = std::iter::once(SIX_BITS).chain(bytes).collect();
             assert_eq!(Uniques::decode(&mut Reader(&older)), Ok(uniques), "{lowest} {spread} {far}");
         }
