@@ -39,7 +39,7 @@ async fn whatever_was_used_can_be_added_up() {
 async fn a_job_whose_end_is_refused_again_ends_without_what_was_refused_of_it() {
     let ledger = Ledger::start().await;
     let id = ledger.accept(ledger.tenant, "ai.run").await;
-    sqlx::query("UPDATE job SET options = '{\"follow\": true}' WHERE id = $1").bind(id.0).execute(ledger.sandbox.pool()).await.unwrap();
+    sqlx::query("UPDATE job SET options = '{\"metered\": true}' WHERE id = $1").bind(id.0).execute(ledger.sandbox.pool()).await.unwrap();
     reserved(&ledger, id.0, 7).await;
     let refusing = "CREATE FUNCTION refusing() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN RAISE EXCEPTION 'bigint out of range' USING ERRCODE = '22003'; END $$;
