@@ -33,7 +33,8 @@ pub struct Options {
     /// What follows it when it succeeds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub then: Vec<Next>,
-    /// Whether what it uses is metered: its end is told to [`crate::usage`].
+    /// Whether what it uses is metered: its end is told to [`crate::usage`]. Whoever reserves for a job has it say so; a reservation of
+    /// another one is left to the sweep.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub metered: bool,
 }

@@ -216,7 +216,7 @@ async fn reserve_again(
     now: DateTime<Utc>,
 ) -> Result<Option<Refused>, LedgerError> {
     // What an older program left behind must not be counted twice.
-    sqlx::query("SELECT settle_usage(ARRAY[$1::uuid], $2)").bind(job.0).bind(now).execute(&mut *connection).await?;
+    super::settle_usage(connection, &[job.0], now).await?;
     let row = sqlx::query("SELECT kind, owner, payload::text AS payload FROM job WHERE id = $1 AND tenant_id = $2")
         .bind(job.0)
         .bind(tenant)

@@ -395,7 +395,7 @@ pub struct Settled {
 
 /// Writes a batch. Who is missing in the answer had lost its claim; its outcome changed nothing.
 ///
-/// Jobs with options cost another statement, in one transaction with the first: what they mean to others.
+/// Jobs that are metered, and those that concern others, cost a statement more of each, in one transaction with the first.
 ///
 /// # Errors
 /// [`LedgerError`]: nothing of the batch is known to be written; settling again is harmless, since the token is gone with

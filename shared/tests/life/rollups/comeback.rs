@@ -9,7 +9,6 @@ use shared::{
     },
     tenant::{self, Manifest, Metric},
 };
-
 use uuid::Uuid;
 
 use super::{Counted, MANIFEST};

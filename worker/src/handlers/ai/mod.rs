@@ -406,3 +406,15 @@ fn most_hopeful(failed: Vec<Interrupt>) -> Interrupt {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_provider_took_is_told_to_the_nearest_millisecond() {
+        let told = [0, 499, 500, 1_499, 200_501].map(|micros| to_milliseconds(Duration::from_micros(micros)));
+        assert_eq!(told, [0, 0, 1, 1, 201]);
+        assert_eq!(to_milliseconds(Duration::MAX), u64::MAX);
+    }
+}
