@@ -15,7 +15,7 @@ run: ## installs what is missing, builds, and runs everything with an example pr
 	cargo build --package api --package worker --package sandbox --bins
 	@exec target/debug/sandbox run $(ARGUMENTS)
 
-# Programs and tests in one build, so with one set of features: apart, two thirds of the crates are built twice.
+# Programs and tests in one build, so with one set of features: apart, some twenty crates are built twice, sqlx and ours among them.
 test: ## the same set-up, then every test, on ports of its own; safe beside a running `make run`
 	@.ci/prepare services python node browser nextest
 	cargo build --workspace --bins --tests
